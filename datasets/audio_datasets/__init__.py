@@ -1,0 +1,1 @@
+"""Audio collections on disk: packing, reading, decoding, augmentation and the catalog of tasks."""

@@ -1,0 +1,48 @@
+"""What all our commands share: arguments from a dataclass, plain errors with exit code 2, and progress bars."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import tyro
+from tqdm import tqdm
+
+Config = TypeVar("Config")
+
+USER_MISTAKE = 2
+INTERRUPTED = 130
+
+
+def parse(config: type[Config], arguments: Sequence[str] | None, program: str) -> Config:
+    """``config`` filled from the command line; a wrong flag or value ends with exit code 2 and the usage.
+
+    Values that a dataclass refuses in ``__post_init__`` raise its ValueError here (see ``run_command``).
+    """
+    return tyro.cli(config, args=arguments, prog=program, description=config.__doc__)
+
+
+def run_command(function: Callable[[], Any]) -> int:
+    """Runs a command's body and returns its exit code.
+
+    ValueError and OSError are what our code raises for a user's mistake (wrong data, a missing file, a full disk): they
+    become one plain message on standard error and exit code 2. Anything else is our bug and keeps its traceback. With
+    ``KD_TRACEBACK=1`` in the environment the traceback is shown for these as well.
+    """
+    try:
+        result = function()
+    except (ValueError, OSError) as error:
+        if os.environ.get("KD_TRACEBACK") == "1":
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return USER_MISTAKE
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return result if isinstance(result, int) else 0
+
+
+def progress(iterable: Iterable | None = None, *, shown: bool = True, **options: Any) -> tqdm:
+    """A tqdm bar on standard error with rate and time left; ``shown=False`` (other ranks) gives a silent one."""
+    return tqdm(iterable, disable=not shown, dynamic_ncols=True, mininterval=0.5, **options)

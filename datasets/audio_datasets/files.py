@@ -1,0 +1,63 @@
+"""Files that are either whole or not there: written aside, flushed to disk, renamed into place."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside ``path``; on success it is flushed to disk and renamed to ``path``.
+
+    On an exception the temporary file is removed and ``path`` is left as it was. The temporary name carries the process
+    id, so that two processes which write the same file do not write into each other's.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield aside
+        with open(aside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        flush_folder(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flushes a folder's entries to disk, so that a rename inside it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes ``content`` as indented JSON, aside and renamed."""
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file; ValueError with the path if it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"no such file: {path}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def digest_of(*parts: bytes | str) -> str:
+    """32 hexadecimal digits (BLAKE2b-128) over the parts and their boundaries."""
+    state = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        state.update(len(data).to_bytes(8, "little"))
+        state.update(data)
+    return state.hexdigest()

@@ -1,0 +1,1 @@
+"""Training, evaluation and the command line of the knowledge-distillation pipeline."""

@@ -1,0 +1,96 @@
+"""Metrics of audio tagging, all from scikit-learn. Shapes: N clips, C classes."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import norm
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+
+@dataclass(frozen=True)
+class TaggingMetrics:
+    """Macro averages over the classes that occur, and the values of each class (NaN where undefined)."""
+
+    mean_average_precision: float
+    roc_auc: float
+    """Mean over the classes that have both positive and negative clips."""
+    d_prime: float
+    """√2 · Φ⁻¹(mean ROC AUC), as in Gemmeke et al., "Audio Set" (2017)."""
+    average_precision: np.ndarray
+    class_roc_auc: np.ndarray
+    positives: np.ndarray
+    absent_classes: tuple[str, ...]
+    """Classes without a positive clip; they take no part in the averages."""
+
+    def summary(self) -> dict[str, float]:
+        return {"mAP": self.mean_average_precision, "roc_auc": self.roc_auc, "d_prime": self.d_prime}
+
+
+def tagging_metrics(targets: np.ndarray, scores: np.ndarray, class_names: Sequence[str]) -> TaggingMetrics:
+    """mAP, ROC AUC and d′ of multi-label scores.
+
+    Args:
+        targets: (N, C), 0 or 1.
+        scores: (N, C), logits or probabilities; only their order within a class counts.
+
+    Raises:
+        ValueError: shapes that disagree, scores that are not finite, or no positive clip at all.
+    """
+    if targets.shape != scores.shape or targets.shape[1:] != (len(class_names),):
+        raise ValueError(
+            f"targets {targets.shape}, scores {scores.shape} and {len(class_names)} class names do not fit together"
+        )
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{int((~np.isfinite(scores)).any(axis=1).sum())} clips have scores that are not finite")
+    positives = targets.sum(axis=0).astype(np.int64)
+    if not positives.any():
+        raise ValueError("no clip has any label, so no metric is defined")
+    average_precision = np.full(len(class_names), np.nan)
+    roc_auc = np.full(len(class_names), np.nan)
+    for index in np.flatnonzero(positives):
+        average_precision[index] = average_precision_score(targets[:, index], scores[:, index])
+        if positives[index] < len(targets):
+            roc_auc[index] = roc_auc_score(targets[:, index], scores[:, index])
+    mean_auc = float(np.nanmean(roc_auc)) if np.isfinite(roc_auc).any() else math.nan
+    return TaggingMetrics(
+        mean_average_precision=float(np.nanmean(average_precision)),
+        roc_auc=mean_auc,
+        d_prime=float(math.sqrt(2.0) * norm.ppf(mean_auc)),
+        average_precision=average_precision,
+        class_roc_auc=roc_auc,
+        positives=positives,
+        absent_classes=tuple(name for name, count in zip(class_names, positives, strict=True) if count == 0),
+    )
+
+
+def category_accuracy(
+    scores: np.ndarray,
+    class_names: Sequence[str],
+    categories: Sequence[str],
+    label_map: Mapping[str, Sequence[str]],
+) -> float:
+    """Accuracy of choosing, for each clip, the category whose class names score highest (zero-shot use of a tagger).
+
+    Args:
+        scores: (N, C).
+        categories: the true category of each of the N clips. The choice is among the categories that occur here.
+        label_map: category → names of the classes that stand for it.
+
+    Raises:
+        ValueError: a category without an entry in the map, or a class name that the tagger does not have.
+    """
+    index_of = {name: index for index, name in enumerate(class_names)}
+    choices = sorted(set(categories))
+    columns = []
+    for category in choices:
+        names = label_map.get(category, ())
+        missing = [name for name in names if name not in index_of]
+        if not names or missing:
+            raise ValueError(
+                f"category {category!r} maps to {list(names)}; {missing or 'no name'} is not a class of the tagger"
+            )
+        columns.append(scores[:, [index_of[name] for name in names]].max(axis=1))
+    chosen = np.stack(columns, axis=1).argmax(axis=1)
+    return float(np.mean([choices[index] == category for index, category in zip(chosen, categories, strict=True)]))

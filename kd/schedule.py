@@ -1,0 +1,59 @@
+"""Learning-rate schedule: exponential warm-up, constant, linear ramp down, a last phase at a small fraction.
+
+A pure function of the epoch, so there is no scheduler state to save.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Phases of the learning rate, in epochs. Phases left out are the paper's shares of the run's epochs.
+
+    The DyMN paper (Section IV-A) trains 200 epochs: warm-up to epoch 8, constant to 80, 95 epochs of ramp down, 25 at 1 %.
+    """
+
+    warmup_epochs: float | None = None
+    """Length of the exponential warm-up (4 % of the run if left out)."""
+    ramp_down_start: float | None = None
+    """Epoch at which the linear ramp down begins (40 %)."""
+    ramp_down_epochs: float | None = None
+    """Length of the ramp down (47.5 %)."""
+    last_factor: float = 0.01
+    """Learning rate of the last phase, as a share of the peak."""
+    lr_update: Literal["epoch", "step"] = "epoch"
+    """Change the learning rate between epochs, as published, or at every step."""
+
+    def __post_init__(self) -> None:
+        for name in ("warmup_epochs", "ramp_down_start", "ramp_down_epochs"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"{name} must not be negative; found {value}")
+        if not 0.0 <= self.last_factor <= 1.0:
+            raise ValueError(f"last_factor must lie in [0, 1]; found {self.last_factor}")
+
+
+def learning_rate_factor(config: ScheduleConfig, epoch: int, epoch_share: float, epochs: int) -> float:
+    """Share of the peak learning rate, in (0, 1].
+
+    Args:
+        epoch: epochs that are finished.
+        epoch_share: share of the running epoch that is finished, in [0, 1); used with ``lr_update="step"``.
+        epochs: length of the run, from which phases that the configuration leaves out are derived.
+    """
+    warmup = 0.04 * epochs if config.warmup_epochs is None else config.warmup_epochs
+    start = 0.4 * epochs if config.ramp_down_start is None else config.ramp_down_start
+    length = 0.475 * epochs if config.ramp_down_epochs is None else config.ramp_down_epochs
+    now = epoch + (epoch_share if config.lr_update == "step" else 0.0)
+
+    factor = 1.0
+    if now < warmup:
+        # exp(-5 (1 - t)^2), as in Laine and Aila, "Temporal ensembling" (2017); half an epoch is the least, so that the
+        # first epoch is not spent near zero.
+        factor = math.exp(-5.0 * (1.0 - min(max(now, 0.5), warmup) / warmup) ** 2)
+    if now > start:
+        left = max(0.0, 1.0 - (now - start) / length) if length > 0 else 0.0
+        factor *= config.last_factor + (1.0 - config.last_factor) * left
+    return factor

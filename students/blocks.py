@@ -1,0 +1,302 @@
+"""What the student families share: the Student interface, dropout by sample key, squeeze-excitation and heads.
+
+Shapes: B batch, C channels, F frequency positions, T time positions, E embedding size, K classes, H attention heads.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+# The TensorFlow defaults that MobileNetV3 was trained with; the public checkpoints' running statistics rely on epsilon.
+BATCH_NORM_EPSILON = 1e-3
+BATCH_NORM_MOMENTUM = 0.01
+
+_WORD = 1 << 64
+
+
+class StudentOutput(NamedTuple):
+    """What a student returns: ``logits`` (B, K) before the sigmoid or softmax, and ``embedding`` (B, E)."""
+
+    logits: Tensor
+    embedding: Tensor
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """Everything that ``create_student`` needs to build a student again; plain enough for JSON."""
+
+    name: str
+    """Catalog name, such as "mn04"."""
+    num_classes: int
+    """Size of the output."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Every option of the family with its value, defaults included, so that a later default changes nothing."""
+
+
+class Student(nn.Module):
+    """Base of all students: mel (B, 1, n_mels, frames) -> StudentOutput.
+
+    ``create_student`` sets ``config``; a student built by hand has none and can be neither saved nor matched to weights.
+    """
+
+    config: StudentConfig | None = None
+
+    def __init__(self, num_classes: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.embedding_dim = embedding_dim
+
+    def forward(self, mel: Tensor) -> StudentOutput:
+        raise NotImplementedError
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+    """The multiple of ``divisor`` nearest to ``value``, at least ``divisor`` and not more than 10 % below ``value``.
+
+    The rounding rule of the MobileNet papers, which decides how wide every layer is.
+    """
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+def conv_norm_activation(
+    in_channels: int,
+    out_channels: int,
+    *,
+    kernel: int = 1,
+    stride: int = 1,
+    groups: int = 1,
+    activation: type[nn.Module] | None = None,
+) -> nn.Sequential:
+    """Convolution without bias, batch norm, activation; (B, C, F, T) -> (B, C', ceil(F / stride), ceil(T / stride))."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(in_channels, out_channels, kernel, stride, (kernel - 1) // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(out_channels, eps=BATCH_NORM_EPSILON, momentum=BATCH_NORM_MOMENTUM),
+    ]
+    if activation is not None:
+        layers.append(activation(inplace=True))
+    return nn.Sequential(*layers)
+
+
+def initialize_weights(module: nn.Module) -> None:
+    """MobileNetV3's initialisation: He normal (fan out) convolutions, N(0, 0.01) linear layers, identity batch norms."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.BatchNorm2d):
+            nn.init.ones_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, 0.0, 0.01)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+# --- Dropout -----------------------------------------------------------------------------------------------------------
+
+
+def _signed(word: int) -> int:
+    """The int64 with the bits of an unsigned 64-bit number: torch computes with int64, which wraps around."""
+    word %= _WORD
+    return word - _WORD if word >= _WORD // 2 else word
+
+
+_GOLDEN_GAMMA = _signed(0x9E3779B97F4A7C15)
+_MIX_1 = _signed(0xBF58476D1CE4E5B9)
+_MIX_2 = _signed(0x94D049BB133111EB)
+
+
+def _shift_right(word: Tensor, bits: int) -> Tensor:
+    """Logical right shift; torch's own copies the sign bit."""
+    return (word >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(word: Tensor) -> Tensor:
+    """The output function of SplitMix64 (Steele, Lea, Flood 2014): every input bit moves half of the output bits."""
+    word = (word ^ _shift_right(word, 30)) * _MIX_1
+    word = (word ^ _shift_right(word, 27)) * _MIX_2
+    return word ^ _shift_right(word, 31)
+
+
+def keyed_uniform(keys: Tensor, stream: int, count: int) -> Tensor:
+    """Uniform numbers in [0, 1), (B, count) float32, each a pure function of (its key, ``stream``, its column).
+
+    ``keys`` (B,) int64. Integer arithmetic only, so CPU and GPU agree to the bit.
+    """
+    state = _mix(keys + _signed(_GOLDEN_GAMMA * (stream + 1)))
+    columns = torch.arange(1, count + 1, device=keys.device, dtype=torch.int64) * _GOLDEN_GAMMA
+    bits = _shift_right(_mix(state[:, None] + columns), 40)
+    return bits.to(torch.float32) * 2.0**-24
+
+
+class KeyedDropout(nn.Module):
+    """Dropout whose mask depends on the sample's key, not on a global generator (see ``set_sample_keys``).
+
+    The mask of a sample is a pure function of its key, this layer's place among the model's dropouts and the feature's
+    index. It is therefore the same in whatever batch, process or resumed run the sample appears. Without keys it is
+    ``functional.dropout``. Identity in evaluation mode.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        if not 0.0 <= probability < 1.0:
+            raise ValueError(f"a dropout probability is at least 0 and below 1; found {probability}")
+        self.probability = probability
+        self.layer_index = 0
+        self.sample_keys: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) -> (B, ...)"""
+        if not self.training or self.probability == 0.0:
+            return x
+        if self.sample_keys is None:
+            return functional.dropout(x, self.probability)
+        if len(self.sample_keys) != len(x):
+            raise ValueError(f"{len(self.sample_keys)} sample keys were set for a batch of {len(x)}")
+        uniform = keyed_uniform(self.sample_keys.to(x.device), self.layer_index, math.prod(x.shape[1:]))
+        kept = (uniform >= self.probability).view(x.shape)
+        return x * kept / (1.0 - self.probability)
+
+    def extra_repr(self) -> str:
+        return f"probability={self.probability}"
+
+
+def set_sample_keys(module: nn.Module, keys: Tensor | None) -> None:
+    """Gives every KeyedDropout in ``module`` the keys of the coming batch's samples; ``None`` takes them away.
+
+    ``keys`` (B,) int64: one number per sample that names the sample and the moment, such as a hash of (run seed, epoch,
+    position in the epoch).
+    """
+    if keys is not None and (keys.ndim != 1 or keys.dtype != torch.int64):
+        raise ValueError(f"sample keys are int64 of shape (batch,); found {keys.dtype} of shape {tuple(keys.shape)}")
+    dropouts = (layer for layer in module.modules() if isinstance(layer, KeyedDropout))
+    for layer_index, dropout in enumerate(dropouts):
+        dropout.layer_index = layer_index
+        dropout.sample_keys = keys
+
+
+# --- Squeeze-excitation ------------------------------------------------------------------------------------------------
+
+SE_AXES = "cft"
+_AXIS_OF = {"c": 1, "f": 2, "t": 3}
+
+_COMBINE: dict[str, Callable[[Tensor], Tensor]] = {
+    "max": lambda outputs: outputs.amax(0),
+    "avg": lambda outputs: outputs.mean(0),
+    "add": lambda outputs: outputs.sum(0),
+    "min": lambda outputs: outputs.amin(0),
+}
+SE_AGGREGATIONS = tuple(_COMBINE)
+
+
+class SqueezeExcitation(nn.Module):
+    """Rescales one axis of a feature map by what the map holds on average (Hu et al. 2018, on any one axis).
+
+    Mean over the two other axes, linear, ReLU, linear, sigmoid, product. On the time axis the layer has the size of a
+    nominal clip; for a clip of another length the squeezed vector is resampled linearly to the nominal length and the
+    weights are resampled back, which changes nothing at the nominal length.
+    """
+
+    def __init__(self, axis: str, size: int, squeezed_size: int) -> None:
+        super().__init__()
+        self.axis = axis
+        self.size = size
+        self.fc1 = nn.Linear(size, squeezed_size)
+        self.fc2 = nn.Linear(squeezed_size, size)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """(B, C, F, T) -> (B, length of the axis), each in [0, 1]"""
+        axis = _AXIS_OF[self.axis]
+        squeezed = x.mean(dim=[other for other in (1, 2, 3) if other != axis])
+        if self.axis == "t":
+            squeezed = _resample(squeezed, self.size)
+        excited = self.fc2(functional.relu(self.fc1(squeezed))).sigmoid()
+        return _resample(excited, x.shape[3]) if self.axis == "t" else excited
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, F, T) -> (B, C, F, T)"""
+        shape = [1, 1, 1]
+        shape[_AXIS_OF[self.axis] - 1] = -1
+        return x * self.weights(x).unflatten(1, shape)
+
+
+def _resample(x: Tensor, length: int) -> Tensor:
+    """Linear interpolation along the last axis, (B, T) -> (B, length); exact identity where T == length."""
+    return functional.interpolate(x[:, None], size=length, mode="linear", align_corners=False)[:, 0]
+
+
+class ConcurrentSqueezeExcitation(nn.Module):
+    """Squeeze-excitation over several axes side by side, their outputs combined by maximum, mean, sum or minimum.
+
+    ``axes`` is a selection of "cft"; ``sizes`` gives (C, F, T) of the map for a nominal clip. Each layer squeezes its
+    axis to ``size // reduction``, rounded to a multiple of 8.
+    """
+
+    def __init__(self, axes: str, aggregation: str, reduction: int, sizes: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.aggregation = aggregation
+        self.conc_se_layers = nn.ModuleList(
+            SqueezeExcitation(axis, size, make_divisible(size // reduction))
+            for axis, size in zip(SE_AXES, sizes, strict=True)
+            if axis in axes
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, F, T) -> (B, C, F, T)"""
+        outputs = [layer(x) for layer in self.conc_se_layers]
+        return outputs[0] if len(outputs) == 1 else _COMBINE[self.aggregation](torch.stack(outputs))
+
+
+# --- Heads -------------------------------------------------------------------------------------------------------------
+
+
+def mlp_head(in_channels: int, hidden: int, num_classes: int, dropout: float) -> nn.Sequential:
+    """Mean over the map, linear, hard-swish, dropout, linear; (B, C, F, T) -> (B, K)."""
+    return nn.Sequential(
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(1),
+        nn.Linear(in_channels, hidden),
+        nn.Hardswish(inplace=True),
+        KeyedDropout(dropout),
+        nn.Linear(hidden, num_classes),
+    )
+
+
+def fully_convolutional_head(in_channels: int, num_classes: int) -> nn.Sequential:
+    """1×1 convolution to the classes, batch norm, mean over the map; (B, C, F, T) -> (B, K)."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, num_classes, 1, bias=False),
+        nn.BatchNorm2d(num_classes, eps=BATCH_NORM_EPSILON, momentum=BATCH_NORM_MOMENTUM),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(1),
+    )
+
+
+class AttentionPoolingHead(nn.Module):
+    """Every head gives each class a value and an attention per frame; heads are summed with learned weights.
+
+    The multi-head attention pooling of PSLA (Gong et al. 2021): mean over frequency, one linear map to attention and value
+    of every head and class, sigmoid attention normalised over time, values as they are.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.subspace_proj = nn.Linear(in_channels, 2 * heads * num_classes)
+        self.head_weight = nn.Parameter(torch.full((1, heads, 1), 1.0 / heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, F, T) -> (B, K)"""
+        projected = self.subspace_proj(x.mean(2).transpose(1, 2))  # (B, T, 2 * H * K)
+        attention, value = projected.unflatten(2, (2, self.heads, -1)).unbind(2)  # (B, T, H, K) each
+        # float32: 1 - 1e-7 is 1 in half precision, and a sum of clamped attentions would lose its smallest terms.
+        attention = attention.float().sigmoid().clamp(1e-7, 1.0 - 1e-7)
+        pooled = (attention / attention.sum(1, keepdim=True) * value).sum(1)  # (B, H, K)
+        return (pooled * self.head_weight).sum(1)

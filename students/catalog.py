@@ -1,0 +1,71 @@
+"""The students by name. A new one is a file with an options dataclass and a model, and one line in ``_CATALOG``."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from students.blocks import Student, StudentConfig
+from students.mn import MN, MNOptions
+
+
+@dataclass(frozen=True)
+class CatalogEntry:
+    """How to build one student."""
+
+    builder: Callable[[int, Any], Student]
+    """Takes the number of classes and the options."""
+    options: Any
+    """A frozen dataclass with the family's options, at the values that this name stands for."""
+
+
+_CATALOG: dict[str, CatalogEntry] = {
+    "mn01": CatalogEntry(MN, MNOptions(width=0.1)),
+    "mn02": CatalogEntry(MN, MNOptions(width=0.2)),
+    "mn04": CatalogEntry(MN, MNOptions(width=0.4)),
+    "mn05": CatalogEntry(MN, MNOptions(width=0.5)),
+    "mn10": CatalogEntry(MN, MNOptions(width=1.0)),
+    "mn20": CatalogEntry(MN, MNOptions(width=2.0)),
+    "mn30": CatalogEntry(MN, MNOptions(width=3.0)),
+    "mn40": CatalogEntry(MN, MNOptions(width=4.0)),
+}
+
+
+def list_students() -> list[str]:
+    """The names that ``create_student`` knows."""
+    return list(_CATALOG)
+
+
+def default_options(name: str) -> dict[str, Any]:
+    """The options that a student takes, each with the value it has if not given. ValueError for an unknown name."""
+    return dataclasses.asdict(_entry(name).options)
+
+
+def create_student(name: str, num_classes: int, **options: Any) -> Student:
+    """A freshly initialised student: mel (batch, 1, n_mels, frames) -> StudentOutput(logits, embedding).
+
+    ``options`` are the family's options by keyword (see ``default_options`` and, for MN, ``students.mn.MNOptions``).
+    ``student.config`` holds all that is needed to build it again. Weights are drawn from torch's default generator.
+
+    Raises ValueError for an unknown name, an unknown option or a value that an option does not allow.
+    """
+    entry = _entry(name)
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+        raise ValueError(f"a student has at least one class; found num_classes={num_classes!r}")
+    known = [known.name for known in dataclasses.fields(entry.options)]
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise ValueError(f"unknown option {', '.join(map(repr, unknown))} for {name}; choices: {', '.join(known)}")
+    try:
+        chosen = dataclasses.replace(entry.options, **options)
+    except TypeError as error:  # a value of another kind, such as a word where a number belongs
+        raise ValueError(f"an option of {name} has a value of the wrong kind: {error}; found {options}") from error
+    student = entry.builder(num_classes, chosen)
+    student.config = StudentConfig(name, num_classes, dataclasses.asdict(chosen))
+    return student
+
+
+def _entry(name: str) -> CatalogEntry:
+    if name not in _CATALOG:
+        raise ValueError(f"unknown student {name!r}; choices: {', '.join(_CATALOG)}")
+    return _CATALOG[name]

@@ -1,0 +1,179 @@
+"""MN: MobileNetV3-Large for mel spectrograms, at any width.
+
+Howard et al., "Searching for MobileNetV3", 2019, Table 1, as used for audio tagging by Schmid, Koutini and Widmer,
+"Efficient large-scale audio tagging via transformer-to-CNN knowledge distillation", 2023: one input channel, and an mlp
+head without the pooled 1×1 convolution's batch norm. Parameter names are those of the public EfficientAT checkpoints.
+
+Shapes: B batch, C channels, F frequency positions, T time positions, E embedding size, K classes.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from students.blocks import (
+    SE_AGGREGATIONS,
+    SE_AXES,
+    AttentionPoolingHead,
+    ConcurrentSqueezeExcitation,
+    Student,
+    StudentOutput,
+    conv_norm_activation,
+    fully_convolutional_head,
+    initialize_weights,
+    make_divisible,
+    mlp_head,
+)
+
+HEADS = ("mlp", "fully_convolutional", "attention_pooling")
+
+NOMINAL_FRAMES = 1000
+"""Frames of a ten-second clip with 10 ms hops: what fixes the size of squeeze-excitation over time."""
+
+
+class Stage(NamedTuple):
+    """One row of Table 1 at width 1."""
+
+    kernel: int
+    expanded: int
+    out: int
+    has_se: bool
+    activation: type[nn.Module]
+    stride: str
+    """"1" for no stride, else which of the four configurable strides it takes: "a", "b", "c" or "d"."""
+
+
+STEM_CHANNELS = 16
+STAGES = (
+    Stage(3, 16, 16, False, nn.ReLU, "1"),
+    Stage(3, 64, 24, False, nn.ReLU, "a"),
+    Stage(3, 72, 24, False, nn.ReLU, "1"),
+    Stage(5, 72, 40, True, nn.ReLU, "b"),
+    Stage(5, 120, 40, True, nn.ReLU, "1"),
+    Stage(5, 120, 40, True, nn.ReLU, "1"),
+    Stage(3, 240, 80, False, nn.Hardswish, "c"),
+    Stage(3, 200, 80, False, nn.Hardswish, "1"),
+    Stage(3, 184, 80, False, nn.Hardswish, "1"),
+    Stage(3, 184, 80, False, nn.Hardswish, "1"),
+    Stage(3, 480, 112, True, nn.Hardswish, "1"),
+    Stage(3, 672, 112, True, nn.Hardswish, "1"),
+    Stage(5, 672, 160, True, nn.Hardswish, "d"),
+    Stage(5, 960, 160, True, nn.Hardswish, "1"),
+    Stage(5, 960, 160, True, nn.Hardswish, "1"),
+)
+LAST_EXPANSION = 6
+HIDDEN_CHANNELS = 1280
+
+
+@dataclass(frozen=True)
+class MNOptions:
+    """Hyperparameters of MN. Raises ValueError where a value is not allowed."""
+
+    width: float = 1.0
+    """Factor on every layer's channels; mn04 has 0.4."""
+    head: str = "mlp"
+    """"mlp", "fully_convolutional" or "attention_pooling"."""
+    se_dims: str = "c"
+    """Axes with squeeze-excitation: any of "c" (channel), "f" (frequency), "t" (time) joined, such as "cf"; or "none"."""
+    se_agg: str = "max"
+    """How the outputs of squeeze-excitation over several axes are combined: "max", "avg", "add" or "min"."""
+    se_reduction: int = 4
+    """Squeeze-excitation squeezes an axis to its size divided by this."""
+    strides: tuple[int, int, int, int] = (2, 2, 2, 2)
+    """Strides of the four stages that shrink the map, after the stem's 2."""
+    n_mels: int = 128
+    """Mel bands of the input; fixes the size of squeeze-excitation over frequency."""
+    dropout: float = 0.2
+    """Probability of dropping a feature before the mlp head's last layer."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strides", tuple(self.strides))  # JSON gives a list
+        if not self.width > 0:
+            raise ValueError(f"width is above 0; found {self.width}")
+        if self.head not in HEADS:
+            raise ValueError(f"unknown head {self.head!r}; choices: {', '.join(HEADS)}")
+        axes = "" if self.se_dims == "none" else self.se_dims
+        if (not axes and self.se_dims != "none") or len(set(axes)) < len(axes) or not set(axes) <= set(SE_AXES):
+            raise ValueError(
+                f"unknown se_dims {self.se_dims!r}; choices: 'none' or any of 'c', 'f', 't' joined, each once, as in 'cf'"
+            )
+        if self.se_agg not in SE_AGGREGATIONS:
+            raise ValueError(f"unknown se_agg {self.se_agg!r}; choices: {', '.join(SE_AGGREGATIONS)}")
+        if self.se_reduction < 1:
+            raise ValueError(f"se_reduction is at least 1; found {self.se_reduction}")
+        if len(self.strides) != 4 or not all(stride in (1, 2) for stride in self.strides):
+            raise ValueError(f"strides are four numbers, each 1 or 2; found {self.strides}")
+        if self.n_mels < 1:
+            raise ValueError(f"n_mels is at least 1; found {self.n_mels}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout is at least 0 and below 1; found {self.dropout}")
+
+
+class InvertedResidual(nn.Module):
+    """Expansion, depthwise convolution, squeeze-excitation, projection; the input added where shapes agree."""
+
+    def __init__(self, stage: Stage, in_channels: int, stride: int, map_size: tuple[int, int], options: MNOptions) -> None:
+        """``map_size`` is (F, T) of the block's output for a nominal clip."""
+        super().__init__()
+        expanded = make_divisible(stage.expanded * options.width)
+        out = make_divisible(stage.out * options.width)
+        layers: list[nn.Module] = []
+        if expanded != in_channels:
+            layers.append(conv_norm_activation(in_channels, expanded, activation=stage.activation))
+        layers.append(
+            conv_norm_activation(
+                expanded, expanded, kernel=stage.kernel, stride=stride, groups=expanded, activation=stage.activation
+            )
+        )
+        if stage.has_se and options.se_dims != "none":
+            sizes = (expanded, *map_size)
+            layers.append(ConcurrentSqueezeExcitation(options.se_dims, options.se_agg, options.se_reduction, sizes))
+        layers.append(conv_norm_activation(expanded, out))
+        self.block = nn.Sequential(*layers)
+        self.has_residual = stride == 1 and in_channels == out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, F, T) -> (B, C', ceil(F / stride), ceil(T / stride))"""
+        return x + self.block(x) if self.has_residual else self.block(x)
+
+
+class MN(Student):
+    """MobileNetV3-Large with one input channel. The embedding is the mean over the last convolution's map."""
+
+    def __init__(self, num_classes: int, options: MNOptions) -> None:
+        stem_channels = make_divisible(STEM_CHANNELS * options.width)
+        last_channels = LAST_EXPANSION * make_divisible(STAGES[-1].out * options.width)
+        super().__init__(num_classes, embedding_dim=last_channels)
+        self.n_mels = options.n_mels
+
+        map_size = (math.ceil(options.n_mels / 2), math.ceil(NOMINAL_FRAMES / 2))
+        layers: list[nn.Module] = [conv_norm_activation(1, stem_channels, kernel=3, stride=2, activation=nn.Hardswish)]
+        channels = stem_channels
+        for stage in STAGES:
+            stride = 1 if stage.stride == "1" else options.strides["abcd".index(stage.stride)]
+            map_size = (math.ceil(map_size[0] / stride), math.ceil(map_size[1] / stride))
+            layers.append(InvertedResidual(stage, channels, stride, map_size, options))
+            channels = make_divisible(stage.out * options.width)
+        layers.append(conv_norm_activation(channels, last_channels, activation=nn.Hardswish))
+        self.features = nn.Sequential(*layers)
+
+        if options.head == "mlp":
+            hidden = make_divisible(HIDDEN_CHANNELS * options.width)
+            self.classifier = mlp_head(last_channels, hidden, num_classes, options.dropout)
+        elif options.head == "fully_convolutional":
+            self.classifier = fully_convolutional_head(last_channels, num_classes)
+        else:
+            self.classifier = AttentionPoolingHead(last_channels, num_classes)
+        initialize_weights(self)
+
+    def forward(self, mel: Tensor) -> StudentOutput:
+        """(B, 1, n_mels, frames) -> logits (B, K), embedding (B, E)"""
+        if mel.ndim != 4 or mel.shape[1] != 1 or mel.shape[2] != self.n_mels:
+            raise ValueError(
+                f"this student takes (batch, 1, {self.n_mels}, frames); found {tuple(mel.shape)}"
+                " (for another number of mel bands create it with n_mels)"
+            )
+        x = self.features(mel)
+        return StudentOutput(self.classifier(x), x.mean((2, 3)))

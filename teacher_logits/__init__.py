@@ -1,0 +1,1 @@
+"""Offline stage: teachers, and the HDF5 stores that keep their logits."""
