@@ -16,9 +16,9 @@ INTERRUPTED = 130
 
 
 def parse(config: type[Config], arguments: Sequence[str] | None, program: str) -> Config:
-    """``config`` filled from the command line; a wrong flag or value ends with exit code 2 and the usage.
+    """``config`` filled from the command line; a wrong flag or value is explained and ends with SystemExit 2.
 
-    Values that a dataclass refuses in ``__post_init__`` raise its ValueError here (see ``run_command``).
+    The same holds for values that ``config`` itself refuses with a ValueError.
     """
     return tyro.cli(config, args=arguments, prog=program, description=config.__doc__)
 

@@ -1,0 +1,81 @@
+"""Checkpoints of a training run: folders written aside and renamed, so that each is whole or absent.
+
+``checkpoints/step-00000120/`` holds ``student.safetensors``, ``ema.safetensors`` (if an average is kept), ``optimizer.pt``
+(tensors and numbers only; read with ``weights_only=True``) and ``state.json`` (where the run stands).
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from audio_datasets.files import flush_folder, read_json, write_json
+
+NAME = re.compile(r"step-(\d{8})")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints in ``folder``, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name) and path.is_dir())
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    *,
+    student: dict[str, Tensor],
+    ema: dict[str, Tensor] | None,
+    optimizer: dict[str, Any],
+    state: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Writes a checkpoint and removes all but the newest ``keep``. Called by one process only."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".step-*.tmp"):
+        shutil.rmtree(leftover)
+    aside = folder / f".step-{step:08d}.tmp"
+    aside.mkdir()
+    save_file({key: value.contiguous() for key, value in student.items()}, aside / "student.safetensors")
+    if ema is not None:
+        save_file({key: value.contiguous() for key, value in ema.items()}, aside / "ema.safetensors")
+    torch.save(optimizer, aside / "optimizer.pt")
+    write_json(aside / "state.json", state)
+    for file in aside.iterdir():
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+    flush_folder(aside)
+    final = folder / f"step-{step:08d}"
+    if final.exists():  # a run that was killed after the rename and before its next step writes the same state again
+        shutil.rmtree(final)
+    os.rename(aside, final)
+    flush_folder(folder)
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The parts given to ``save_checkpoint``, tensors on the CPU.
+
+    Raises:
+        ValueError: a part is missing or damaged; names the checkpoint.
+    """
+    try:
+        ema = path / "ema.safetensors"
+        return {
+            "student": load_file(path / "student.safetensors"),
+            "ema": load_file(ema) if ema.exists() else None,
+            "optimizer": torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True),
+            "state": read_json(path / "state.json"),
+        }
+    except Exception as error:  # safetensors and torch.load have no common error for a damaged file
+        raise ValueError(
+            f"checkpoint {path} is damaged ({type(error).__name__}: {error}); remove it to go on from the one before"
+        ) from error

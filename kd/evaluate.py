@@ -1,0 +1,130 @@
+"""Evaluates a run folder, a checkpoint or any teacher on a clip store: mAP, ROC AUC, d′ and the table of classes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from teacher_logits.teachers import load_teacher
+
+from audio_datasets.class_lists import read_class_names, read_label_map
+from audio_datasets.clip_store import ClipStore
+from audio_datasets.command import parse, run_command
+from audio_datasets.files import write_json
+from audio_datasets.manifest import select_rows
+from kd.evaluation import class_table, evaluation_loader, listed_absent, predict_logits
+from kd.metrics import category_accuracy, tagging_metrics
+from teacher_logits.store import check_same_classes
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluate a tagger on a clip store."""
+
+    tagger: str
+    """A run folder, NAME@WEIGHTS (as mn04@mn04_as_mAP_432.pt) or module:function."""
+    clips: Path
+    """Clip store to evaluate on."""
+    split: str | None = None
+    """Only the clips of this split of the store's manifest."""
+    folds: tuple[int, ...] = ()
+    """Only the clips of these folds."""
+    class_names: Path | None = None
+    """Class list for weights or stores that carry none (AudioSet's class_labels_indices.csv, or one name a line)."""
+    label_map: str | None = None
+    """Also give the accuracy of choosing the manifest's category whose class names score highest: a map's file or name."""
+    clip_seconds: float | None = None
+    """Seconds of each clip that are heard (the tagger's own if left out)."""
+    batch_size: int = 32
+    """Clips in a batch of one process."""
+    workers: int = 2
+    """Data-loading processes for each process."""
+    out: Path | None = None
+    """Write the results as JSON to this file."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.workers < 0:
+            raise ValueError(
+                f"batch_size must be at least 1 and workers at least 0; found {self.batch_size}, {self.workers}"
+            )
+
+
+def evaluate(config: EvaluateConfig) -> dict:
+    """Runs the evaluation, prints it on the main process, and returns the results.
+
+    Raises:
+        ValueError: files that are missing or of another kind, class lists that differ, clips without labels.
+    """
+    torch.set_flush_denormal(True)
+    accelerator = Accelerator()
+    class_names = read_class_names(config.class_names) if config.class_names else None
+    clips = ClipStore.open(config.clips, class_names=class_names)
+    tagger = load_teacher(config.tagger, class_names=class_names or clips.class_names)
+    check_same_classes(clips.class_names, tagger.class_names, str(config.clips), config.tagger)
+    rows = select_rows(clips, split=config.split, folds=config.folds or None)
+
+    tagger = tagger.to(accelerator.device).eval()
+    loader = evaluation_loader(
+        accelerator,
+        clips,
+        rows,
+        sample_rate_hz=tagger.sample_rate_hz,
+        clip_seconds=config.clip_seconds or tagger.clip_seconds,
+        batch_size=config.batch_size,
+        workers=config.workers,
+    )
+    logits = predict_logits(accelerator, tagger, loader, len(rows), "evaluate")
+    metrics = tagging_metrics(clips.targets(rows), logits, clips.class_names)
+    results = {
+        "tagger": config.tagger,
+        "clips": str(config.clips),
+        "split": config.split,
+        "folds": list(config.folds),
+        "num_clips": len(rows),
+        **metrics.summary(),
+        "classes": {
+            name: {"clips": int(count), "average_precision": float(precision), "roc_auc": float(auc)}
+            for name, count, precision, auc in zip(
+                clips.class_names, metrics.positives, metrics.average_precision, metrics.class_roc_auc, strict=True
+            )
+            if count
+        },
+    }
+    if config.label_map is not None:
+        results["category_accuracy"] = category_accuracy(
+            logits, clips.class_names, manifest_categories(clips, rows), read_label_map(config.label_map)
+        )
+    if accelerator.is_main_process:
+        print(class_table(metrics, clips.class_names))
+        print(listed_absent(metrics))
+        print(" ".join(f"{name} {value:.4f}" for name, value in metrics.summary().items()), f"({len(rows)} clips)")
+        if "category_accuracy" in results:
+            print(f"category accuracy {results['category_accuracy']:.4f} (map: {config.label_map})")
+        if config.out is not None:
+            write_json(config.out, results)
+    return results
+
+
+def manifest_categories(clips: ClipStore, rows) -> list[str]:
+    """The one label that each clip had before a label map was applied, from the manifest.
+
+    Raises:
+        ValueError: no manifest, or a clip with more or fewer than one such label.
+    """
+    manifest = clips.manifest()
+    if manifest is None:
+        raise ValueError(f"{clips.path} has no manifest beside it, so its clips' categories are not known")
+    labels = manifest.column("source_labels").to_pylist()
+    for row in rows:
+        if labels[row] is None or len(labels[row]) != 1:
+            raise ValueError(f"clip {clips.clip_id(int(row))!r} has the labels {labels[row]}; one category is needed")
+    return [labels[row][0] for row in rows]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run_command(lambda: evaluate(parse(EvaluateConfig, arguments, "kd evaluate")))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,81 @@
+"""Logits of a tagger over chosen clips of a store, with any number of processes, and the tables made from them."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from audio_datasets.clip_store import ClipStore
+from audio_datasets.command import progress
+from kd.metrics import TaggingMetrics
+from kd.training_data import EvaluationClips
+
+
+def evaluation_loader(
+    accelerator: Accelerator,
+    clips: ClipStore,
+    rows: np.ndarray,
+    *,
+    sample_rate_hz: int,
+    clip_seconds: float,
+    batch_size: int,
+    workers: int,
+) -> DataLoader:
+    """Prepared loader of (index into ``rows``, waveform) batches, divided among the processes."""
+    dataset = EvaluationClips(clips, rows, sample_rate_hz=sample_rate_hz, clip_seconds=clip_seconds)
+    loader = DataLoader(dataset, batch_size, num_workers=workers, pin_memory=accelerator.device.type == "cuda")
+    return accelerator.prepare(loader)
+
+
+@torch.inference_mode()
+def predict_logits(
+    accelerator: Accelerator, tagger: Callable[[Tensor], Tensor], loader: DataLoader, num_clips: int, description: str
+) -> np.ndarray:
+    """Logits of every clip of an ``evaluation_loader``, in the order of its rows; (num_clips, classes) float32.
+
+    Every process gets the whole array. Accelerate fills the last batches up with clips seen before; each row is written
+    at its own index, so a clip counts once however the clips were divided.
+
+    Args:
+        tagger: (batch, samples) waveform on the accelerator's device -> (batch, classes) logits; in evaluation mode.
+    """
+    logits = None
+    seen = np.zeros(num_clips, dtype=bool)
+    for indices, waveform in progress(
+        loader, shown=accelerator.is_main_process, desc=description, unit="batch", leave=False
+    ):
+        with accelerator.autocast():
+            output = tagger(waveform)
+        indices, output = accelerator.gather((indices, output.float()))
+        if logits is None:
+            logits = np.zeros((num_clips, output.shape[1]), dtype=np.float32)
+        logits[indices.cpu().numpy()] = output.cpu().numpy()
+        seen[indices.cpu().numpy()] = True
+    assert logits is not None
+    assert seen.all(), f"{int((~seen).sum())} of {num_clips} clips were not evaluated"
+    return logits
+
+
+def class_table(metrics: TaggingMetrics, class_names: Sequence[str]) -> str:
+    """A line per class that occurs: its clips, average precision and ROC AUC; the best first."""
+    occurring = np.flatnonzero(metrics.positives)
+    width = max(len(class_names[index]) for index in occurring)
+    lines = [f"{'class':<{width}}  clips     AP    AUC"]
+    for index in occurring[np.argsort(-metrics.average_precision[occurring], kind="stable")]:
+        lines.append(
+            f"{class_names[index]:<{width}}  {metrics.positives[index]:>5}  {metrics.average_precision[index]:.3f}"
+            f"  {metrics.class_roc_auc[index]:.3f}"
+        )
+    return "\n".join(lines)
+
+
+def listed_absent(metrics: TaggingMetrics, at_most: int = 10) -> str:
+    """Names the classes without clips, the first few of many."""
+    absent = metrics.absent_classes
+    if not absent:
+        return "every class occurs"
+    more = f" and {len(absent) - at_most} more" if len(absent) > at_most else ""
+    return f"{len(absent)} classes without clips are left out: {', '.join(absent[:at_most])}{more}"

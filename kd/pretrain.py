@@ -1,0 +1,333 @@
+"""Trains a student on labels and teacher logits: ``accelerate launch kd/pretrain.py --clips … --logits … --out …``."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from audio_datasets.augment import AugmentConfig
+from audio_datasets.class_lists import read_class_names
+from audio_datasets.clip_store import ClipStore
+from audio_datasets.command import parse, run_command
+from audio_datasets.files import read_json, write_json
+from audio_datasets.manifest import select_rows
+from kd.config import as_json, differences, parse_options
+from kd.evaluation import evaluation_loader, predict_logits
+from kd.loop import LoopConfig, OptimizerConfig, Run, TrainState, create_optimizer, evaluated_student, fit, resume_state
+from kd.metrics import tagging_metrics
+from kd.objectives import DistillationConfig, DistillationObjective
+from kd.runlog import RunLog, check_trackers
+from kd.sampling import EpochBatches, SamplingConfig
+from kd.schedule import ScheduleConfig
+from kd.training_data import TrainingClips
+from students import create_student, load_weights
+from students.blocks import Student
+from students.frontend import LogMel, LogMelConfig
+from students.weights import load_imagenet_weights, save_student
+from teacher_logits.store import LogitEnsemble, check_same_classes
+
+Flat = tyro.conf.arg(name="")
+
+GUIDE = """\
+pretrain.py trains a student on a clip store and the logits of teachers. It needs:
+  --clips clips.h5     audio and labels, made by: kd pack FOLDER_OR_MANIFEST --out clips.h5
+  --logits teacher.h5  teacher logits, made by:   kd teach --clips clips.h5 --teacher SPEC --out logits/
+                       (or --label-weight 1 to train on labels alone)
+  --out runs/NAME      a folder for checkpoints, metrics and the trained student
+All options: --help. No data at hand? `kd demo` (or `make demo`) runs every stage on synthetic sound scenes."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Train a student on labels and teacher logits."""
+
+    clips: Path
+    """Clip store with the training clips."""
+    out: Path
+    """Run folder to write."""
+    logits: tuple[str, ...] = ()
+    """Logit stores of the teachers, each PATH or PATH:WEIGHT."""
+    student: str = "mn10"
+    """Name of the student in the catalog."""
+    student_options: tuple[str, ...] = ()
+    """Options of the student, each NAME=VALUE."""
+    weights: str | None = None
+    """Start from these weights: a file, or "imagenet" (MN of width 1, from timm)."""
+    split: str | None = None
+    """Train on the clips of this split of the manifest only."""
+    folds: tuple[int, ...] = ()
+    """Train on the clips of these folds only."""
+    valid_clips: Path | None = None
+    """Clip store to validate on (the training store if left out and a validation split or folds are given)."""
+    valid_split: str | None = None
+    """Validate on the clips of this split."""
+    valid_folds: tuple[int, ...] = ()
+    """Validate on the clips of these folds."""
+    class_names: Path | None = None
+    """Class list for clip stores that carry none (the PaSST layout)."""
+    missing_logits: Literal["refuse", "label-only"] = "refuse"
+    """What to do with a training clip without teacher logits: stop, or train it on its labels alone."""
+    clip_seconds: float = 10.0
+    """Length that training clips are cropped or padded to."""
+    seed: int = 0
+    """Seed of everything random."""
+    workers: int = 2
+    """Data-loading processes for each training process."""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """Precision of the student's forward pass."""
+    sync_batch_norm: bool = False
+    """Take batch-norm statistics over all processes (GPUs)."""
+    resume: bool = False
+    """Go on from the newest checkpoint in the run folder; starts afresh if there is none."""
+    log_with: tuple[str, ...] = ()
+    """Trackers of Accelerate to log to besides metrics.jsonl, as tensorboard."""
+    loop: Annotated[LoopConfig, Flat] = field(default_factory=LoopConfig)
+    optimizer: Annotated[OptimizerConfig, Flat] = field(default_factory=OptimizerConfig)
+    schedule: Annotated[ScheduleConfig, Flat] = field(default_factory=ScheduleConfig)
+    distillation: Annotated[DistillationConfig, Flat] = field(default_factory=DistillationConfig)
+    sampling: Annotated[SamplingConfig, Flat] = field(default_factory=SamplingConfig)
+    augment: Annotated[AugmentConfig, Flat] = field(default_factory=AugmentConfig)
+    frontend: Annotated[LogMelConfig, Flat] = field(default_factory=LogMelConfig)
+
+    def __post_init__(self) -> None:
+        if not self.clip_seconds > 0:
+            raise ValueError(f"clip_seconds must be positive; found {self.clip_seconds}")
+        if self.seed < 0 or self.workers < 0:
+            raise ValueError(f"seed and workers must not be negative; found {self.seed} and {self.workers}")
+        if not self.logits and self.distillation.label_weight < 1.0:
+            raise ValueError(
+                f"label_weight is {self.distillation.label_weight}, but no --logits are given; give teacher logits, or "
+                "--label-weight 1 to train on labels alone"
+            )
+        if self.logits and self.distillation.label_weight == 1.0:
+            raise ValueError("--logits would not be used with --label-weight 1; leave one of the two out")
+        if self.loop.batch_size < 2 or (self.augment.mixup_alpha > 0 and self.loop.batch_size % 2):
+            raise ValueError(
+                f"batch_size must be at least 2 (batch normalisation), and even with mixup (clips are mixed in pairs); "
+                f"found {self.loop.batch_size}"
+            )
+
+
+CHANGES_NOTHING = ("resume", "workers", "log_with", "out", "loop.keep_checkpoints", "loop.checkpoint_every_steps")
+"""Settings that a resumed run may have otherwise, since they do not change what is trained."""
+
+
+def pretrain(config: PretrainConfig) -> Path:
+    """Runs the training described by ``config`` and returns the run folder.
+
+    The folder then holds ``config.json``, ``metrics.jsonl``, ``checkpoints/`` and ``student.safetensors`` with
+    ``student.json``.
+
+    Raises:
+        ValueError: data, weights or settings that do not fit together, or a run folder that is already in use.
+    """
+    torch.set_flush_denormal(True)
+    check_trackers(config.log_with)
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.loop.gradient_accumulation_steps),
+        log_with=list(config.log_with) or None,
+        project_config=ProjectConfiguration(project_dir=str(config.out), logging_dir=str(config.out / "trackers")),
+    )
+    clips, rows, teachers = open_training_data(config, accelerator)
+    valid_clips, valid_rows = open_validation_data(config, clips)
+    batches = EpochBatches(
+        clips,
+        rows,
+        config.sampling,
+        batch_size=config.loop.batch_size,
+        batches_per_step=accelerator.num_processes * config.loop.gradient_accumulation_steps,
+        seed=config.seed,
+    )
+    student = build_student(config, len(clips.class_names))
+    if config.sync_batch_norm and accelerator.num_processes > 1:
+        student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
+
+    check_run_folder(config, accelerator)
+    frontend = LogMel(config.frontend).to(accelerator.device)
+    ema = None
+    if config.loop.ema_decay is not None:
+        ema = ModelEmaV3(student, decay=config.loop.ema_decay, device=accelerator.device)
+    dataset = TrainingClips(
+        clips,
+        teachers,
+        frontend=config.frontend,
+        clip_seconds=config.clip_seconds,
+        augment=config.augment,
+        seed=config.seed,
+    )
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=config.workers,
+        persistent_workers=config.workers > 0,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    student, optimizer, loader = accelerator.prepare(student, create_optimizer(student, config.optimizer), loader)
+
+    run = Run(config.out, config.loop, config.optimizer, config.schedule)
+    log = RunLog(run.metrics_path, accelerator)
+    state = TrainState(student, optimizer, ema)
+    if resume_state(accelerator, state, run, log):
+        accelerator.print(f"going on at epoch {state.epoch}, step {state.step_in_epoch} of {batches.steps_per_epoch}")
+    if config.log_with:
+        accelerator.init_trackers("audio-kd", config=flat_values(as_json(config)))
+
+    validate = None
+    if valid_clips is not None:
+        valid_loader = evaluation_loader(
+            accelerator,
+            valid_clips,
+            valid_rows,
+            sample_rate_hz=config.frontend.sample_rate_hz,
+            clip_seconds=config.clip_seconds,
+            batch_size=config.loop.batch_size,
+            workers=config.workers,
+        )
+        valid_targets = valid_clips.targets(valid_rows)
+
+        def validate(evaluated: nn.Module) -> dict[str, Any]:
+            evaluated.eval()
+            logits = predict_logits(
+                accelerator,
+                lambda waveform: evaluated(frontend(waveform)).logits,
+                valid_loader,
+                len(valid_rows),
+                "validate",
+            )
+            metrics = tagging_metrics(valid_targets, logits, clips.class_names)
+            return {**metrics.summary(), "classes_left_out": list(metrics.absent_classes)}
+
+    def describe(batch: dict[str, Tensor]) -> str:
+        return f"Clips of the batch: {', '.join(clips.clip_id(row) for row in batch['row'].tolist())}"
+
+    objective = DistillationObjective(frontend, config.distillation)
+    fit(accelerator, state, objective, batches, loader, run, log, validate, describe)
+
+    if accelerator.is_main_process:
+        save_student(
+            config.out,
+            evaluated_student(state, accelerator),
+            clips.class_names,
+            config.frontend,
+            provenance(config, clips, teachers, state),
+        )
+    accelerator.end_training()
+    accelerator.print(f"student written to {config.out}")
+    return config.out
+
+
+def open_training_data(
+    config: PretrainConfig, accelerator: Accelerator
+) -> tuple[ClipStore, np.ndarray, LogitEnsemble | None]:
+    """The clip store, the rows to train on, and the teachers, checked against one another."""
+    class_names = read_class_names(config.class_names) if config.class_names else None
+    clips = ClipStore.open(config.clips, class_names=class_names)
+    rows = select_rows(clips, split=config.split, folds=config.folds or None)
+    if not config.logits:
+        return clips, rows, None
+    teachers = LogitEnsemble.open(config.logits)
+    missing = teachers.check_against(clips, rows)
+    if missing.any():
+        examples = ", ".join(clips.clip_id(int(row)) for row in rows[missing][:3])
+        found = f"{int(missing.sum())} of {len(rows)} training clips have no teacher logits (as {examples})"
+        if config.missing_logits == "refuse":
+            raise ValueError(
+                f"{found}; run the teacher over them, or train them on their labels with --missing-logits label-only"
+            )
+        accelerator.print(f"{found}; they are trained on their labels alone")
+    return clips, rows, teachers
+
+
+def open_validation_data(config: PretrainConfig, clips: ClipStore) -> tuple[ClipStore | None, np.ndarray | None]:
+    """The clip store and rows to validate on; (None, None) if the configuration names none."""
+    if config.valid_clips is None and config.valid_split is None and not config.valid_folds:
+        return None, None
+    store = clips
+    if config.valid_clips is not None:
+        store = ClipStore.open(config.valid_clips, class_names=clips.class_names)
+        check_same_classes(clips.class_names, store.class_names, str(config.clips), str(config.valid_clips))
+    return store, select_rows(store, split=config.valid_split, folds=config.valid_folds or None)
+
+
+def build_student(config: PretrainConfig, num_classes: int) -> Student:
+    """A fresh student, initialised from the run's seed, or from ``config.weights``."""
+    options = parse_options(config.student_options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        student = create_student(config.student, num_classes, **options)
+        if config.weights == "imagenet":
+            import timm
+
+            load_imagenet_weights(student, timm.create_model("mobilenetv3_large_100", pretrained=True).state_dict())
+        elif config.weights is not None:
+            load_weights(student, config.weights)
+    return student
+
+
+def check_run_folder(config: PretrainConfig, accelerator: Accelerator) -> None:
+    """Writes ``config.json``, or checks that a resumed run has the configuration that it began with.
+
+    Raises:
+        ValueError: a folder with a run in it and no ``--resume``, or a setting that would change the result.
+    """
+    path = config.out / "config.json"
+    new = as_json(config)
+    if path.exists():
+        if not config.resume:
+            raise ValueError(f"{config.out} holds a run already; go on with it by --resume, or choose another --out")
+        changed = differences(read_json(path), new, CHANGES_NOTHING)
+        if changed:
+            raise ValueError(f"{config.out} was begun with another configuration:\n  " + "\n  ".join(changed))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        write_json(path, new)
+
+
+def provenance(
+    config: PretrainConfig, clips: ClipStore, teachers: LogitEnsemble | None, state: TrainState
+) -> dict[str, Any]:
+    """What ``student.json`` tells of how the weights came about."""
+    return {
+        "config": as_json(config),
+        "clip_seconds": config.clip_seconds,
+        "clips": clips.fingerprint,
+        "teachers": teachers.describe() if teachers is not None else [],
+        "steps": state.step,
+        "epochs": state.epoch,
+        "versions": {name: version(name) for name in ("audio-kd", "torch", "torchaudio", "timm", "accelerate")},
+    }
+
+
+def flat_values(values: dict[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:
+    """A nested configuration as one level of names and numbers, which is what trackers take."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flat_values(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, int | float | str | bool) else str(value)
+    return flat
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments:
+        print(GUIDE, file=sys.stderr)
+        return 2
+    return run_command(lambda: pretrain(parse(PretrainConfig, arguments, "kd pretrain")))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

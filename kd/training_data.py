@@ -1,0 +1,93 @@
+"""Training clips as tensors: decoded, augmented, with labels and teacher logits, ready for an objective.
+
+Everything here runs in data-loader workers. What is held per worker is one open file per store and the rows chosen.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from audio_datasets.audio import fit_length
+from audio_datasets.augment import AugmentConfig, augment_waveform, draw_mix_weight
+from audio_datasets.clip_store import ClipStore
+from audio_datasets.randomness import generator
+from kd.sampling import ClipRequest
+from students.frontend import LogMelConfig, draw_band_edges
+from teacher_logits.store import LogitEnsemble
+
+
+class TrainingClips(Dataset[dict[str, Any]]):
+    """Map from a ``ClipRequest`` to one training example; all randomness is keyed by (seed, epoch, position).
+
+    An example holds ``row`` int, ``waveform`` (samples,), ``targets`` (classes,), ``sample_key`` int for the student's
+    dropout, and as configured ``band_edges`` (2,), ``mix_weight``, ``teacher_logits`` (classes,) and ``has_teacher``.
+    """
+
+    def __init__(
+        self,
+        clips: ClipStore,
+        teachers: LogitEnsemble | None,
+        *,
+        frontend: LogMelConfig,
+        clip_seconds: float,
+        augment: AugmentConfig,
+        seed: int,
+    ) -> None:
+        self.clips = clips
+        self.teachers = teachers
+        self.frontend = frontend
+        self.clip_seconds = clip_seconds
+        self.samples = round(clip_seconds * frontend.sample_rate_hz)
+        self.augment = augment
+        self.seed = seed
+
+    def __getitem__(self, request: ClipRequest) -> dict[str, Any]:
+        epoch, position, row = request
+        rate = self.frontend.sample_rate_hz
+        seconds = self.clip_seconds if self.augment.crop == "start" else None
+        waveform = augment_waveform(
+            self.clips.waveform(row, rate, seconds=seconds),
+            self.samples,
+            rate,
+            self.augment,
+            generator(self.seed, "waveform", epoch, position),
+        )
+        example: dict[str, Any] = {
+            "row": row,
+            "waveform": torch.from_numpy(np.ascontiguousarray(waveform)),
+            "targets": torch.from_numpy(self.clips.targets(np.array([row]))[0]),
+            "sample_key": int(generator(self.seed, "dropout", epoch, position).integers(2**62)),
+        }
+        if self.augment.mel_jitter:
+            edges = draw_band_edges(self.frontend, generator(self.seed, "mel jitter", epoch, position))
+            example["band_edges"] = torch.tensor(edges, dtype=torch.float32)
+        if self.augment.mixup_alpha:
+            weight = draw_mix_weight(self.seed, epoch, position, self.augment.mixup_alpha)
+            example["mix_weight"] = torch.tensor(weight, dtype=torch.float32)
+        if self.teachers is not None:
+            logits, present = self.teachers.read([self.clips.clip_id(row)])
+            example["teacher_logits"] = torch.from_numpy(logits[0])
+            example["has_teacher"] = bool(present[0])
+        return example
+
+
+class EvaluationClips(Dataset[tuple[int, Tensor]]):
+    """(row, waveform) of the given rows: the first ``clip_seconds`` of each, padded with silence; nothing is random."""
+
+    def __init__(self, clips: ClipStore, rows: np.ndarray, *, sample_rate_hz: int, clip_seconds: float) -> None:
+        self.clips = clips
+        self.rows = rows
+        self.sample_rate_hz = sample_rate_hz
+        self.clip_seconds = clip_seconds
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor]:
+        row = int(self.rows[index])
+        waveform = self.clips.waveform(row, self.sample_rate_hz, seconds=self.clip_seconds)
+        samples = round(self.clip_seconds * self.sample_rate_hz)
+        return index, torch.from_numpy(fit_length(waveform, samples))

@@ -1,0 +1,231 @@
+"""`kd pretrain` on tiny clips: results, resuming after a kill, several processes, and wrong input."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from audio_datasets.clip_store import ClipStore
+from kd.checkpoint import checkpoints
+from kd.evaluate import EvaluateConfig, evaluate
+from kd.pretrain import main
+from kd.runlog import read_metrics
+from students.weights import load_student
+
+PRETRAIN = str(Path(__file__).parents[2] / "kd" / "pretrain.py")
+
+
+def arguments(store: Path, out: Path, *more: str) -> list[str]:
+    """A run of 12 steps over the 12 clips: two epochs of six steps of two clips."""
+    settings = "--student mn01 --epochs 2 --batch-size 2 --clip-seconds 0.4 --workers 0 --log-every-steps 4"
+    return ["--clips", str(store), "--out", str(out), *settings.split(), *more]
+
+
+def same_result(one: Path, other: Path) -> None:
+    """Weights bit for bit, and every logged number."""
+    left, right = load_file(one / "student.safetensors"), load_file(other / "student.safetensors")
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+    assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
+
+
+def test_a_distilled_student_is_all_that_evaluation_needs(tiny_store: Path, tiny_logits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ["--logits", f"{tiny_logits}:2", "--split", "train", "--valid-split", "valid", "--ema-decay", "0.5"]
+    assert main(arguments(tiny_store, out, *options)) == 0
+    _, card = load_student(out)
+    assert card.class_names == ClipStore.open(tiny_store).class_names
+    assert card.provenance["teachers"][0]["teacher"]["name"] == "tiny"
+    assert {"loss", "label_loss", "distillation_loss"} <= read_metrics(out / "metrics.jsonl", "train")[0].keys()
+    last = read_metrics(out / "metrics.jsonl", "validation")[-1]
+    # What was saved is what was validated: the moving average.
+    same = {"batch_size": 2, "clip_seconds": 0.4, "workers": 0}
+    found = evaluate(EvaluateConfig(tagger=str(out), clips=tiny_store, split="valid", **same))
+    assert found["mAP"] == pytest.approx(last["mAP"], abs=1e-6)
+    newest = checkpoints(out / "checkpoints")[-1]
+    saved, averaged = load_file(out / "student.safetensors"), load_file(newest / "ema.safetensors")
+    assert all(torch.equal(saved[name], averaged[name]) for name in saved)
+    raw = load_file(newest / "student.safetensors")
+    assert any(not torch.equal(saved[name], raw[name]) for name in saved)
+
+
+def test_teachers_change_what_is_learnt(tiny_store: Path, tiny_logits: Path, tmp_path: Path) -> None:
+    main(arguments(tiny_store, tmp_path / "labels", "--label-weight", "1"))
+    main(arguments(tiny_store, tmp_path / "distilled", "--logits", str(tiny_logits)))
+    left, right = (load_file(tmp_path / name / "student.safetensors") for name in ("labels", "distilled"))
+    assert any(not torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_run_resumed_inside_an_epoch_ends_bit_for_bit_as_one_that_was_not_stopped(
+    tiny_store: Path, tiny_logits: Path, tmp_path: Path, accumulation: int
+) -> None:
+    options = [
+        "--logits",
+        str(tiny_logits),
+        "--ema-decay",
+        "0.9",
+        "--valid-folds",
+        "1",
+        "--checkpoint-every-steps",
+        "1",
+    ]
+    options += ["--gradient-accumulation-steps", str(accumulation), "--keep-checkpoints", "50", "--resume"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert main(arguments(tiny_store, whole, *options)) == 0
+    shutil.copytree(whole, resumed)
+    (resumed / "student.safetensors").unlink()
+    # As a kill leaves it: checkpoints up to the middle of the second epoch, and log records written after the last one.
+    for path in checkpoints(resumed / "checkpoints"):
+        if int(path.name.removeprefix("step-")) > 8 // accumulation:
+            shutil.rmtree(path)
+    assert main(arguments(tiny_store, resumed, *options)) == 0
+    same_result(whole, resumed)
+
+
+def test_a_run_that_is_killed_and_resumed_loses_nothing(
+    tiny_store: Path, tiny_logits: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    def command(out: Path) -> list[str]:
+        options = ["--logits", str(tiny_logits), "--checkpoint-every-steps", "1", "--epochs", "4", "--resume"]
+        return [sys.executable, PRETRAIN, *arguments(tiny_store, out, *options)]
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(whole), check=True, env=environment, capture_output=True)
+    process = subprocess.Popen(command(killed), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (killed / "checkpoints" / "step-00000009").exists():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "student.safetensors").exists()
+    subprocess.run(command(killed), check=True, env=environment, capture_output=True)
+    same_result(whole, killed)
+
+
+def test_two_processes_draw_the_same_clips_and_count_each_validation_clip_once(
+    tiny_store: Path, tiny_logits: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """7 validation clips do not divide by two processes; with batch norm per process the losses differ a little."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", PRETRAIN]
+    options = ["--logits", str(tiny_logits), "--valid-folds", "1", "2", "--student-options", "dropout=0"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert main([*arguments(tiny_store, one, *options), "--batch-size", "4"]) == 0
+    done = subprocess.run(
+        [*launch, *arguments(tiny_store, two, *options)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("student written to") == 1
+    left, right = (read_metrics(path / "metrics.jsonl", "train") for path in (one, two))
+    assert [record["step"] for record in left] == [record["step"] for record in right]
+    np.testing.assert_allclose([r["loss"] for r in left], [r["loss"] for r in right], rtol=0.1)
+    assert len(read_metrics(two / "metrics.jsonl", "validation")) == 2
+
+
+def test_without_arguments_it_says_what_it_needs(environment: dict[str, str]) -> None:
+    done = subprocess.run([sys.executable, PRETRAIN], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    for word in ("--clips", "--logits", "--out", "kd demo"):
+        assert word in done.stderr
+
+
+def test_tracker(tiny_store: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    assert main(arguments(tiny_store, tmp_path / "run", "--label-weight", "1", "--log-with", "tensorboard")) == 0
+    assert list((tmp_path / "run" / "trackers").rglob("events.out.tfevents.*"))
+
+
+def test_missing_logits(
+    make_tiny_store: Callable[..., Path],
+    make_tiny_logits: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    store = make_tiny_store("clips.h5")
+    logits = make_tiny_logits("logits.h5", store, rows=range(9))
+    assert main(arguments(store, tmp_path / "run", "--logits", str(logits))) == 2
+    assert "3 of 12 training clips have no teacher logits (as clip-0009" in capsys.readouterr().err
+    assert main(arguments(store, tmp_path / "run", "--logits", str(logits), "--missing-logits", "label-only")) == 0
+    assert "trained on their labels alone" in capsys.readouterr().out
+
+
+WRONG = {
+    "no such file": (["--clips", "absent.h5", "--label-weight", "1"], "absent.h5"),
+    "neither logits nor labels alone": ([], "no --logits are given"),
+    "unknown student": (["--label-weight", "1", "--student", "mn99"], "mn99"),
+    "unknown option": (["--label-weight", "1", "--student-options", "wdith=0.1"], "wdith"),
+    "option without value": (["--label-weight", "1", "--student-options", "width"], "NAME=VALUE"),
+    "odd batch": (["--label-weight", "1", "--batch-size", "3"], "batch_size"),
+    "no such fold": (["--label-weight", "1", "--folds", "9"], "9"),
+    "no such split": (["--label-weight", "1", "--split", "nowhere"], "nowhere"),
+    "unknown tracker": (["--label-weight", "1", "--log-with", "nothing"], "nothing"),
+    "wrong value": (["--label-weight", "1", "--epochs", "0"], "epochs"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_plain_message(
+    case: str, tiny_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    options, expected = WRONG[case]
+    with pytest.raises(SystemExit) as stopped:
+        sys.exit(main(arguments(tiny_store, tmp_path / "run", *options)))
+    assert stopped.value.code == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert expected in shown
+    assert "Traceback" not in shown
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_wrong_files(
+    tiny_store: Path,
+    tiny_logits: Path,
+    make_tiny_store: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    def fails(*options: str) -> str:
+        assert main(arguments(*options[:1], tmp_path / "run", *map(str, options[1:]))) == 2
+        return capsys.readouterr().err
+
+    truncated = tmp_path / "truncated.h5"
+    truncated.write_bytes(tiny_store.read_bytes()[:-5000])
+    assert "truncated.h5" in fails(truncated, "--label-weight", "1")
+    assert "tiny.h5" in fails(tiny_store, "--logits", tiny_store)
+    assert "tiny-logits.h5" in fails(tiny_logits, "--label-weight", "1")
+    other = make_tiny_store("longer.h5", seconds=0.6)
+    assert "other audio" in fails(other, "--logits", tiny_logits)
+    assert main(arguments(tiny_store, tmp_path / "mn01", "--label-weight", "1", "--epochs", "1")) == 0
+    weights = tmp_path / "mn01" / "student.safetensors"
+    message = fails(tiny_store, "--label-weight", "1", "--student", "mn02", "--weights", weights)
+    assert "mn01" in message
+
+
+def test_a_run_folder_in_use_is_not_written_over(
+    tiny_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "run"
+    assert main(arguments(tiny_store, out, "--label-weight", "1")) == 0
+    assert main(arguments(tiny_store, out, "--label-weight", "1")) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main(arguments(tiny_store, out, "--label-weight", "1", "--resume", "--seed", "4")) == 2
+    assert "seed: 0 -> 4" in capsys.readouterr().err
+    assert json.loads((out / "config.json").read_text())["seed"] == 0
+
+
+def test_a_loss_that_is_not_finite_names_the_clips(
+    tiny_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(arguments(tiny_store, tmp_path / "run", "--label-weight", "1", "--learning-rate", "1e30")) == 2
+    shown = capsys.readouterr().err
+    assert "not finite" in shown
+    assert "clip-00" in shown

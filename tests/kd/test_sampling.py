@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from audio_datasets.clip_store import ClipStore
+from kd.sampling import EpochBatches, SamplingConfig, draw_epoch, label_frequency_weights
+
+
+def test_weights_are_the_papers_formula(tiny_store: Path) -> None:
+    store = ClipStore.open(tiny_store)
+    rows = np.array([0, 2, 3, 7, 9])
+    targets = store.targets(rows)
+    counts = targets.sum(axis=0)
+    expected = [sum(1000 / (100 + counts[c]) for c in np.flatnonzero(clip)) for clip in targets]
+    np.testing.assert_allclose(label_frequency_weights(store, rows), expected)
+
+
+@given(st.integers(1, 60), st.data(), st.integers(0, 2**32), st.integers(0, 500), st.booleans())
+def test_an_epoch_draws_without_replacement_and_is_recreated_from_its_key(
+    count: int, data: st.DataObject, seed: int, epoch: int, weighted: bool
+) -> None:
+    drawn = data.draw(st.integers(1, count))
+    rows = np.arange(100, 100 + count)
+    weights = np.linspace(1, 9, count) if weighted else None
+    order = draw_epoch(rows, weights, drawn, seed, epoch)
+    assert len(order) == len(set(order.tolist())) == drawn
+    assert set(order.tolist()) <= set(rows.tolist())
+    np.testing.assert_array_equal(order, draw_epoch(rows, weights, drawn, seed, epoch))
+
+
+def test_weighted_draws_follow_the_weights_and_the_order_does_not() -> None:
+    rows, weights = np.arange(4), np.array([1.0, 1.0, 2.0, 4.0])
+    first = np.array([draw_epoch(rows, weights, 1, 0, epoch)[0] for epoch in range(4000)])
+    np.testing.assert_allclose(np.bincount(first) / 4000, weights / weights.sum(), atol=0.03)
+    # With all clips drawn, every clip is as often in the first place as any other.
+    leaders = np.array([draw_epoch(rows, weights, 4, 0, epoch)[0] for epoch in range(4000)])
+    np.testing.assert_allclose(np.bincount(leaders) / 4000, 0.25, atol=0.03)
+
+
+def batches(store: Path, *, batch_size: int, per_step: int, clips: int | None = None, seed: int = 3) -> EpochBatches:
+    opened = ClipStore.open(store)
+    config = SamplingConfig(clips_per_epoch=clips)
+    return EpochBatches(
+        opened, np.arange(len(opened)), config, batch_size=batch_size, batches_per_step=per_step, seed=seed
+    )
+
+
+def test_a_step_covers_the_same_clips_however_many_processes_share_it(tiny_store: Path) -> None:
+    one = [request for batch in batches(tiny_store, batch_size=6, per_step=1) for request in batch]
+    three = [request for batch in batches(tiny_store, batch_size=2, per_step=3) for request in batch]
+    assert one == three
+    assert [request.position for request in one] == list(range(12))
+
+
+def test_starting_inside_an_epoch_equals_skipping(tiny_store: Path) -> None:
+    sampler = batches(tiny_store, batch_size=2, per_step=2)
+    sampler.start_at(epoch=5, step=0)
+    whole = list(sampler)
+    sampler.start_at(epoch=5, step=2)
+    assert len(sampler) == len(list(sampler)) == 2
+    assert list(sampler) == whole[4:]
+    sampler.start_at(epoch=6, step=0)
+    assert list(sampler) != whole
+
+
+def test_too_many_clips_or_too_large_a_batch_is_refused(tiny_store: Path) -> None:
+    with pytest.raises(ValueError, match="clips_per_epoch is 13, but only 12"):
+        batches(tiny_store, batch_size=2, per_step=1, clips=13)
+    with pytest.raises(ValueError, match="less than one step"):
+        batches(tiny_store, batch_size=8, per_step=2)
