@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from teacher_logits.teachers import load_teacher
 
 from audio_datasets.class_lists import read_class_names, read_label_map
 from audio_datasets.clip_store import ClipStore
@@ -16,6 +15,7 @@ from audio_datasets.manifest import select_rows
 from kd.evaluation import class_table, evaluation_loader, listed_absent, predict_logits
 from kd.metrics import category_accuracy, tagging_metrics
 from teacher_logits.store import check_same_classes
+from teacher_logits.teachers import load_teacher
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,77 @@
+"""`kd evaluate`: every kind of tagger, the label map, and wrong input."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from audio_datasets.clip_store import ClipStore
+from audio_datasets.manifest import select_rows
+from kd.evaluate import main
+from kd.metrics import tagging_metrics
+from students import create_student
+from students.frontend import LogMel, LogMelConfig
+from students.weights import save_student
+from teacher_logits.precompute import main as teach
+from teacher_logits.store import LogitStore
+
+
+@pytest.fixture(scope="module")
+def run(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student whose batch norms know the tiny clips, so that its outputs differ from clip to clip."""
+    clips, frontend = ClipStore.open(tiny_store), LogMelConfig()
+    torch.manual_seed(0)
+    student = create_student("mn01", len(clips.class_names)).train()
+    for layer in student.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 1.0
+    waveforms = np.stack([clips.waveform(row, frontend.sample_rate_hz) for row in range(len(clips))])
+    with torch.no_grad():
+        student(LogMel(frontend)(torch.from_numpy(waveforms)))
+    out = tmp_path_factory.mktemp("runs") / "run"
+    save_student(out, student, clips.class_names, frontend, {"clip_seconds": 0.5})
+    return out
+
+
+def results(tmp_path: Path, *arguments: object) -> dict:
+    out = tmp_path / "results.json"
+    assert main([*map(str, arguments), "--workers", "0", "--out", str(out)]) == 0
+    return json.loads(out.read_text())
+
+
+def test_the_metrics_are_those_of_the_stored_logits(run: Path, tiny_store: Path, tmp_path: Path) -> None:
+    found = results(tmp_path, "--tagger", run, "--clips", tiny_store, "--folds", 1, 3, "--batch-size", 3)
+    assert teach(["--clips", str(tiny_store), "--teacher", str(run), "--out", str(tmp_path), "--workers", "0"]) == 0
+    clips, stored = ClipStore.open(tiny_store), LogitStore.open(tmp_path / "run.h5")
+    rows = select_rows(clips, folds=(1, 3))
+    logits = stored.read([clips.clip_id(int(row)) for row in rows])
+    expected = tagging_metrics(clips.targets(rows), logits, clips.class_names).summary()
+    assert found["num_clips"] == len(rows) == 8
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=1e-6), name
+
+
+def test_weights_with_a_name_equal_the_run_folder(run: Path, tiny_store: Path, tmp_path: Path) -> None:
+    by_folder = results(tmp_path, "--tagger", run, "--clips", tiny_store, "--clip-seconds", 0.5)
+    spec = f"mn01@{run / 'student.safetensors'}"
+    by_weights = results(tmp_path, "--tagger", spec, "--clips", tiny_store, "--clip-seconds", 0.5)
+    assert by_folder["classes"] == by_weights["classes"]
+
+
+def test_wrong_input(
+    run: Path, tiny_store: Path, make_tiny_store: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def fails(*arguments: object) -> str:
+        assert main([*map(str, arguments), "--workers", "0"]) == 2
+        return capsys.readouterr().err
+
+    assert "absent" in fails("--tagger", tmp_path / "absent", "--clips", tiny_store)
+    assert "absent.h5" in fails("--tagger", run, "--clips", tmp_path / "absent.h5")
+    (tmp_path / "names.txt").write_text("hiss\nclick\nhum, low\n")
+    other = f"mn01@{run / 'student.safetensors'}"
+    message = fails("--tagger", other, "--clips", tiny_store, "--class-names", tmp_path / "names.txt")
+    assert "class" in message
