@@ -84,15 +84,12 @@ def conv_norm_activation(
 
 
 def initialize_weights(module: nn.Module) -> None:
-    """MobileNetV3's initialisation: He normal (fan out) convolutions, N(0, 0.01) linear layers, identity batch norms."""
+    """MobileNetV3's initialisation: He normal (fan out) convolutions and N(0, 0.01) linear layers."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-        elif isinstance(layer, nn.BatchNorm2d):
-            nn.init.ones_(layer.weight)
-            nn.init.zeros_(layer.bias)
         elif isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, 0.0, 0.01)
             if layer.bias is not None:
@@ -194,6 +191,11 @@ _COMBINE: dict[str, Callable[[Tensor], Tensor]] = {
     "min": lambda outputs: outputs.amin(0),
 }
 SE_AGGREGATIONS = tuple(_COMBINE)
+
+
+def is_selection_of_axes(axes: str) -> bool:
+    """Whether ``axes`` names one or more of "c", "f" and "t", each once and in this order."""
+    return axes != "" and axes == "".join(axis for axis in SE_AXES if axis in axes)
 
 
 class SqueezeExcitation(nn.Module):

@@ -38,7 +38,7 @@ def list_students() -> list[str]:
 
 def default_options(name: str) -> dict[str, Any]:
     """The options that a student takes, each with the value it has if not given. ValueError for an unknown name."""
-    return dataclasses.asdict(_entry(name).options)
+    return _plain(_entry(name).options)
 
 
 def create_student(name: str, num_classes: int, **options: Any) -> Student:
@@ -61,8 +61,15 @@ def create_student(name: str, num_classes: int, **options: Any) -> Student:
     except TypeError as error:  # a value of another kind, such as a word where a number belongs
         raise ValueError(f"an option of {name} has a value of the wrong kind: {error}; found {options}") from error
     student = entry.builder(num_classes, chosen)
-    student.config = StudentConfig(name, num_classes, dataclasses.asdict(chosen))
+    student.config = StudentConfig(name, num_classes, _plain(chosen))
     return student
+
+
+def _plain(options: Any) -> dict[str, Any]:
+    """An options dataclass as JSON would give it back: lists in place of tuples."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(options).items()
+    }
 
 
 def _entry(name: str) -> CatalogEntry:

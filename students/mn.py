@@ -1,8 +1,8 @@
 """MN: MobileNetV3-Large for mel spectrograms, at any width.
 
 Howard et al., "Searching for MobileNetV3", 2019, Table 1, as used for audio tagging by Schmid, Koutini and Widmer,
-"Efficient large-scale audio tagging via transformer-to-CNN knowledge distillation", 2023: one input channel, and an mlp
-head without the pooled 1×1 convolution's batch norm. Parameter names are those of the public EfficientAT checkpoints.
+"Efficient large-scale audio tagging via transformer-to-CNN knowledge distillation", 2023: one input channel, and a sigmoid
+in place of the hard sigmoid in squeeze-excitation. Parameter names are those of the public EfficientAT checkpoints.
 
 Shapes: B batch, C channels, F frequency positions, T time positions, E embedding size, K classes.
 """
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from students.blocks import (
     SE_AGGREGATIONS,
-    SE_AXES,
     AttentionPoolingHead,
     ConcurrentSqueezeExcitation,
     Student,
@@ -23,6 +22,7 @@ from students.blocks import (
     conv_norm_activation,
     fully_convolutional_head,
     initialize_weights,
+    is_selection_of_axes,
     make_divisible,
     mlp_head,
 )
@@ -41,27 +41,27 @@ class Stage(NamedTuple):
     out: int
     has_se: bool
     activation: type[nn.Module]
-    stride: str
-    """"1" for no stride, else which of the four configurable strides it takes: "a", "b", "c" or "d"."""
+    stride_index: int | None
+    """Which of the four configurable strides the stage has; None where it never shrinks the map."""
 
 
 STEM_CHANNELS = 16
 STAGES = (
-    Stage(3, 16, 16, False, nn.ReLU, "1"),
-    Stage(3, 64, 24, False, nn.ReLU, "a"),
-    Stage(3, 72, 24, False, nn.ReLU, "1"),
-    Stage(5, 72, 40, True, nn.ReLU, "b"),
-    Stage(5, 120, 40, True, nn.ReLU, "1"),
-    Stage(5, 120, 40, True, nn.ReLU, "1"),
-    Stage(3, 240, 80, False, nn.Hardswish, "c"),
-    Stage(3, 200, 80, False, nn.Hardswish, "1"),
-    Stage(3, 184, 80, False, nn.Hardswish, "1"),
-    Stage(3, 184, 80, False, nn.Hardswish, "1"),
-    Stage(3, 480, 112, True, nn.Hardswish, "1"),
-    Stage(3, 672, 112, True, nn.Hardswish, "1"),
-    Stage(5, 672, 160, True, nn.Hardswish, "d"),
-    Stage(5, 960, 160, True, nn.Hardswish, "1"),
-    Stage(5, 960, 160, True, nn.Hardswish, "1"),
+    Stage(3, 16, 16, False, nn.ReLU, None),
+    Stage(3, 64, 24, False, nn.ReLU, 0),
+    Stage(3, 72, 24, False, nn.ReLU, None),
+    Stage(5, 72, 40, True, nn.ReLU, 1),
+    Stage(5, 120, 40, True, nn.ReLU, None),
+    Stage(5, 120, 40, True, nn.ReLU, None),
+    Stage(3, 240, 80, False, nn.Hardswish, 2),
+    Stage(3, 200, 80, False, nn.Hardswish, None),
+    Stage(3, 184, 80, False, nn.Hardswish, None),
+    Stage(3, 184, 80, False, nn.Hardswish, None),
+    Stage(3, 480, 112, True, nn.Hardswish, None),
+    Stage(3, 672, 112, True, nn.Hardswish, None),
+    Stage(5, 672, 160, True, nn.Hardswish, 3),
+    Stage(5, 960, 160, True, nn.Hardswish, None),
+    Stage(5, 960, 160, True, nn.Hardswish, None),
 )
 LAST_EXPANSION = 6
 HIDDEN_CHANNELS = 1280
@@ -76,7 +76,7 @@ class MNOptions:
     head: str = "mlp"
     """"mlp", "fully_convolutional" or "attention_pooling"."""
     se_dims: str = "c"
-    """Axes with squeeze-excitation: any of "c" (channel), "f" (frequency), "t" (time) joined, such as "cf"; or "none"."""
+    """Axes with squeeze-excitation: any of "c" (channel), "f" (frequency), "t" (time) in this order, or "none"."""
     se_agg: str = "max"
     """How the outputs of squeeze-excitation over several axes are combined: "max", "avg", "add" or "min"."""
     se_reduction: int = 4
@@ -94,19 +94,18 @@ class MNOptions:
             raise ValueError(f"width is above 0; found {self.width}")
         if self.head not in HEADS:
             raise ValueError(f"unknown head {self.head!r}; choices: {', '.join(HEADS)}")
-        axes = "" if self.se_dims == "none" else self.se_dims
-        if (not axes and self.se_dims != "none") or len(set(axes)) < len(axes) or not set(axes) <= set(SE_AXES):
+        if self.se_dims != "none" and not is_selection_of_axes(self.se_dims):
             raise ValueError(
-                f"unknown se_dims {self.se_dims!r}; choices: 'none' or any of 'c', 'f', 't' joined, each once, as in 'cf'"
+                f"unknown se_dims {self.se_dims!r}; choices: 'none' or any of 'c', 'f', 't' in this order, as in 'cf'"
             )
         if self.se_agg not in SE_AGGREGATIONS:
             raise ValueError(f"unknown se_agg {self.se_agg!r}; choices: {', '.join(SE_AGGREGATIONS)}")
-        if self.se_reduction < 1:
-            raise ValueError(f"se_reduction is at least 1; found {self.se_reduction}")
+        for name in ("se_reduction", "n_mels"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is a whole number above 0; found {value!r}")
         if len(self.strides) != 4 or not all(stride in (1, 2) for stride in self.strides):
             raise ValueError(f"strides are four numbers, each 1 or 2; found {self.strides}")
-        if self.n_mels < 1:
-            raise ValueError(f"n_mels is at least 1; found {self.n_mels}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout is at least 0 and below 1; found {self.dropout}")
 
@@ -114,7 +113,9 @@ class MNOptions:
 class InvertedResidual(nn.Module):
     """Expansion, depthwise convolution, squeeze-excitation, projection; the input added where shapes agree."""
 
-    def __init__(self, stage: Stage, in_channels: int, stride: int, map_size: tuple[int, int], options: MNOptions) -> None:
+    def __init__(
+        self, stage: Stage, in_channels: int, stride: int, map_size: tuple[int, int], options: MNOptions
+    ) -> None:
         """``map_size`` is (F, T) of the block's output for a nominal clip."""
         super().__init__()
         expanded = make_divisible(stage.expanded * options.width)
@@ -152,7 +153,7 @@ class MN(Student):
         layers: list[nn.Module] = [conv_norm_activation(1, stem_channels, kernel=3, stride=2, activation=nn.Hardswish)]
         channels = stem_channels
         for stage in STAGES:
-            stride = 1 if stage.stride == "1" else options.strides["abcd".index(stage.stride)]
+            stride = 1 if stage.stride_index is None else options.strides[stage.stride_index]
             map_size = (math.ceil(map_size[0] / stride), math.ceil(map_size[1] / stride))
             layers.append(InvertedResidual(stage, channels, stride, map_size, options))
             channels = make_divisible(stage.out * options.width)

@@ -13,6 +13,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from audio_datasets.messages import listed
+
 ALIGNMENT_BYTES = 64
 
 
@@ -31,7 +33,8 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     if not path.is_file():
         raise ValueError(f"{path} is a folder, not an HDF5 file")
     try:
-        file = h5py.File(path, "r")
+        # Stores are renamed into place and never changed: no lock, which some network file systems refuse.
+        file = h5py.File(path, "r", locking=False)
     except PermissionError:
         raise
     except (OSError, RuntimeError) as error:
@@ -54,9 +57,7 @@ def map_array(file: h5py.File, name: str) -> np.ndarray:
     if not is_mappable(dataset):
         raise ValueError(f"dataset {name!r} of {file.filename} is chunked or compressed and cannot be memory-mapped")
     # np.asarray: the same mapping without memmap's Python-level bookkeeping on every slice.
-    return np.asarray(
-        np.memmap(file.filename, dataset.dtype, "r", offset=dataset.id.get_offset(), shape=dataset.shape)
-    )
+    return np.asarray(np.memmap(file.filename, dataset.dtype, "r", offset=dataset.id.get_offset(), shape=dataset.shape))
 
 
 def is_mappable(dataset: h5py.Dataset) -> bool:
@@ -114,9 +115,3 @@ def find_ids(encoded: np.ndarray, order: np.ndarray, clip_ids: Sequence[str]) ->
     position = np.minimum(np.searchsorted(encoded, keys, sorter=order), len(encoded) - 1)
     rows = np.asarray(order[position], dtype=np.int64)
     return np.where(fits & (encoded[rows] == keys), rows, -1)
-
-
-def listed(names: Sequence[str], limit: int = 10) -> str:
-    """The first names for a message, quoted, and how many more there are."""
-    shown = ", ".join(repr(name) for name in names[:limit])
-    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -24,6 +24,4 @@ def generator(seed: int, purpose: str, epoch: int = 0, position: int = 0) -> np.
     """
     if min(seed, epoch, position) < 0:
         raise ValueError(f"seed, epoch and position must not be negative; found {seed}, {epoch}, {position}")
-    return np.random.Generator(
-        np.random.Philox(key=[seed, purpose_code(purpose)], counter=[0, position, epoch, 0])
-    )
+    return np.random.Generator(np.random.Philox(key=[seed, purpose_code(purpose)], counter=[0, position, epoch, 0]))

@@ -38,11 +38,11 @@ class SynthConfig:
     """At least 16,000 Hz, since sounds reach up to 7.5 kHz."""
     clip_seconds: float = 2.0
     """Length of every clip; at least 0.5 s, so that each sound fits in."""
-    max_events: int = 4
+    max_events: int = 3
     """A clip has 1 to this many sounds, each of another class."""
-    min_snr_db: float = -12.0
+    min_snr_db: float = -6.0
     """Faintest sound: its power while it lasts, over the power of the noise floor."""
-    max_snr_db: float = 12.0
+    max_snr_db: float = 18.0
     """Loudest sound, likewise."""
     label_dropout: float = 0.0
     """Probability that a sound is missing from the annotated labels, as in AudioSet; the loudest is never missing."""
@@ -52,12 +52,15 @@ class SynthConfig:
             raise ValueError(f"seed must not be negative; found {self.seed}")
         if self.sample_rate_hz < 16000:
             raise ValueError(f"sample_rate_hz must be at least 16000; found {self.sample_rate_hz}")
-        if not self.clip_seconds >= 0.5:
-            raise ValueError(f"clip_seconds must be at least 0.5; found {self.clip_seconds}")
+        if not 0.5 <= self.clip_seconds <= 3600:
+            raise ValueError(f"clip_seconds must be 0.5 to 3600; found {self.clip_seconds}")
         if not 1 <= self.max_events <= len(CLASS_NAMES):
             raise ValueError(f"max_events must be 1 to {len(CLASS_NAMES)}, the classes; found {self.max_events}")
-        if not self.min_snr_db <= self.max_snr_db:
-            raise ValueError(f"min_snr_db must not exceed max_snr_db; found {self.min_snr_db} and {self.max_snr_db}")
+        if not -60 <= self.min_snr_db <= self.max_snr_db <= 60:
+            raise ValueError(
+                "min_snr_db and max_snr_db must be in rising order between -60 and 60; "
+                f"found {self.min_snr_db} and {self.max_snr_db}"
+            )
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"label_dropout must be at least 0 and below 1; found {self.label_dropout}")
 
@@ -127,6 +130,8 @@ def write_source(
     if empty := [split for split, count in clips_per_split.items() if count < 1]:
         raise ValueError(f"each split needs at least one clip; found none for {', '.join(empty)}")
     wanted = [(split, index) for split, count in clips_per_split.items() for index in range(count)]
+    manifest = folder / "manifest.csv"
+    manifest.unlink(missing_ok=True)
     rows = []
     for split, index in progress(wanted, shown=show_progress, desc="synthesising", unit="clip"):
         clip = synthesise_clip(config, index, split)
@@ -137,7 +142,6 @@ def write_source(
         rows.append((clip.clip_id, path.as_posix(), ";".join(labels), split))
     with written_aside(folder / "class_names.txt") as aside:
         aside.write_text("".join(f"{name}\n" for name in CLASS_NAMES), encoding="utf-8")
-    manifest = folder / "manifest.csv"
     with written_aside(manifest) as aside, open(aside, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("clip_id", "path", "labels", "split"))
@@ -165,7 +169,7 @@ def sine_tone(rng: np.random.Generator, samples: int, sample_rate_hz: int) -> np
 
 def modulated_tone(rng: np.random.Generator, samples: int, sample_rate_hz: int) -> np.ndarray:
     """Tone whose level swings smoothly, 4 to 12 times a second."""
-    depth = _uniform(rng, 0.5, 1.0)
+    depth = _uniform(rng, 0.6, 1.0)
     swing = 1 + depth * _sine(rng, _uniform(rng, 4.0, 12.0), samples, sample_rate_hz)
     return swing * _sine(rng, _pitch(rng), samples, sample_rate_hz)
 
@@ -180,18 +184,16 @@ def beeps(rng: np.random.Generator, samples: int, sample_rate_hz: int) -> np.nda
 
 
 def siren(rng: np.random.Generator, samples: int, sample_rate_hz: int) -> np.ndarray:
-    """Tone whose pitch swings by 5 to 20 %, 2 to 7 times a second."""
+    """Tone whose pitch swings by 6 to 20 %, 2 to 7 times a second."""
     pitch_hz, rate_hz = _pitch(rng), _uniform(rng, 2.0, 7.0)
-    index = _uniform(rng, 0.05, 0.2) * pitch_hz / rate_hz
-    return np.sin(
-        _phase(pitch_hz, samples, sample_rate_hz) + index * _sine(rng, rate_hz, samples, sample_rate_hz)
-    )
+    index = _uniform(rng, 0.06, 0.2) * pitch_hz / rate_hz
+    return np.sin(_phase(pitch_hz, samples, sample_rate_hz) + index * _sine(rng, rate_hz, samples, sample_rate_hz))
 
 
 def rising_chirp(rng: np.random.Generator, samples: int, sample_rate_hz: int) -> np.ndarray:
-    """Tone gliding up to 1.4 to 3 times its pitch."""
+    """Tone gliding up to 1.5 to 3 times its pitch."""
     start_hz = _pitch(rng, 250.0, 2200.0)
-    rise_hz = start_hz * (_uniform(rng, 1.4, 3.0) - 1)
+    rise_hz = start_hz * (_uniform(rng, 1.5, 3.0) - 1)
     glide = np.arange(samples) / (2 * samples)  # the phase is the integral of the frequency
     return np.sin(_phase(1.0, samples, sample_rate_hz) * (start_hz + rise_hz * glide))
 
@@ -298,14 +300,14 @@ CLASS_NAMES: tuple[str, ...] = tuple(SOUNDS)
 
 
 def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """Uniform draw on a grid of 1/1024."""
+    """Uniform draw between ``low`` and ``high`` on a grid of 1/1024."""
     return round((low + (high - low) * rng.random()) * 1024) / 1024
 
 
-def _pitch(rng: np.random.Generator, low: float = 250.0, high: float = 4000.0) -> float:
+def _pitch(rng: np.random.Generator, low: float = 250.0, high: float = 3500.0) -> float:
     """Draw between ``low`` and ``high``, uniform in octaves, on a grid of 1/1024.
 
-    The grid hides that powers differ in the last bit between machines: multiplied by time, that bit would be heard as phase.
+    Powers differ in the last bit between machines, which a long phase multiplies until int16 shows it. The grid hides it.
     """
     return round(low * (high / low) ** rng.random() * 1024) / 1024
 

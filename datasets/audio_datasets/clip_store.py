@@ -1,0 +1,548 @@
+"""The clip store: many audio clips with their ids and targets in one HDF5 file. The format is described in docs/clip_store.md.
+
+Shapes: n clips, C classes, k rows asked for.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import h5py
+import numpy as np
+import pyarrow
+
+from audio_datasets import audio as audio_codec
+from audio_datasets.class_lists import check_class_names, class_list_difference, read_class_names
+from audio_datasets.files import digest_of, written_aside
+from audio_datasets.hdf5_arrays import (
+    create_hdf5,
+    decode_ids,
+    encode_ids,
+    find_ids,
+    id_order,
+    is_mappable,
+    map_array,
+    open_hdf5,
+    string_attribute,
+)
+from audio_datasets.manifest import read_manifest
+from audio_datasets.messages import listed
+
+FORMAT = "kd-clip-store"
+FORMAT_VERSION = 1
+AUDIO_KINDS = {"encoded": np.dtype("uint8"), "pcm16": np.dtype("<i2")}
+DIGEST_BYTES = 16
+# HDF5 keeps attributes of up to 64 KiB in the object's header, next to each other.
+LARGEST_CLASS_LIST_BYTES = 60_000
+ROWS_AT_ONCE = 65_536
+BYTES_AT_ONCE = 16 * 2**20
+FOREIGN_DATASETS = ("audio_name", "mp3", "target")
+
+
+@dataclass(frozen=True)
+class ClipRecord:
+    """One clip to be written: its id, its audio and the names of its classes."""
+
+    clip_id: str
+    audio: bytes | np.ndarray
+    """An encoded file's bytes (audio kind ``encoded``), or int16 (samples,) (``pcm16``)."""
+    labels: tuple[str, ...] = ()
+
+
+class ClipStore:
+    """Reads clips, targets and ids of one clip store, by row number; ``rows`` finds a row by clip id.
+
+    The file is opened on first use in each process. A store can be pickled and survives a fork; arrays are
+    memory-mapped, so that worker processes share them. Also reads the HDF5 layout of PaSST and EfficientAT
+    (``audio_name``, ``mp3``, ``target``).
+    """
+
+    def __init__(self, path: Path, class_names: tuple[str, ...] | None):
+        self._path = path
+        self._class_names_given = class_names
+        self._opened: _Contents | None = None
+        self._process_id: int | None = None
+
+    @classmethod
+    def open(cls, path: str | Path, class_names: Sequence[str] | None = None) -> "ClipStore":
+        """The store at ``path``, checked as far as that is cheap.
+
+        ``class_names`` are those that the targets must have. They are needed for a file in the layout of PaSST and
+        EfficientAT, which does not hold them, unless a ``class_labels_indices.csv`` lies beside it.
+
+        Raises ValueError, with the path, if the file is missing, truncated, no clip store or of another class list.
+        """
+        store = cls(Path(path), None if class_names is None else check_class_names(class_names))
+        store._contents  # noqa: B018 - opening is the check
+        return store
+
+    def __getstate__(self) -> dict:
+        return {"path": self._path, "class_names": self._class_names_given}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state["path"], state["class_names"])
+
+    def __repr__(self) -> str:
+        return f"ClipStore({str(self.path)!r}, {len(self)} clips, {len(self.class_names)} classes)"
+
+    @property
+    def _contents(self) -> "_Contents":
+        # An HDF5 handle inherited by a forked process shares its file position with the parent's: never use it.
+        if self._opened is None or self._process_id != os.getpid():
+            self._opened = _open_contents(self._path, self._class_names_given)
+            self._process_id = os.getpid()
+        return self._opened
+
+    def __len__(self) -> int:
+        return len(self._contents.ids)
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._contents.class_names
+
+    @property
+    def audio_kind(self) -> str:
+        """``encoded`` or ``pcm16``."""
+        return self._contents.audio_kind
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """The rate of every clip; 0 if each clip keeps its own."""
+        return self._contents.sample_rate_hz
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """Further text attributes, as given when the store was written."""
+        return dict(self._contents.attributes)
+
+    # -- Ids and targets
+
+    def clip_id(self, row: int) -> str:
+        """The id of one clip."""
+        return bytes(self._contents.ids[row]).decode("utf-8", errors="replace")
+
+    @property
+    def clip_ids(self) -> list[str]:
+        """All ids in row order. Made anew on each call: O(n) time and memory."""
+        return decode_ids(self._contents.ids)
+
+    def rows(self, clip_ids: Sequence[str]) -> np.ndarray:
+        """The rows of these clips, int64 (k,); ValueError that names the ids that are not there."""
+        rows = find_ids(self._contents.ids, self._contents.order, clip_ids)
+        if (rows < 0).any():
+            missing = [clip_ids[index] for index in np.flatnonzero(rows < 0)]
+            raise ValueError(f"{len(missing)} of {len(rows)} clip ids are not in {self.path}: {listed(missing)}")
+        return rows
+
+    def targets(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """float32 (k, C): 1.0 where the clip has the class."""
+        bits = np.unpackbits(self._contents.packed_targets(np.asarray(rows, dtype=np.int64)), axis=1)
+        classes = len(self.class_names)
+        if bits[:, classes:].any():
+            raise ValueError(
+                f"{self.path} has targets beyond its {classes} class names: the class list is not the file's"
+            )
+        return bits[:, :classes].astype(np.float32)
+
+    def class_counts(self) -> np.ndarray:
+        """int64 (C,): how many clips have each class."""
+        counts = np.zeros(len(self.class_names), dtype=np.int64)
+        for start in range(0, len(self), ROWS_AT_ONCE):
+            counts += self.targets(np.arange(start, min(start + ROWS_AT_ONCE, len(self)))).sum(axis=0).astype(np.int64)
+        return counts
+
+    def audio_digests(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """uint8 (k, 16): BLAKE2b-128 of each clip's stored audio; zeros where the file has none (foreign layout)."""
+        return self._contents.audio_digests(np.asarray(rows, dtype=np.int64))
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits over class names, ids, audio and its kind; not over targets and attributes."""
+        return self._contents.fingerprint
+
+    def manifest(self) -> pyarrow.Table | None:
+        """The manifest beside the store, one row per clip in the same order; None if there is none.
+
+        Raises ValueError if the manifest is of other clips.
+        """
+        table = read_manifest(self.path)
+        if table is not None and table.column("clip_id").to_pylist() != self.clip_ids:
+            raise ValueError(f"the manifest beside {self.path} lists other clips than the store holds; pack again")
+        return table
+
+    # -- Audio
+
+    def encoded(self, row: int) -> bytes:
+        """One clip's encoded file. ValueError for a store of PCM."""
+        if self.audio_kind != "encoded":
+            raise ValueError(f"{self.path} holds {self.audio_kind} samples, not encoded files; use waveform()")
+        return self._contents.audio(row).tobytes()
+
+    def duration_seconds(self, row: int) -> float:
+        """One clip's length; for encoded audio, what the file's header says."""
+        if self.audio_kind == "pcm16":
+            return len(self._contents.audio(row)) / self.sample_rate_hz
+        try:
+            return audio_codec.audio_info(self.encoded(row)).duration_seconds
+        except ValueError as error:
+            raise ValueError(f"clip {self.clip_id(row)!r} of {self.path}: {error}") from error
+
+    def waveform(
+        self, row: int, sample_rate_hz: int, start_seconds: float = 0.0, seconds: float | None = None
+    ) -> np.ndarray:
+        """One clip as a mono waveform at ``sample_rate_hz``, float32 (samples,).
+
+        ``start_seconds`` and ``seconds`` choose a part, which is shorter where the clip ends earlier (pad with
+        ``audio.fit_length``). From PCM only that part is read. Raises ValueError, with the clip's id, for audio that
+        cannot be decoded.
+        """
+        try:
+            if self.audio_kind == "encoded":
+                return audio_codec.decode(self.encoded(row), sample_rate_hz, start_seconds, seconds)
+            span = audio_codec.span_to_read(start_seconds, seconds, self.sample_rate_hz, sample_rate_hz)
+            end = None if span.count is None else span.first + span.count
+            samples = audio_codec.from_pcm16(self._contents.audio(row)[span.first : end])
+            return span.cut(audio_codec.resample(samples, self.sample_rate_hz, sample_rate_hz))
+        except ValueError as error:
+            raise ValueError(f"clip {self.clip_id(row)!r} of {self.path}: {error}") from error
+
+
+# -- What an open file gives, in each layout ---------------------------------------------------------------------------
+
+
+class _Contents(Protocol):
+    class_names: tuple[str, ...]
+    audio_kind: str
+    sample_rate_hz: int
+    attributes: dict[str, str]
+    ids: np.ndarray  # (n,) fixed-width UTF-8
+    order: np.ndarray  # int64 (n,)
+    fingerprint: str
+
+    def packed_targets(self, rows: np.ndarray) -> np.ndarray: ...  # uint8 (k, ceil(C / 8))
+    def audio_digests(self, rows: np.ndarray) -> np.ndarray: ...  # uint8 (k, 16)
+    def audio(self, row: int) -> np.ndarray: ...  # uint8 (bytes,) or int16 (samples,)
+
+
+def _open_contents(path: Path, class_names: tuple[str, ...] | None) -> _Contents:
+    with open_hdf5(path) as file:
+        kind = string_attribute(file, "format")
+        if kind == FORMAT:
+            try:
+                return _NativeContents(file, class_names)
+            except (KeyError, TypeError, OSError, RuntimeError) as error:
+                raise ValueError(f"{path} is a damaged clip store: {error}") from error
+        foreign = kind is None and all(name in file for name in FOREIGN_DATASETS)
+        found = f"its format is {kind!r}" if kind else f"it holds {sorted(file)}"
+    if foreign:
+        return _ForeignContents(path, class_names)
+    raise ValueError(
+        f"{path} is HDF5 but not a clip store: {found}; expected a file written by `kd pack`, or one with the datasets "
+        f"{list(FOREIGN_DATASETS)} as PaSST and EfficientAT use them"
+    )
+
+
+class _NativeContents:
+    """Our own layout. Everything is memory-mapped; the HDF5 file is closed after opening."""
+
+    def __init__(self, file: h5py.File, class_names: tuple[str, ...] | None):
+        path = file.filename
+        version = int(file.attrs["format_version"])
+        if version != FORMAT_VERSION:
+            raise ValueError(f"{path} has clip store version {version}; this program reads version {FORMAT_VERSION}")
+        try:
+            self.class_names = check_class_names(json.loads(string_attribute(file, "class_names") or "[]"))
+        except ValueError as error:
+            raise ValueError(f"{path} is a damaged clip store: its class names cannot be read: {error}") from error
+        if class_names is not None:
+            difference = class_list_difference(self.class_names, class_names)
+            if difference:
+                raise ValueError(f"{path} has another class list than the one asked for: {difference}")
+        self.audio_kind = string_attribute(file, "audio_kind")
+        if self.audio_kind not in AUDIO_KINDS:
+            raise ValueError(f"{path} has audio kind {self.audio_kind!r}; known: {sorted(AUDIO_KINDS)}")
+        self.sample_rate_hz = int(file.attrs["sample_rate_hz"])
+        own = {"format", "format_version", "class_names", "audio_kind", "sample_rate_hz"}
+        self.attributes = {name: string_attribute(file, name) for name in file.attrs if name not in own}
+
+        self.ids = map_array(file, "clip_id")
+        self.order = map_array(file, "clip_id_order")
+        self._offsets = map_array(file, "offset")
+        self._audio = map_array(file, "audio")
+        self._targets = map_array(file, "target")
+        self._digests = map_array(file, "audio_digest")
+        clips, packed = len(self.ids), _packed_bytes(len(self.class_names))
+        expected = {
+            "clip_id": (self.ids, (clips,), "S"),
+            "clip_id_order": (self.order, (clips,), "i"),
+            "offset": (self._offsets, (clips + 1,), "i"),
+            "audio": (self._audio, (self._audio.size,), AUDIO_KINDS[self.audio_kind].kind),
+            "target": (self._targets, (clips, packed), "u"),
+            "audio_digest": (self._digests, (clips, DIGEST_BYTES), "u"),
+        }
+        for name, (array, shape, kind) in expected.items():
+            if array.shape != shape or array.dtype.kind != kind:
+                raise ValueError(
+                    f"{path} is a damaged clip store: {name} is {array.dtype} {array.shape}, expected kind {kind} {shape}"
+                )
+        whole = self._offsets[0] == 0 and self._offsets[-1] == len(self._audio)
+        if not whole or (np.diff(self._offsets) < 0).any():
+            raise ValueError(f"{path} is a damaged clip store: its offsets do not match its audio")
+
+    def packed_targets(self, rows: np.ndarray) -> np.ndarray:
+        return self._targets[rows]
+
+    def audio_digests(self, rows: np.ndarray) -> np.ndarray:
+        return self._digests[rows]
+
+    def audio(self, row: int) -> np.ndarray:
+        row = range(len(self.ids))[row]  # IndexError beyond the end, and negative rows count from it
+        return self._audio[self._offsets[row] : self._offsets[row + 1]]
+
+    @property
+    def audio_lengths(self) -> np.ndarray:
+        """int64 (n,): bytes or samples of each clip."""
+        return np.diff(self._offsets)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return _fingerprint(self, self._digests)
+
+
+class _ForeignContents:
+    """The layout of PaSST and EfficientAT: ``audio_name`` S<width>, ``mp3`` bytes of varying length, ``target`` bits."""
+
+    def __init__(self, path: Path, class_names: tuple[str, ...] | None):
+        self.class_names = _foreign_class_names(path, class_names)
+        self.audio_kind = "encoded"
+        self.sample_rate_hz = 0
+        self.attributes = {}
+        # Kept open as long as this process uses it: clips of varying length can only be read through HDF5.
+        self._file = h5py.File(path, "r", locking=False)
+        self._mp3, target = self._file["mp3"], self._file["target"]
+        clips = len(self._mp3)
+        packed = _packed_bytes(len(self.class_names))
+        if target.shape != (clips, packed) or target.dtype != np.uint8:
+            raise ValueError(
+                f"{path}: target is {target.dtype} {target.shape}; expected packed bits for {clips} clips and "
+                f"{len(self.class_names)} classes, uint8 {(clips, packed)}"
+            )
+        if h5py.check_vlen_dtype(self._mp3.dtype) != np.uint8:
+            raise ValueError(f"{path}: mp3 is {self._mp3.dtype}; expected uint8 of varying length")
+        self._targets = map_array(self._file, "target") if is_mappable(target) else target
+        self.ids = _foreign_ids(path, self._file["audio_name"])
+        if len(self.ids) != clips:
+            raise ValueError(f"{path}: {len(self.ids)} audio names for {clips} clips")
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        return id_order(self.ids)
+
+    def packed_targets(self, rows: np.ndarray) -> np.ndarray:
+        if isinstance(self._targets, np.ndarray):
+            return self._targets[rows]
+        # HDF5 wants rows in ascending order, each once.
+        unique, inverse = np.unique(np.arange(len(self.ids))[rows], return_inverse=True)
+        return self._targets[unique][inverse]
+
+    def audio_digests(self, rows: np.ndarray) -> np.ndarray:
+        return np.zeros((len(rows), DIGEST_BYTES), dtype=np.uint8)
+
+    def audio(self, row: int) -> np.ndarray:
+        return self._mp3[range(len(self.ids))[row]]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return _fingerprint(self, np.empty((0, DIGEST_BYTES), dtype=np.uint8))
+
+
+def _foreign_class_names(path: Path, class_names: tuple[str, ...] | None) -> tuple[str, ...]:
+    beside = path.with_name("class_labels_indices.csv")
+    if class_names is not None:
+        return class_names
+    if beside.exists():
+        return read_class_names(beside)
+    raise ValueError(
+        f"{path} (layout of PaSST and EfficientAT) does not hold its class names: give a class list, or put AudioSet's "
+        f"{beside.name} beside it"
+    )
+
+
+def _foreign_ids(path: Path, names: h5py.Dataset) -> np.ndarray:
+    ids = names[:]
+    if ids.dtype.kind != "S":
+        ids = np.array([name if isinstance(name, bytes) else str(name).encode("utf-8") for name in ids])
+    if ids.ndim != 1 or ids.dtype.kind != "S" or len(np.unique(ids)) < len(ids):
+        raise ValueError(f"{path}: audio_name must hold one name per clip, each once")
+    return ids
+
+
+def _fingerprint(contents: _Contents, digests: np.ndarray) -> str:
+    names = json.dumps(contents.class_names, ensure_ascii=False)
+    kind = f"{contents.audio_kind} {contents.sample_rate_hz} {contents.ids.dtype.itemsize}"
+    return digest_of(names, kind, np.ascontiguousarray(contents.ids).tobytes(), np.ascontiguousarray(digests).tobytes())
+
+
+def _packed_bytes(classes: int) -> int:
+    return -(-classes // 8)
+
+
+# -- Writing -----------------------------------------------------------------------------------------------------------
+
+
+def write_clip_store(
+    path: str | Path,
+    clips: Iterable[ClipRecord],
+    class_names: Sequence[str],
+    *,
+    audio_kind: str = "encoded",
+    sample_rate_hz: int = 0,
+    attributes: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a clip store aside and renames it into place. All clips are held in memory: meant for shards and small sets.
+
+    ``sample_rate_hz`` 0 says that each encoded clip keeps its own rate; PCM needs a rate. ``attributes`` are further
+    texts to keep with the store. Equal input gives equal bytes.
+
+    Raises ValueError for ids that repeat, labels that are no class, or audio of another kind than ``audio_kind``.
+    """
+    names = _check_settings(class_names, audio_kind, sample_rate_hz)
+    index_of = {name: index for index, name in enumerate(names)}
+    clips = list(clips)
+    dtype = AUDIO_KINDS[audio_kind]
+    targets = np.zeros((len(clips), len(names)), dtype=bool)
+    blocks: list[np.ndarray] = []
+    for row, clip in enumerate(clips):
+        unknown = [label for label in clip.labels if label not in index_of]
+        if unknown:
+            raise ValueError(f"clip {clip.clip_id!r} has labels that are not in the class list: {listed(unknown)}")
+        targets[row, [index_of[label] for label in clip.labels]] = True
+        if isinstance(clip.audio, bytes) != (audio_kind == "encoded"):
+            raise ValueError(f"clip {clip.clip_id!r}: {audio_kind} audio expected; found {type(clip.audio).__name__}")
+        block = np.frombuffer(clip.audio, dtype) if isinstance(clip.audio, bytes) else np.asarray(clip.audio)
+        if block.ndim != 1 or block.dtype != dtype:
+            raise ValueError(f"clip {clip.clip_id!r}: {dtype} (samples,) expected; found {block.dtype} {block.shape}")
+        blocks.append(block)
+    lengths = np.array([len(block) for block in blocks], dtype=np.int64)
+    digests = [np.frombuffer(hashlib.blake2b(block, digest_size=DIGEST_BYTES).digest(), np.uint8) for block in blocks]
+    with written_aside(Path(path)) as aside, create_hdf5(aside) as file:
+        _write_attributes(file, names, audio_kind, sample_rate_hz, attributes or {})
+        audio = _write_arrays(
+            file,
+            ids=encode_ids(clip.clip_id for clip in clips),
+            lengths=lengths,
+            targets=np.packbits(targets, axis=1),
+            digests=np.array(digests, dtype=np.uint8).reshape(len(clips), DIGEST_BYTES),
+            audio_dtype=dtype,
+        )
+        start = 0
+        for block in blocks:
+            audio[start : start + len(block)] = block
+            start += len(block)
+
+
+def concatenate(
+    stores: Sequence[str | Path],
+    path: str | Path,
+    *,
+    attributes: Mapping[str, str] | None = None,
+    report: Callable[[int], None] = lambda clips: None,
+) -> None:
+    """Writes the clips of several stores into one, in order. Audio is copied in blocks: memory does not grow with it.
+
+    ``report`` is called with the number of clips just copied. Raises ValueError if the stores differ in class list, audio
+    kind or rate, or share a clip id.
+    """
+    if not stores:
+        raise ValueError("no stores to concatenate")
+    first = ClipStore.open(stores[0])
+    ids, lengths, targets, digests = [], [], [], []
+    for part in stores:
+        store = ClipStore.open(part, first.class_names)
+        if (store.audio_kind, store.sample_rate_hz) != (first.audio_kind, first.sample_rate_hz):
+            raise ValueError(
+                f"{part} holds {store.audio_kind} at {store.sample_rate_hz} Hz, and {stores[0]} {first.audio_kind} at "
+                f"{first.sample_rate_hz} Hz"
+            )
+        contents = store._contents
+        if not isinstance(contents, _NativeContents):
+            raise ValueError(
+                f"{part} is in the layout of PaSST and EfficientAT; only our own stores can be concatenated"
+            )
+        every = np.arange(len(store))
+        ids += store.clip_ids
+        lengths.append(contents.audio_lengths)
+        targets.append(contents.packed_targets(every))
+        digests.append(contents.audio_digests(every))
+    with written_aside(Path(path)) as aside, create_hdf5(aside) as file:
+        _write_attributes(file, first.class_names, first.audio_kind, first.sample_rate_hz, attributes or {})
+        audio = _write_arrays(
+            file,
+            ids=encode_ids(ids),
+            lengths=np.concatenate(lengths),
+            targets=np.concatenate(targets),
+            digests=np.concatenate(digests),
+            audio_dtype=AUDIO_KINDS[first.audio_kind],
+        )
+        start = 0
+        for part in stores:
+            with open_hdf5(Path(part)) as shard:
+                block = map_array(shard, "audio")
+                clips = len(shard["clip_id"])
+            step = BYTES_AT_ONCE // block.itemsize
+            for position in range(0, len(block), step):
+                piece = block[position : position + step]
+                audio[start : start + len(piece)] = piece
+                start += len(piece)
+            report(clips)
+
+
+def _check_settings(class_names: Sequence[str], audio_kind: str, sample_rate_hz: int) -> tuple[str, ...]:
+    names = check_class_names(class_names)
+    if len(json.dumps(names, ensure_ascii=False).encode()) > LARGEST_CLASS_LIST_BYTES:
+        raise ValueError(f"the class list is too long: its names may take {LARGEST_CLASS_LIST_BYTES} bytes")
+    if audio_kind not in AUDIO_KINDS:
+        raise ValueError(f"audio_kind must be one of {sorted(AUDIO_KINDS)}; found {audio_kind!r}")
+    if sample_rate_hz < 0 or (audio_kind == "pcm16" and sample_rate_hz == 0):
+        raise ValueError(f"pcm16 needs a sample rate in Hz, and none is negative; found {sample_rate_hz}")
+    return names
+
+
+def _write_attributes(
+    file: h5py.File, names: tuple[str, ...], audio_kind: str, sample_rate_hz: int, attributes: Mapping[str, str]
+) -> None:
+    file.attrs["format"] = FORMAT
+    file.attrs["format_version"] = FORMAT_VERSION
+    file.attrs["class_names"] = json.dumps(names, ensure_ascii=False)
+    file.attrs["audio_kind"] = audio_kind
+    file.attrs["sample_rate_hz"] = sample_rate_hz
+    for name, value in attributes.items():
+        file.attrs[name] = value
+
+
+def _write_arrays(
+    file: h5py.File,
+    *,
+    ids: np.ndarray,
+    lengths: np.ndarray,
+    targets: np.ndarray,
+    digests: np.ndarray,
+    audio_dtype: np.dtype,
+) -> h5py.Dataset:
+    """Writes all arrays but the audio, whose dataset it returns to be filled."""
+    offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
+    file["clip_id"] = ids
+    file["clip_id_order"] = id_order(ids)
+    file["offset"] = offsets
+    file["target"] = targets
+    file["audio_digest"] = digests
+    return file.create_dataset("audio", shape=(int(offsets[-1]),), dtype=audio_dtype)

@@ -1,0 +1,432 @@
+"""``kd pack``: audio files into one clip store with a manifest beside it.
+
+The work is cut into shards, each written aside and renamed inside ``<out>.partial/``. A run that was killed at any moment
+continues with the first shard that is missing, and ends with the same bytes as one that was not.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import soundfile
+import torch
+import tyro
+
+from audio_datasets import audio as audio_codec
+from audio_datasets.class_lists import check_class_names, read_class_names, read_label_map
+from audio_datasets.clip_store import ClipRecord, ClipStore, concatenate, write_clip_store
+from audio_datasets.command import parse, progress, run_command
+from audio_datasets.files import digest_of, flush_folder, read_json, write_json, written_aside
+from audio_datasets.manifest import ManifestRow, manifest_path, write_manifest
+from audio_datasets.messages import listed
+from audio_datasets.sources import Source, SourceClip, describe, read_source
+
+STORE_SUFFIXES = (".h5", ".hdf5")
+DEFAULT_SAMPLE_RATE_HZ = 32000
+SHARD_BYTES = 256 * 2**20
+SOURCE_DIGEST = "source_digest"
+
+
+@dataclass(frozen=True)
+class PackConfig:
+    """Packs audio files into a clip store (HDF5) with a manifest (Parquet) beside it.
+
+    SOURCE is a folder in ESC-50's layout, a folder with one sub-folder per class, or a CSV or Parquet manifest with the
+    columns clip_id, path, labels (separated by ";") and perhaps split, fold, group. A run that was killed goes on when
+    the same command is given again.
+    """
+
+    source: tyro.conf.Positional[Path]
+    """Folder or manifest file."""
+    out: Path
+    """The clip store to write, for example clips.h5."""
+    audio: Literal["keep", "mp3", "flac", "pcm16"] = "keep"
+    """keep: each file's bytes as they are. mp3, flac, pcm16: mono at --sample-rate-hz, encoded or as int16 samples."""
+    sample_rate_hz: int | None = None
+    """Rate for mp3, flac and pcm16; 32000 unless given. Files that are kept keep their own."""
+    class_names: Path | None = None
+    """The class list: AudioSet's CSV, JSON, or text with one name per line. Without it: the labels that occur."""
+    label_map: str | None = None
+    """From the source's labels to class names: a CSV of two columns, or a built-in map (esc50_to_audioset)."""
+    layout: Literal["auto", "esc50", "folders", "manifest"] = "auto"
+    """The source's layout, if it should not be found out."""
+    strict: bool = False
+    """Refuse broken and empty files instead of skipping them."""
+    workers: int = 0
+    """Processes; 0: one per core."""
+    shard_clips: int = 128
+    """Clips per shard, the unit of work that a killed run can lose. The result does not depend on it."""
+    restart: bool = False
+    """Discard the unfinished work of an earlier run with another source or other options."""
+    overwrite: bool = False
+    """Replace a clip store that is already there."""
+
+    def __post_init__(self) -> None:
+        if self.out.suffix.lower() not in STORE_SUFFIXES:
+            raise ValueError(f"--out must end in one of {STORE_SUFFIXES}; found {self.out}")
+        if self.audio == "keep" and self.sample_rate_hz is not None:
+            raise ValueError("--sample-rate-hz has no effect with --audio keep; choose mp3, flac or pcm16")
+        if self.sample_rate_hz is not None and self.sample_rate_hz <= 0:
+            raise ValueError(f"--sample-rate-hz must be positive; found {self.sample_rate_hz}")
+        if self.workers < 0 or self.shard_clips < 1:
+            raise ValueError(
+                f"--workers must be 0 or more and --shard-clips 1 or more; found {self.workers}, {self.shard_clips}"
+            )
+        if self.audio in audio_codec.ENCODED_FORMATS:
+            # An encoder that lacks this rate says so here, not once per clip.
+            audio_codec.encode(np.zeros(1000, dtype=np.float32), self.stored_rate_hz, self.audio)
+
+    @property
+    def stored_rate_hz(self) -> int:
+        """The store's sample rate; 0 for clips that keep their own."""
+        return 0 if self.audio == "keep" else self.sample_rate_hz or DEFAULT_SAMPLE_RATE_HZ
+
+
+@dataclass(frozen=True)
+class PackResult:
+    """What a run of ``pack`` ended with."""
+
+    store: Path
+    clips: int
+    skipped: tuple[tuple[str, str], ...]
+    """(file as its source names it, reason) of each clip that could not be read."""
+    already_there: bool = False
+    """Whether the store was complete before, so that nothing was done."""
+
+
+def pack(config: PackConfig, show_progress: bool = True) -> PackResult:
+    """Packs ``config.source`` into ``config.out``, going on from where an earlier run was interrupted.
+
+    With several workers, a script calls this under ``if __name__ == "__main__":``, since they start by importing it.
+
+    Raises ValueError for a source that cannot be read, labels outside the class list, files that ``strict`` refuses, an
+    existing store of other content, and unfinished work with another plan.
+    """
+    source = read_source(config.source, config.layout)
+    class_names, clips = _with_class_names(source, config)
+    if show_progress:
+        print(f"{config.source}: {describe(source)}", file=sys.stderr)
+    sizes = [_size_and_time(clip.path) for clip in clips]
+    plan, source_digest = _plan(config, class_names, clips, sizes)
+
+    work = config.out.with_name(config.out.name + ".partial")
+    if config.out.exists() and not config.overwrite:
+        # Last of all a finished run removes its work folder; one that was killed just before left it here.
+        result = _already_packed(config.out, source_digest)
+        if result is None:
+            raise ValueError(
+                f"{config.out} exists, with other content than this command makes; replace it with --overwrite"
+            )
+        _refuse_skipped(config, result.clips, result.skipped)
+        shutil.rmtree(work, ignore_errors=True)
+        return result
+    _open_work_folder(work, plan, restart=config.restart)
+
+    tasks = [
+        ShardTask(
+            work / f"shard-{index:05d}.h5", tuple(clips[start:stop]), class_names, config.audio, config.stored_rate_hz
+        )
+        for index, (start, stop) in enumerate(_shard_bounds([size for size, _ in sizes], config.shard_clips))
+    ]
+    _pack_shards(tasks, config.workers or os.cpu_count() or 1, show_progress)
+
+    reports = [read_json(task.report_path) for task in tasks]
+    rows = [ManifestRow(**row) for report in reports for row in report["rows"]]
+    skipped = tuple((name, reason) for report in reports for name, reason in report["skipped"])
+    _write_skipped(skipped_path(config.out), skipped)
+    _refuse_skipped(config, len(rows), skipped)
+    merged = work / "merged.h5"
+    with progress(total=len(rows), desc="merging", unit="clip", shown=show_progress) as bar:
+        concatenate([task.path for task in tasks], merged, attributes={SOURCE_DIGEST: source_digest}, report=bar.update)
+    # The store appears last: whoever sees it finds its manifest beside it.
+    write_manifest(manifest_path(config.out), rows)
+    os.replace(merged, config.out)
+    flush_folder(config.out.parent)
+    shutil.rmtree(work)
+    return PackResult(config.out, len(rows), skipped)
+
+
+def _refuse_skipped(config: PackConfig, packed: int, skipped: Sequence[tuple[str, str]]) -> None:
+    """ValueError if files were skipped and ``strict`` forbids it, or nothing else is left."""
+    if not skipped or (packed and not config.strict):
+        return
+    shown = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])
+    more = " …" if len(skipped) > 3 else ""
+    advice = "leave out --strict to skip them" if packed else "nothing is left to pack"
+    raise ValueError(
+        f"{len(skipped)} of {packed + len(skipped)} files are broken or empty ({shown}{more}); {advice}. "
+        f"All are listed in {skipped_path(config.out)}"
+    )
+
+
+def skipped_path(store_path: Path) -> Path:
+    """``clips.h5`` -> ``clips.skipped.txt``: the files that were left out, one per line with the reason."""
+    return store_path.with_suffix(".skipped.txt")
+
+
+# -- The plan ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LabelledClip:
+    """A source clip with its class names."""
+
+    source: SourceClip
+    class_names: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        return self.source.path
+
+
+def _with_class_names(source: Source, config: PackConfig) -> tuple[tuple[str, ...], list[LabelledClip]]:
+    """The class list, and each clip with its classes; ValueError that names the labels that have none."""
+    names_of = {label: (label,) for label in source.label_names}
+    if config.label_map is not None:
+        label_map = read_label_map(config.label_map)
+        unmapped = [label for label in source.label_names if label not in label_map]
+        if unmapped:
+            raise ValueError(
+                f"label map {config.label_map} has no entry for {len(unmapped)} labels: {listed(unmapped)}"
+            )
+        names_of = {label: label_map[label] for label in source.label_names}
+    used = list(dict.fromkeys(name for names in names_of.values() for name in names))
+    if config.class_names is None:
+        if not used:
+            raise ValueError(f"the clips of {config.source} have no labels; give the class list with --class-names")
+        class_names = check_class_names(used)
+    else:
+        class_names = read_class_names(config.class_names)
+        unknown = sorted(set(used) - set(class_names))
+        if unknown:
+            raise ValueError(f"{len(unknown)} labels are not in {config.class_names}: {listed(unknown)}")
+    clips = [
+        LabelledClip(clip, tuple(dict.fromkeys(name for label in clip.labels for name in names_of[label])))
+        for clip in source.clips
+    ]
+    return class_names, clips
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    """Bytes and time of change (ns) of a file; zeros if it is not there, which packing reports."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
+def _plan(
+    config: PackConfig, class_names: tuple[str, ...], clips: Sequence[LabelledClip], sizes: Sequence[tuple[int, int]]
+) -> tuple[dict, str]:
+    """What a resumed run must share with the first, and a digest of the source that goes into the store.
+
+    The digest leaves out times, so that the same files give the same store.
+    """
+    descriptions = [
+        # Not the path itself: a source that was moved as a whole is the same source.
+        asdict(clip.source) | {"path": None, "bytes": size, "class_names": clip.class_names}
+        for clip, (size, _) in zip(clips, sizes, strict=True)
+    ]
+    options = {
+        "audio": config.audio,
+        "sample_rate_hz": config.stored_rate_hz,
+        "class list": digest_of(*class_names),
+        "labels, files and their sizes": digest_of(json.dumps(descriptions)),
+    }
+    source_digest = digest_of(json.dumps(options, sort_keys=True))
+    plan = options | {
+        "version": 1,
+        "times of the files": digest_of(json.dumps([time for _, time in sizes])),
+        "shard_clips": config.shard_clips,
+        "libsndfile": soundfile.__libsndfile_version__,
+    }
+    return plan, source_digest
+
+
+def _already_packed(store_path: Path, source_digest: str) -> PackResult | None:
+    """The result of the earlier run, if the store was packed from the same files with the same options."""
+    try:
+        store = ClipStore.open(store_path)
+    except ValueError:
+        return None
+    if store.attributes.get(SOURCE_DIGEST) != source_digest:
+        return None
+    lines = (
+        skipped_path(store_path).read_text(encoding="utf-8").splitlines() if skipped_path(store_path).exists() else []
+    )
+    skipped = tuple((name, reason) for name, _, reason in (line.partition("\t") for line in lines))
+    return PackResult(store_path, len(store), skipped, already_there=True)
+
+
+def _open_work_folder(work: Path, plan: dict, restart: bool) -> None:
+    """Creates the work folder, or checks that the one that is there belongs to the same plan."""
+    plan_path = work / "plan.json"
+    if work.exists() and (restart or not plan_path.exists()):
+        # Without a plan nothing says what the shards are of: left by a run that was killed while it removed its folder.
+        shutil.rmtree(work)
+    if plan_path.exists():
+        found = read_json(plan_path)
+        changed = sorted(name for name in plan.keys() | found.keys() if plan.get(name) != found.get(name))
+        if changed:
+            raise ValueError(
+                f"{work} holds the unfinished work of a run with another plan (changed: {', '.join(changed)}); "
+                "discard it with --restart, or give the command as it was"
+            )
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(plan_path, plan)
+
+
+def _shard_bounds(sizes: Sequence[int], shard_clips: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of each shard: at most ``shard_clips`` clips, and, beyond one, at most ``SHARD_BYTES``."""
+    start, total = 0, 0
+    for index, size in enumerate(sizes):
+        if index > start and (index - start == shard_clips or total + size > SHARD_BYTES):
+            yield start, index
+            start, total = index, 0
+        total += size
+    yield start, len(sizes)
+
+
+# -- Shards ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to pack: everything that a worker process needs."""
+
+    path: Path
+    clips: tuple[LabelledClip, ...]
+    class_names: tuple[str, ...]
+    audio: str
+    sample_rate_hz: int
+
+    @property
+    def report_path(self) -> Path:
+        """Manifest rows and skipped files of this shard, as JSON. Written before the shard itself."""
+        return self.path.with_suffix(".json")
+
+
+def _pack_shards(tasks: Sequence[ShardTask], workers: int, show_progress: bool) -> None:
+    """Packs the shards that are not there yet."""
+    missing = [task for task in tasks if not task.path.exists()]
+    total = sum(len(task.clips) for task in tasks)
+    done = total - sum(len(task.clips) for task in missing)
+    workers = min(workers, len(missing))
+    with progress(total=total, initial=done, desc="packing", unit="clip", shown=show_progress) as bar:
+        if workers <= 1:
+            for task in missing:
+                bar.update(_pack_shard(task))
+            return
+        # "spawn": torch's threads do not survive a fork.
+        pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
+        try:
+            for future in as_completed([pool.submit(_pack_shard, task) for task in missing]):
+                bar.update(future.result())
+        except BrokenProcessPool as error:
+            raise OSError(
+                "a worker process was killed (out of memory?); run again to go on, with fewer --workers"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when the parent is gone: one that was killed cannot say so, and the pool would wait for ever."""
+    connection.wait([parent_process().sentinel])
+    os._exit(1)
+
+
+def _pack_shard(task: ShardTask) -> int:
+    """Writes one shard and its report; returns the number of its clips, skipped ones included."""
+    records, rows, skipped = [], [], []
+    for clip in task.clips:
+        try:
+            audio, info = _stored_audio(clip.path, task.audio, task.sample_rate_hz)
+        except (ValueError, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            skipped.append([clip.source.source, " ".join(reason.split())])
+            continue
+        records.append(ClipRecord(clip.source.clip_id, audio, clip.class_names))
+        rows.append(_manifest_row(clip, info))
+    write_json(task.report_path, {"rows": [asdict(row) for row in rows], "skipped": skipped})
+    kind = "pcm16" if task.audio == "pcm16" else "encoded"
+    write_clip_store(task.path, records, task.class_names, audio_kind=kind, sample_rate_hz=task.sample_rate_hz)
+    return len(task.clips)
+
+
+def _stored_audio(path: Path, kind: str, sample_rate_hz: int) -> tuple[bytes | np.ndarray, audio_codec.AudioInfo]:
+    """One clip's audio as it will be stored, and what the file was. The whole file is decoded, also if it is kept.
+
+    Raises ValueError or OSError for a file that is broken, empty or not there.
+    """
+    data = path.read_bytes()
+    info = audio_codec.audio_info(data)
+    waveform = audio_codec.decode(data)
+    info = replace(info, samples=len(waveform))  # headers of damaged files may promise more
+    if kind == "keep":
+        return data, info
+    waveform = audio_codec.resample(waveform, info.sample_rate_hz, sample_rate_hz)
+    if kind == "pcm16":
+        return audio_codec.to_pcm16(waveform), info
+    return audio_codec.encode(waveform, sample_rate_hz, kind), info
+
+
+def _manifest_row(clip: LabelledClip, info: audio_codec.AudioInfo) -> ManifestRow:
+    return ManifestRow(
+        clip_id=clip.source.clip_id,
+        source=clip.source.source,
+        labels=clip.class_names,
+        source_labels=clip.source.labels,
+        split=clip.source.split,
+        fold=clip.source.fold,
+        group=clip.source.group,
+        duration_seconds=info.duration_seconds,
+        sample_rate_hz=info.sample_rate_hz,
+        channels=info.channels,
+    )
+
+
+def _write_skipped(path: Path, skipped: Sequence[tuple[str, str]]) -> None:
+    if not skipped:
+        path.unlink(missing_ok=True)
+        return
+    with written_aside(path) as aside:
+        aside.write_text("".join(f"{name}\t{reason}\n" for name, reason in skipped), encoding="utf-8")
+
+
+# -- Command -----------------------------------------------------------------------------------------------------------
+
+
+def _run(arguments: Sequence[str] | None) -> None:
+    result = pack(parse(PackConfig, arguments, "kd pack"))
+    for name, reason in result.skipped:
+        print(f"skipped {name}: {reason}")
+    state = "already packed from files of these names and sizes" if result.already_there else "packed"
+    print(f"{state}: {result.clips} clips in {result.store} ({len(result.skipped)} skipped)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command ``kd pack``; returns its exit code."""
+    return run_command(lambda: _run(arguments))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

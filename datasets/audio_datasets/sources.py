@@ -1,0 +1,245 @@
+"""Where clips come from: a folder in ESC-50's layout, a folder with one sub-folder per class, or a manifest file.
+
+One function per layout; ``read_source`` finds out which it is.
+"""
+
+import csv
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from audio_datasets.messages import listed
+
+LABEL_SEPARATOR = ";"
+# File names that libsndfile can be expected to read. A manifest may name files with any suffix.
+_WITH_SUFFIX = "wav wave w64 rf64 flac ogg oga opus mp3 aif aiff aifc au snd caf voc sph nist sf paf"
+AUDIO_SUFFIXES = frozenset(f".{name}" for name in _WITH_SUFFIX.split())
+
+
+@dataclass(frozen=True)
+class SourceClip:
+    """One clip before packing."""
+
+    clip_id: str
+    path: Path
+    source: str
+    """The path as the source names it: relative to its folder, with forward slashes."""
+    labels: tuple[str, ...]
+    split: str | None = None
+    fold: int | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """All clips of a source, in a fixed order."""
+
+    clips: tuple[SourceClip, ...]
+    label_names: tuple[str, ...]
+    """The labels that occur, in the order in which they should be numbered."""
+    layout: str
+    ignored: tuple[str, ...] = ()
+    """Files that were passed over because their suffix is not one of audio."""
+
+
+def read_source(path: str | Path, layout: str = "auto") -> Source:
+    """The clips at ``path``; ``layout`` is ``auto`` or one of ``LAYOUTS``.
+
+    Files that a list names and that are not there are kept: packing reports them with the broken ones. Raises ValueError
+    if the path is missing, in no known layout, holds no clips, or a clip id is there twice.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"no such file or folder: {path}")
+    if layout == "auto":
+        layout = _detect_layout(path)
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be auto or one of {sorted(LAYOUTS)}; found {layout!r}")
+    source = LAYOUTS[layout](path)
+    if not source.clips:
+        raise ValueError(f"{path} (layout {layout}) has no audio files")
+    seen: dict[str, str] = {}
+    for clip in source.clips:
+        if not clip.clip_id or "\0" in clip.clip_id or not clip.clip_id.isprintable():
+            raise ValueError(f"{path}: clip ids must be printable text and not empty; found {clip.clip_id!r}")
+        if clip.clip_id in seen:
+            raise ValueError(
+                f"{path}: clip ids must be unique; {clip.clip_id!r} is both {seen[clip.clip_id]!r} and {clip.source!r}"
+            )
+        seen[clip.clip_id] = clip.source
+    return source
+
+
+def _detect_layout(path: Path) -> str:
+    if path.is_file():
+        return "manifest"
+    if (path / "meta" / "esc50.csv").is_file():
+        return "esc50"
+    if any(not child.name.startswith(".") and child.is_dir() for child in path.iterdir()):
+        return "folders"
+    raise ValueError(
+        f"{path} is in none of the known layouts: a folder with meta/esc50.csv and audio/, a folder with one sub-folder "
+        "per class, or a CSV or Parquet file with the columns clip_id, path, labels"
+    )
+
+
+def read_esc50(folder: Path) -> Source:
+    """ESC-50's layout: ``meta/esc50.csv`` (filename, fold, target, category, src_file …) and ``audio/``.
+
+    Clip ids are file names without suffix, and so are the same for the original WAV files and for copies in another
+    format, which are found as well. Clips cut from one recording (``src_file``) form a group.
+    """
+    table = folder / "meta" / "esc50.csv"
+    if not table.is_file():
+        raise ValueError(f"{folder} is not in ESC-50's layout: it has no meta/esc50.csv")
+    by_stem = {
+        file.stem: file for file in sorted((folder / "audio").glob("*")) if file.suffix.lower() in AUDIO_SUFFIXES
+    }
+    clips, order = [], {}
+    for line, row in _csv_rows(table, required=("filename", "category")):
+        named = folder / "audio" / row["filename"]
+        path = named if named.exists() else by_stem.get(named.stem, named)
+        label = row["category"]
+        number = _whole_number(row.get("target"), f"{table}, line {line}: target")
+        order.setdefault(label, number if number is not None else len(order))
+        clips.append(
+            SourceClip(
+                clip_id=named.stem,
+                path=path,
+                source=path.relative_to(folder).as_posix(),
+                labels=(label,),
+                fold=_whole_number(row.get("fold"), f"{table}, line {line}: fold"),
+                group=row.get("src_file") or None,
+            )
+        )
+    return Source(tuple(clips), tuple(sorted(order, key=lambda label: (order[label], label))), "esc50")
+
+
+def read_folders(folder: Path) -> Source:
+    """One sub-folder per class, named like it, with audio files at any depth. Clip ids are paths relative to ``folder``."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    clips, ignored = [], []
+    for file in sorted(folder.rglob("*"), key=lambda file: file.relative_to(folder).parts):
+        relative = file.relative_to(folder)
+        if not file.is_file() or any(part.startswith(".") for part in relative.parts):
+            continue
+        if len(relative.parts) > 1 and file.suffix.lower() in AUDIO_SUFFIXES:
+            name = relative.as_posix()
+            clips.append(SourceClip(clip_id=name, path=file, source=name, labels=(relative.parts[0],)))
+        else:
+            ignored.append(relative.as_posix())
+    labels = tuple(sorted({clip.labels[0] for clip in clips}))
+    return Source(tuple(clips), labels, "folders", tuple(ignored))
+
+
+def read_manifest_file(file: Path) -> Source:
+    """A CSV or Parquet file with the columns ``clip_id``, ``path``, ``labels`` and perhaps ``split``, ``fold``, ``group``.
+
+    Paths are relative to the manifest, or absolute. Labels are separated by ``;`` (in Parquet also a list); a clip may
+    have none.
+    """
+    suffix = file.suffix.lower()
+    if not file.is_file() or suffix not in (".csv", ".parquet"):
+        raise ValueError(f"a manifest is a .csv or .parquet file; found {file}")
+    required = ("clip_id", "path", "labels")
+    rows = _csv_rows(file, required) if suffix == ".csv" else _parquet_rows(file, required)
+    clips = []
+    for line, row in rows:
+        where = f"{file}, row {line}"
+        if not row["clip_id"] or not row["path"]:
+            raise ValueError(f"{where}: clip_id and path must not be empty; found {row['clip_id']!r}, {row['path']!r}")
+        clips.append(
+            SourceClip(
+                clip_id=str(row["clip_id"]),
+                path=file.parent / str(row["path"]),
+                source=str(row["path"]),
+                labels=_labels(row["labels"], where),
+                split=_text(row.get("split")),
+                fold=_whole_number(row.get("fold"), f"{where}: fold"),
+                group=_text(row.get("group")),
+            )
+        )
+    return Source(tuple(clips), tuple(sorted({label for clip in clips for label in clip.labels})), "manifest")
+
+
+LAYOUTS: dict[str, Callable[[Path], Source]] = {
+    "esc50": read_esc50,
+    "folders": read_folders,
+    "manifest": read_manifest_file,
+}
+
+
+def _csv_rows(file: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, row) of a CSV file with a header."""
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as text:
+            reader = csv.DictReader(text, strict=True)
+            _require_columns(file, required, list(reader.fieldnames or ()))
+            for row in reader:
+                if None in row or None in row.values():
+                    raise ValueError(f"{file}, line {reader.line_num}: expected {len(reader.fieldnames)} columns")
+                yield reader.line_num, row
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not a CSV file in UTF-8: {error}") from error
+
+
+def _parquet_rows(file: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row number from 1, row) of a Parquet file."""
+    try:
+        table = pyarrow.parquet.read_table(file, partitioning=None)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{file} is not a Parquet file, or a damaged one: {error}") from error
+    _require_columns(file, required, table.column_names)
+    number = 0
+    for batch in table.to_batches():
+        for row in batch.to_pylist():
+            number += 1
+            yield number, row
+
+
+def _require_columns(file: Path, required: tuple[str, ...], found: list[str]) -> None:
+    missing = [name for name in required if name not in found]
+    if missing:
+        raise ValueError(f"{file} lacks the columns {missing}; found {found}")
+
+
+def _labels(value: Any, where: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        value = value.split(LABEL_SEPARATOR)
+    if not isinstance(value, list) or not all(isinstance(label, str) for label in value):
+        raise ValueError(f"{where}: labels must be text, separated by {LABEL_SEPARATOR!r}, or a list; found {value!r}")
+    stripped = (label.strip() for label in value)
+    return tuple(dict.fromkeys(label for label in stripped if label))
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None or value == "" else str(value)
+
+
+def _whole_number(value: Any, where: str) -> int | None:
+    """A fold or class number; None where there is none. Tables often hold whole numbers as floats, with NaN for none."""
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    try:
+        number = float(value)
+        if number != int(number):
+            raise ValueError
+        return int(number)
+    except (ValueError, TypeError, OverflowError):
+        raise ValueError(f"{where} must be a whole number; found {value!r}") from None
+
+
+def describe(source: Source) -> str:
+    """One line on what was found, for the start of a run."""
+    text = f"{len(source.clips)} clips with {len(source.label_names)} labels (layout: {source.layout})"
+    if source.ignored:
+        text += f"; passed over, as not audio or in no class folder: {listed(source.ignored, limit=3)}"
+    return text

@@ -1,0 +1,6 @@
+"""Small students for audio tagging: architectures by name, their log-mel front end, their weights and their cost."""
+
+from students.catalog import create_student, list_students
+from students.weights import load_weights
+
+__all__ = ["create_student", "list_students", "load_weights"]

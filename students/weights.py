@@ -1,0 +1,351 @@
+"""Reading, writing and naming a student's weights. Nothing is ever loaded that could run code.
+
+A saved student is a folder with two files: ``student.safetensors`` (the weights) and ``student.json`` (name and options,
+class names, front end, provenance), which together are all that tagging, fine-tuning and export need.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import os
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor, nn
+
+from students.blocks import Student, StudentConfig
+from students.catalog import create_student, list_students
+from students.frontend import LogMelConfig
+from students.mn import MN, STAGES
+
+FORMAT = "kd-student"
+FORMAT_VERSION = 1
+WEIGHTS_FILE = "student.safetensors"
+CARD_FILE = "student.json"
+
+_log = logging.getLogger(__name__)
+
+StateDict = dict[str, Tensor]
+Shapes = dict[str, tuple[int, ...]]
+
+
+# --- Weights into a student --------------------------------------------------------------------------------------------
+
+
+def read_state_dict(path: str | Path) -> StateDict:
+    """The tensors by name in a .safetensors file or in a PyTorch checkpoint that holds a plain state dict.
+
+    Raises ValueError for a missing file and for one that is something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no such weights file: {path}")
+    content = path.read_bytes()  # so that an OSError below can only mean that the content is damaged
+    try:
+        if path.suffix == ".safetensors":
+            return load(content)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
+        # Not torch's own message: it advises to load the file in a way that can run code.
+        raise ValueError(f"{path} is truncated, no PyTorch checkpoint, or holds more than plain tensors") from error
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
+        found = f"a dict with {', '.join(map(repr, list(state)[:5]))}" if isinstance(state, Mapping) else type(state)
+        raise ValueError(f"{path} is not a state dict (tensors by name); found {found}")
+    return dict(state)
+
+
+def load_weights(student: Student, path: str | Path, new_classes: bool = False) -> None:
+    """Fills a student with weights from a file: a public EfficientAT checkpoint (.pt) or our own .safetensors.
+
+    Every name and shape must agree. With ``new_classes`` the layer that gives the classes is not taken from the file but
+    initialised anew, whatever number of classes the file has, and a warning says so.
+
+    Raises ValueError, saying what differs and which student the file fits, if it does not fit this one.
+    """
+    config = _config_of(student)
+    state = read_state_dict(path)
+    if _shapes_of(state) != _shapes_of(student.state_dict()):
+        num_classes = _fitting_num_classes(config.name, config.options, state)
+        if num_classes is None:
+            raise ValueError(_describe_mismatch(student, config, state, path))
+        if not new_classes:
+            raise ValueError(
+                f"{path} has {num_classes} classes, the student {config.num_classes}; create it with"
+                f" {num_classes} classes, or ask for new_classes, which initialises the last layer anew"
+            )
+    if new_classes:
+        replaced = _class_dependent_names(config)
+        fresh = create_student(config.name, config.num_classes, **config.options).state_dict()
+        state |= {name: fresh[name] for name in replaced}
+        _log.warning(
+            "%s: not loaded but initialised anew for %d classes: %s", path, config.num_classes, ", ".join(replaced)
+        )
+    student.load_state_dict(state)
+
+
+def _config_of(student: Student) -> StudentConfig:
+    if student.config is None:
+        raise ValueError("this student carries no configuration; build it with create_student")
+    return student.config
+
+
+def _shapes_of(state: Mapping[str, Tensor]) -> Shapes:
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
+def _catalog_shapes(name: str, num_classes: int, options: Mapping[str, Any]) -> Shapes:
+    with torch.device("meta"):  # shapes without memory or random numbers
+        return _shapes_of(create_student(name, num_classes, **options).state_dict())
+
+
+def _class_dependent_names(config: StudentConfig) -> list[str]:
+    """The names of the tensors whose shape depends on the number of classes: those of the last layer."""
+    two, three = (_catalog_shapes(config.name, number, config.options) for number in (2, 3))
+    return [name for name in two if two[name] != three[name]]
+
+
+def _fitting_num_classes(name: str, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> int | None:
+    """The number of classes with which a catalog entry has exactly the shapes of ``state``; None if with no number."""
+    found = _shapes_of(state)
+    two, three = (_catalog_shapes(name, number, options) for number in (2, 3))
+    if found.keys() != two.keys():
+        return None
+    # One size that depends on the classes gives their number, as it is linear in it; the comparison settles the rest.
+    key = next(key for key in two if two[key] != three[key])
+    if len(found[key]) != len(two[key]):
+        return None
+    axis = next(axis for axis, size in enumerate(two[key]) if size != three[key][axis])
+    num_classes, remainder = divmod(found[key][axis] - two[key][axis], three[key][axis] - two[key][axis])
+    num_classes += 2
+    if remainder or num_classes < 1 or _catalog_shapes(name, num_classes, options) != found:
+        return None
+    return num_classes
+
+
+def _describe_mismatch(student: Student, config: StudentConfig, state: StateDict, path: str | Path) -> str:
+    wanted, found = _shapes_of(student.state_dict()), _shapes_of(state)
+    lines = [f"{path} does not hold the weights of {config.name} with the chosen options"]
+    differences = {
+        "missing": [name for name in wanted if name not in found],
+        "not known to the student": [name for name in found if name not in wanted],
+        "of another shape": [
+            f"{name} {found[name]} instead of {wanted[name]}"
+            for name in wanted
+            if name in found and found[name] != wanted[name]
+        ],
+    }
+    for what, names in differences.items():
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            lines.append(f"{what}: {', '.join(names[:3])}{more}")
+    for name in list_students():
+        num_classes = _fitting_num_classes(name, {}, state)
+        if num_classes is not None:
+            lines.append(f"it fits {name} with {num_classes} classes")
+    return "; ".join(lines)
+
+
+# --- ImageNet ----------------------------------------------------------------------------------------------------------
+
+_NORM_TENSORS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+def load_imagenet_weights(student: Student, timm_state_dict: Mapping[str, Tensor]) -> None:
+    """Initialises an MN of width 1 from the state dict of timm's ``mobilenetv3_large_100``.
+
+    The stem's kernels are summed over colour, so that a spectrogram is seen as a grey picture. The last layer, and all of
+    a head that ImageNet's network does not have, stays as it is. The networks are not
+    quite the same: timm's batch norms have epsilon 1e-5 (ours 1e-3), its squeeze-excitation a hard sigmoid (ours a sigmoid).
+
+    Raises ValueError for another student and for another network's weights.
+    """
+    if not isinstance(student, MN):
+        raise ValueError(f"ImageNet weights are for MN students; found {type(student).__name__}")
+    wanted = student.state_dict()
+    filled: StateDict = {}
+    for name, timm_name in _timm_names(has_mlp_head="classifier.2.weight" in wanted).items():
+        if name not in wanted:
+            raise ValueError(f"ImageNet weights need squeeze-excitation over channels (se_dims 'c'); no {name} here")
+        if timm_name not in timm_state_dict:
+            raise ValueError(f"these are not the weights of timm's mobilenetv3_large_100: {timm_name} is missing")
+        value = timm_state_dict[timm_name]
+        if timm_name == "conv_stem.weight":
+            value = value.sum(dim=1, keepdim=True)
+        if value.numel() != wanted[name].numel():
+            raise ValueError(
+                f"ImageNet weights fit an MN of width 1 with se_reduction 4: {timm_name} has shape"
+                f" {tuple(value.shape)}, {name} here {tuple(wanted[name].shape)}"
+            )
+        filled[name] = value.reshape(wanted[name].shape)  # timm's linear layers are 1×1 convolutions
+    if extra := [name for name in wanted if name.startswith("features.") and name not in filled]:
+        raise ValueError(f"ImageNet weights need squeeze-excitation over channels alone; {extra[0]} has no counterpart")
+    student.load_state_dict(wanted | filled)
+
+
+def _timm_names(has_mlp_head: bool) -> dict[str, str]:
+    """Names of an MN's tensors -> names of the same tensors in timm's mobilenetv3_large_100."""
+    names: dict[str, str] = {}
+
+    def pair_norm_layer(ours: str, timm_conv: str, timm_norm: str) -> None:
+        names[f"{ours}.0.weight"] = f"{timm_conv}.weight"
+        names.update({f"{ours}.1.{tensor}": f"{timm_norm}.{tensor}" for tensor in _NORM_TENSORS})
+
+    def pair_linear(ours: str, timm_layer: str) -> None:
+        names.update({f"{ours}.{tensor}": f"{timm_layer}.{tensor}" for tensor in ("weight", "bias")})
+
+    pair_norm_layer("features.0", "conv_stem", "bn1")
+    timm_blocks = [
+        f"blocks.{stage}.{block}" for stage, depth in enumerate((1, 2, 3, 4, 2, 3)) for block in range(depth)
+    ]
+    for number, (stage, timm_block) in enumerate(zip(STAGES, timm_blocks, strict=True), start=1):
+        block = f"features.{number}.block"
+        convolutions = ["conv_dw", "conv_pw"] if number == 1 else ["conv_pw", "conv_dw", "conv_pwl"]
+        for position, convolution in enumerate(convolutions):
+            # Squeeze-excitation, where there is one, stands before the projection.
+            place = position + 1 if stage.has_se and convolution == "conv_pwl" else position
+            pair_norm_layer(f"{block}.{place}", f"{timm_block}.{convolution}", f"{timm_block}.bn{position + 1}")
+        if stage.has_se:
+            pair_linear(f"{block}.2.conc_se_layers.0.fc1", f"{timm_block}.se.conv_reduce")
+            pair_linear(f"{block}.2.conc_se_layers.0.fc2", f"{timm_block}.se.conv_expand")
+    pair_norm_layer(f"features.{len(STAGES) + 1}", "blocks.6.0.conv", "blocks.6.0.bn1")
+    if has_mlp_head:
+        pair_linear("classifier.2", "conv_head")
+    return names
+
+
+# --- A student as a folder ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StudentCard:
+    """What ``student.json`` tells about a student."""
+
+    config: StudentConfig
+    """Name, number of classes and options: enough to build it."""
+    class_names: tuple[str, ...]
+    """One name per output, in order."""
+    frontend: LogMelConfig
+    """What the student was trained to hear."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Where the weights come from; free form, plain enough for JSON."""
+
+
+def save_student(
+    folder: str | Path,
+    student: Student,
+    class_names: Sequence[str],
+    frontend: LogMelConfig,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes ``student.safetensors`` and ``student.json`` into ``folder``, each aside and renamed into place.
+
+    Raises ValueError if the class names are not one per output.
+    """
+    config = _config_of(student)
+    if len(class_names) != config.num_classes:
+        raise ValueError(f"one class name per output: {config.num_classes} are needed, {len(class_names)} were given")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
+    card = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "student": dataclasses.asdict(config),
+        "class_names": list(class_names),
+        "frontend": frontend.to_dict(),
+        "provenance": dict(provenance or {}),
+        "weights_fingerprint": weights_fingerprint(student),
+    }
+    text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
+    _replace(folder / WEIGHTS_FILE, lambda aside: save_file(state, aside))
+    _replace(folder / CARD_FILE, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """A killed process leaves the old file or the new one, never half of one."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(aside)
+        with open(aside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read_card(folder: str | Path) -> StudentCard:
+    """A saved student's card without its weights. Raises ValueError if the folder holds no student."""
+    return _card(*_read_card_file(folder))
+
+
+def load_student(folder: str | Path) -> tuple[Student, StudentCard]:
+    """A saved student on the CPU in evaluation mode, and its card.
+
+    Raises ValueError if the folder holds no student, or if weights and card do not belong together.
+    """
+    path, content = _read_card_file(folder)
+    card = _card(path, content)
+    try:
+        student = create_student(card.config.name, card.config.num_classes, **card.config.options)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    load_weights(student, path.with_name(WEIGHTS_FILE))
+    if weights_fingerprint(student) != content.get("weights_fingerprint"):
+        raise ValueError(
+            f"{path} and {WEIGHTS_FILE} beside it do not belong together: the weights are not those that the card was"
+            " written for (was saving interrupted, or one of them replaced?)"
+        )
+    return student.eval(), card
+
+
+def _read_card_file(folder: str | Path) -> tuple[Path, dict[str, Any]]:
+    path = Path(folder) / CARD_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{folder} holds no student: there is no {CARD_FILE}") from None
+    except ValueError as error:  # not JSON or not UTF-8
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path} does not describe a student (its format is not {FORMAT!r})")
+    if content.get("version") != FORMAT_VERSION:
+        raise ValueError(f"{path} has format version {content.get('version')!r}; this reader knows {FORMAT_VERSION}")
+    return path, content
+
+
+def _card(path: Path, content: Mapping[str, Any]) -> StudentCard:
+    try:
+        config = StudentConfig(**content["student"])
+        class_names = tuple(content["class_names"])
+        card = StudentCard(config, class_names, LogMelConfig.from_dict(content["frontend"]), content["provenance"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is incomplete or damaged: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if len(class_names) != config.num_classes:
+        raise ValueError(f"{path} names {len(class_names)} classes for {config.num_classes} outputs")
+    return card
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """32 hexadecimal digits that name a module's weights: BLAKE2b over names, types, shapes and bytes of its state dict.
+
+    The same on every device and in every process; any changed bit changes it.
+    """
+    state = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(module.state_dict().items()):
+        state.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        state.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return state.hexdigest()

@@ -1,0 +1,313 @@
+"""``kd teach``: runs teachers over a clip store and keeps their logits, one logit store for each teacher.
+
+Any number of processes share the work, shard by shard (see ``shards.py``). What is computed for a clip depends on
+neither their number nor on who computes it, and a run that was killed continues: each process loses at most the shard
+that it was working on. Two processes on a CPU machine:
+
+    ACCELERATE_USE_CPU=true python -m torch.distributed.run --nproc_per_node 2 teacher_logits/precompute.py …
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from audio_datasets.audio import fit_length
+from audio_datasets.class_lists import read_class_names
+from audio_datasets.clip_store import ClipStore
+from audio_datasets.command import USER_MISTAKE, parse, progress, run_command
+from audio_datasets.manifest import read_manifest
+from teacher_logits.shards import ShardFolder, batches_of, shard_rows
+from teacher_logits.store import LogitStore, check_same_classes, to_float16, write_logit_store
+from teacher_logits.teachers import Teacher, knows_its_classes, load_teacher
+
+Result = TypeVar("Result")
+
+# A process waits for the slowest one at the end of each teacher; torch's own limit (10 or 30 minutes) is too short.
+LONGEST_WAIT = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class TeachConfig:
+    """Run one or more teachers over a clip store and keep their logits.
+
+    A run that was killed goes on when the same command is given again.
+    """
+
+    clips: Path
+    """Clip store with the clips to hear."""
+    teacher: tuple[str, ...]
+    """One or more of: a run folder, NAME@WEIGHTS (as mn04@mn04_as_mAP_432.pt), module:function."""
+    out: Path
+    """Folder for the logit stores, one file NAME.h5 for each teacher."""
+    name: tuple[str, ...] = ()
+    """Names of the teachers, as many as there are teachers; their own if left out."""
+    class_names: Path | None = None
+    """Class list for weights or clip stores that carry none (AudioSet's class_labels_indices.csv, or one name a line)."""
+    clip_seconds: float | None = None
+    """Length of clip that the teachers hear, in seconds; their own (mostly 10) if left out."""
+    batch_size: int = 32
+    """Clips in a batch of one process."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Precision in which the teachers compute; logits are stored as float16 in any case."""
+    workers: int = 2
+    """Data-loading processes for each process."""
+    shard_clips: int = 4096
+    """Clips in a shard, which is what a process loses at most when it is killed."""
+    restart: bool = False
+    """Give up unfinished work, and replace a finished store, that was made with other settings or of other clips."""
+
+    def __post_init__(self) -> None:
+        if not self.teacher:
+            raise ValueError("give at least one --teacher")
+        if self.name and len(self.name) != len(self.teacher):
+            raise ValueError(f"as many names as teachers are needed; found {len(self.name)} for {len(self.teacher)}")
+        if len(set(self.name)) < len(self.name):
+            raise ValueError(f"names of teachers must differ; found {list(self.name)}")
+        if min(self.batch_size, self.shard_clips) < 1 or self.workers < 0:
+            raise ValueError(
+                "batch_size and shard_clips must be at least 1 and workers at least 0; "
+                f"found {self.batch_size}, {self.shard_clips} and {self.workers}"
+            )
+
+
+def teach(config: TeachConfig) -> list[Path]:
+    """Makes, or completes, the logit store of every teacher and returns their paths.
+
+    Raises ValueError for files that are missing or of another kind, class lists that differ, a clip that cannot be
+    decoded, logits that are not finite, and work or stores that were made otherwise and would be lost.
+    """
+    torch.set_flush_denormal(True)
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)]
+    )
+    class_names = read_class_names(config.class_names) if config.class_names else None
+    clips = ClipStore.open(config.clips, class_names=class_names)
+    # All of them before the first starts: a mistake in the last should not show after hours.
+    teachers = [_load(accelerator, config, spec, clips) for spec in config.teacher]
+    for teacher, name in zip(teachers, config.name, strict=False):
+        teacher.name = name
+    names = unique_names([teacher.name for teacher in teachers])
+    paths = [config.out / f"{name}.h5" for name in names]
+    for teacher, path in zip(teachers, paths, strict=True):
+        make_store(accelerator, teacher, clips, path, config)
+    return paths
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Names made fit for files; one that occurs again gets a number: a, a-2, a-3."""
+    result: list[str] = []
+    for name in names:
+        plain = re.sub(r"[^\w.-]+", "_", name).strip("._") or "teacher"
+        number, candidate = 1, plain
+        while candidate in result:
+            number += 1
+            candidate = f"{plain}-{number}"
+        result.append(candidate)
+    return result
+
+
+def make_store(accelerator: Accelerator, teacher: Teacher, clips: ClipStore, path: Path, config: TeachConfig) -> None:
+    """Makes the logit store of one teacher at ``path``, or completes it, or finds that it is complete.
+
+    Called on every process of the ``accelerator`` alike. Raises ValueError as ``teach`` does.
+    """
+    description = json.loads(json.dumps({**teacher.describe(), "mixed_precision": accelerator.mixed_precision}))
+    plan = {
+        "teacher": description,
+        "clip_store_fingerprint": clips.fingerprint,
+        "clips": len(clips),
+        "batch_size": config.batch_size,
+        "shard_clips": config.shard_clips,
+    }
+    work = ShardFolder(path, plan, shard_rows(len(clips), config.shard_clips), len(teacher.class_names))
+
+    def prepare() -> list[int] | None:
+        """Numbers of the shards to do; None if the store is complete."""
+        if path.exists() and _is_complete(path, description, clips, config.restart):
+            work.clean_up()
+            return None
+        work.begin(config.restart)
+        return work.unfinished()
+
+    unfinished = _on_main_process(accelerator, prepare)
+    if unfinished is None:
+        accelerator.print(f"{path} is complete: nothing to do")
+        return
+    accelerator.print(
+        f"{teacher.name}: {len(work.shards) - len(unfinished)} of {len(work.shards)} shards are there, "
+        f"{sum(len(work.shards[index]) for index in unfinished)} of {len(clips)} clips to do on "
+        f"{accelerator.num_processes} × {accelerator.device.type}"
+    )
+    teacher.to(accelerator.device).eval()
+    compute_shards(
+        accelerator, teacher, clips, work, unfinished[accelerator.process_index :: accelerator.num_processes], config
+    )
+    teacher.to("cpu")
+    accelerator.wait_for_everyone()
+
+    def merge() -> None:
+        merged = work.folder / "merged.h5"
+        write_logit_store(
+            merged,
+            clip_ids=clips.clip_ids,
+            audio_digests=clips.audio_digests(np.arange(len(clips))),
+            logit_blocks=work.blocks(),
+            class_names=teacher.class_names,
+            teacher=description,
+            clip_store_fingerprint=clips.fingerprint,
+        )
+        work.publish(merged)
+
+    _on_main_process(accelerator, merge)
+    accelerator.print(f"{path} written: {len(clips)} clips × {len(teacher.class_names)} classes")
+
+
+def compute_shards(
+    accelerator: Accelerator,
+    teacher: Teacher,
+    clips: ClipStore,
+    work: ShardFolder,
+    indices: Sequence[int],
+    config: TeachConfig,
+) -> None:
+    """Computes the shards with these numbers and keeps each as soon as it is finished."""
+    batches = [batch for index in indices for batch in batches_of(work.shards[index], config.batch_size)]
+    loader = DataLoader(
+        ClipBatches(clips, batches, teacher.sample_rate_hz, teacher.clip_seconds),
+        batch_size=None,  # the data set's items are batches
+        num_workers=min(config.workers, len(batches)),
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    loaded = iter(loader)
+    share = f" (1 of {accelerator.num_processes} processes)" if accelerator.num_processes > 1 else ""
+    with progress(
+        total=sum(map(len, batches)), shown=accelerator.is_main_process, desc=f"{teacher.name}{share}", unit="clip"
+    ) as bar:
+        for index in indices:
+            parts = []
+            for rows in batches_of(work.shards[index], config.batch_size):
+                waveforms = next(loaded)
+                if isinstance(waveforms, str):
+                    raise ValueError(f"{waveforms}; pack the clips again without it")
+                logits = run_teacher(accelerator, teacher, waveforms)
+                parts.append(to_float16(logits, [clips.clip_id(row) for row in rows]))
+                bar.update(len(rows))
+            work.write(index, np.concatenate(parts))
+
+
+@torch.inference_mode()
+def run_teacher(accelerator: Accelerator, teacher: Teacher, waveforms: Tensor) -> np.ndarray:
+    """Waveforms (batch, samples) -> logits float32 (batch, classes). ValueError if the teacher returns another shape."""
+    with accelerator.autocast():
+        logits = teacher(waveforms.to(accelerator.device, non_blocking=True))
+    expected = (len(waveforms), len(teacher.class_names))
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"teacher {teacher.name!r} returned {found}; logits of shape {expected} are needed")
+    return logits.float().cpu().numpy()
+
+
+class ClipBatches(Dataset[Tensor | str]):
+    """Map from a batch's number to its waveforms, float32 (batch, samples): each clip's first seconds, zeros after its end.
+
+    For a clip that cannot be decoded it gives the message instead: an exception would reach the main process wrapped in
+    the worker's traceback.
+    """
+
+    def __init__(self, clips: ClipStore, batches: Sequence[range], sample_rate_hz: int, clip_seconds: float) -> None:
+        self.clips = clips
+        self.batches = batches
+        self.sample_rate_hz = sample_rate_hz
+        self.clip_seconds = clip_seconds
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Tensor | str:
+        rows = self.batches[index]
+        samples = round(self.clip_seconds * self.sample_rate_hz)
+        waveforms = torch.empty(len(rows), samples)
+        for place, row in enumerate(rows):
+            try:
+                waveform = self.clips.waveform(row, self.sample_rate_hz, seconds=self.clip_seconds)
+            except ValueError as error:
+                return str(error)
+            waveforms[place] = torch.from_numpy(fit_length(waveform, samples))
+        return waveforms
+
+
+def _load(accelerator: Accelerator, config: TeachConfig, spec: str, clips: ClipStore) -> Teacher:
+    """One teacher, checked against the clip store."""
+    if config.class_names is None and not knows_its_classes(spec):
+        accelerator.print(f"{spec} carries no class names; taking those of {clips.path}")
+    teacher = load_teacher(spec, class_names=clips.class_names, clip_seconds=config.clip_seconds)
+    check_same_classes(clips.class_names, teacher.class_names, str(clips.path), f"teacher {spec}")
+    if accelerator.is_main_process:
+        longer = _count_longer(clips, teacher.clip_seconds)
+        if longer:
+            print(f"{spec} hears only the first {teacher.clip_seconds:g} s of {longer} longer clips")
+    return teacher
+
+
+def _count_longer(clips: ClipStore, seconds: float) -> int:
+    """How many clips are longer, as far as the manifest tells."""
+    manifest = read_manifest(clips.path)
+    if manifest is None:
+        return 0
+    durations = manifest.column("duration_seconds").to_numpy(zero_copy_only=False).astype(float)
+    return int((durations > seconds + 0.05).sum())
+
+
+def _is_complete(path: Path, description: dict[str, Any], clips: ClipStore, restart: bool) -> bool:
+    """Whether ``path`` is the store that is to be made. ValueError if it is another one that ``restart`` does not give up."""
+    store = LogitStore.open(path)
+    if store.teacher == description and store.clip_store_fingerprint == clips.fingerprint:
+        return True
+    if not restart:
+        what = "another teacher or other settings" if store.teacher != description else "other clips"
+        raise ValueError(
+            f"{path} exists and was made with {what}; choose another --out or --name, or --restart to replace it"
+        )
+    return False
+
+
+def _on_main_process(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
+    """The function's result on every process; it runs on the main one. Its user's mistake ends all, with one message."""
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = function()
+        except (ValueError, OSError) as error:
+            outcome[1] = str(error)
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        if accelerator.is_main_process:
+            raise ValueError(outcome[1])
+        raise SystemExit(USER_MISTAKE)
+    return outcome[0]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run_command(lambda: _teach_and_return(parse(TeachConfig, arguments, "kd teach")))
+
+
+def _teach_and_return(config: TeachConfig) -> int:
+    teach(config)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,411 @@
+"""The logit store: what one teacher said about every clip, on disk, looked up by clip id.
+
+An HDF5 file whose arrays are memory-mapped; no HDF5 handle stays open, which makes a store safe to fork and to pickle.
+Look-up is a binary search in the mapped ids, so a data-loading worker holds no table of all ids. docs/logit_store.md
+describes the format.
+
+Shapes: n clips, C classes.
+"""
+
+import json
+import math
+import mmap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+
+from audio_datasets.files import written_aside
+from audio_datasets.hdf5_arrays import (
+    create_hdf5,
+    decode_ids,
+    encode_ids,
+    find_ids,
+    id_order,
+    map_array,
+    open_hdf5,
+    string_attribute,
+)
+from audio_datasets.messages import listed
+
+if TYPE_CHECKING:
+    from audio_datasets.clip_store import ClipStore
+
+FORMAT = "kd-logit-store"
+FORMAT_VERSION = 1
+DIGEST_BYTES = 16  # BLAKE2b-128 of a clip's stored audio; all zeros where it is not known
+LARGEST_LOGIT = float(np.finfo(np.float16).max)
+
+ROWS_PER_BLOCK = 4096
+# Reading a random row maps up to 64 kB around it (Linux's fault-around). Given back every so many rows, the logits that
+# a process has mapped stay below about 32 MB however long it runs; the pages themselves stay in the file cache.
+ROWS_BEFORE_RELEASE = 512
+
+
+def to_float16(logits: np.ndarray, clip_ids: Sequence[str]) -> np.ndarray:
+    """Logits (k, C) as they are stored.
+
+    Raises ValueError, with the clip's id, for a value that is not finite or too large for float16: a clamped logit
+    would be a wrong target that nobody notices.
+    """
+    bad = ~(np.abs(logits) <= LARGEST_LOGIT)  # also true for NaN
+    if bad.any():
+        row = int(np.flatnonzero(bad.any(axis=1))[0])
+        value = logits[row][bad[row]][0]
+        raise ValueError(
+            f"the teacher's logits for clip {clip_ids[row]!r} cannot be stored: found {value}; "
+            f"finite values up to ±{LARGEST_LOGIT:.0f} are allowed"
+        )
+    return logits.astype(np.float16)
+
+
+def write_logit_store(
+    path: Path,
+    *,
+    clip_ids: Sequence[str],
+    audio_digests: np.ndarray,
+    logit_blocks: Iterable[np.ndarray],
+    class_names: Sequence[str],
+    teacher: dict[str, Any],
+    clip_store_fingerprint: str,
+) -> None:
+    """Writes a logit store aside and renames it to ``path``. The same content always gives the same bytes.
+
+    ``logit_blocks`` are float16 arrays (any number of rows, C) which follow one another in the order of ``clip_ids``;
+    only one block is in memory at a time. ``audio_digests`` is uint8 (n, 16), ``teacher`` anything that JSON can hold.
+
+    Raises ValueError for an id that occurs twice or holds a NUL character, and for no clips at all.
+    """
+    path = Path(path)
+    count, num_classes = len(clip_ids), len(class_names)
+    if count == 0:
+        raise ValueError(f"a logit store needs at least one clip; {path} would have none")
+    identifiers = encode_ids(clip_ids)
+    digests = np.ascontiguousarray(audio_digests, dtype=np.uint8)
+    assert digests.shape == (count, DIGEST_BYTES), digests.shape
+
+    description = _as_text(class_names, teacher, clip_store_fingerprint)
+    state = _hash_without_logits(description, identifiers, digests)
+    with written_aside(path) as aside, create_hdf5(aside) as file:
+        file.create_dataset("clip_id", data=identifiers)
+        file.create_dataset("clip_id_order", data=id_order(identifiers))
+        file.create_dataset("audio_digest", data=digests)
+        stored = file.create_dataset("logits", shape=(count, num_classes), dtype=np.float16)
+        filled = 0
+        for block in logit_blocks:
+            assert block.dtype == np.float16, block.dtype
+            assert block.shape[1] == num_classes, (block.shape, num_classes)
+            stored[filled : filled + len(block)] = block
+            state.update(np.ascontiguousarray(block))
+            filled += len(block)
+        assert filled == count, (filled, count)
+        file.attrs["format"] = FORMAT
+        file.attrs["format_version"] = FORMAT_VERSION
+        for name, text in description.items():
+            file.attrs[name] = text
+        file.attrs["fingerprint"] = state.hexdigest()
+
+
+class LogitStore:
+    """One teacher's logits, read by clip id. Made by ``LogitStore.open``.
+
+    Forked and spawned workers can use the same object: the maps are read-only, and a pickled store maps its file anew
+    on first use.
+
+    Attributes:
+        path: the file.
+        class_names: what the C columns mean.
+        teacher: the teacher's name, fingerprint, front end and so on, as written by ``precompute.py``.
+        clip_store_fingerprint: fingerprint of the clip store that the teacher heard.
+        fingerprint: hash of everything stored here, logits included (``read_fingerprint`` computes it again).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._arrays: dict[str, np.ndarray] = {}
+        self._rows_mapped = 0
+        with open_hdf5(path) as file:
+            self._check_format(file)
+            self.class_names = tuple(json.loads(self._text(file, "class_names")))
+            self.teacher: dict[str, Any] = json.loads(self._text(file, "teacher"))
+            self.clip_store_fingerprint = self._text(file, "clip_store_fingerprint")
+            self.fingerprint = self._text(file, "fingerprint")
+            self._map(file)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "LogitStore":
+        """The store in ``path``. Reads only the description; logits are read when asked for.
+
+        Raises ValueError, naming the path, for a missing or truncated file and for a file of another kind.
+        """
+        return cls(Path(path))
+
+    def __len__(self) -> int:
+        return len(self._array("logits"))
+
+    def __repr__(self) -> str:
+        return f"LogitStore({str(self.path)!r}: {len(self)} clips, {len(self.class_names)} classes)"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_arrays": {}, "_rows_mapped": 0}
+
+    def _check_format(self, file: h5py.File) -> None:
+        found = string_attribute(file, "format")
+        if found != FORMAT:
+            raise ValueError(
+                f"{self.path} is not a logit store: its format is {found!r}, {FORMAT!r} is needed "
+                "(kd teach makes such a file)"
+            )
+        version = file.attrs.get("format_version")
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{self.path} has version {version} of the logit store format; this program reads {FORMAT_VERSION}"
+            )
+
+    def _text(self, file: h5py.File, name: str) -> str:
+        text = string_attribute(file, name)
+        if text is None:
+            raise ValueError(f"{self.path} is a damaged logit store: it has no attribute {name!r}")
+        return text
+
+    def _map(self, file: h5py.File) -> None:
+        """Maps the arrays and checks their types and shapes against each other."""
+        arrays = {name: map_array(file, name) for name in ("clip_id", "clip_id_order", "audio_digest", "logits")}
+        count = len(arrays["clip_id"])
+        needed = {
+            "clip_id": ("S", (count,)),
+            "clip_id_order": ("i", (count,)),
+            "audio_digest": ("u", (count, DIGEST_BYTES)),
+            "logits": ("f", (count, len(self.class_names))),
+        }
+        for name, (kind, shape) in needed.items():
+            found = arrays[name]
+            if found.dtype.kind != kind or found.shape != shape:
+                raise ValueError(
+                    f"{self.path} is a damaged logit store: {name} has type {found.dtype} and shape {found.shape}; "
+                    f"the kind {kind!r} and the shape {shape} are needed"
+                )
+        self._arrays = arrays
+
+    def _array(self, name: str) -> np.ndarray:
+        """A mapped array; after unpickling, the first call maps the file again."""
+        if not self._arrays:
+            with open_hdf5(self.path) as file:
+                if string_attribute(file, "fingerprint") != self.fingerprint:
+                    raise ValueError(f"{self.path} was replaced after it was opened; open it again")
+                self._map(file)
+        return self._arrays[name]
+
+    @property
+    def clip_ids(self) -> list[str]:
+        """All ids in the order of the rows. Built anew on every call (about 70 bytes a clip): not for workers."""
+        return decode_ids(self.encoded_clip_ids)
+
+    @property
+    def encoded_clip_ids(self) -> np.ndarray:
+        """All ids as they are stored, S<longest> (n,), memory-mapped."""
+        return self._array("clip_id")
+
+    @property
+    def clip_id_order(self) -> np.ndarray:
+        """int64 (n,): the rows in ascending order of their ids, memory-mapped."""
+        return self._array("clip_id_order")
+
+    def clip_id(self, row: int) -> str:
+        """The id of one row."""
+        return bytes(self.encoded_clip_ids[row]).decode()
+
+    def rows(self, ids: Sequence[str]) -> np.ndarray:
+        """Row numbers int64 (k,) of the ids; -1 where the store does not have one."""
+        return find_ids(self.encoded_clip_ids, self.clip_id_order, ids)
+
+    def read_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Logits float32 (k, C) of the given row numbers."""
+        rows = np.asarray(rows, dtype=np.int64)
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
+            raise ValueError(f"rows must be from 0 to {len(self) - 1}; found {rows.min()} to {rows.max()}")
+        logits = self._array("logits")
+        result = np.empty((len(rows), logits.shape[1]), dtype=np.float32)
+        for start in range(0, len(rows), ROWS_BEFORE_RELEASE):
+            part = rows[start : start + ROWS_BEFORE_RELEASE]
+            result[start : start + len(part)] = logits[part]
+            self._release_pages(len(part))
+        return result
+
+    def read(self, ids: Sequence[str]) -> np.ndarray:
+        """Logits float32 (k, C) of the clips with these ids, in this order.
+
+        Raises ValueError, naming the first, for ids that the store does not have.
+        """
+        rows = self.rows(ids)
+        missing = [identifier for identifier, row in zip(ids, rows, strict=True) if row < 0]
+        if missing:
+            raise ValueError(f"{self.path} has no logits for {len(missing)} of {len(ids)} clips: {listed(missing)}")
+        return self.read_rows(rows)
+
+    def audio_digests(self, rows: np.ndarray) -> np.ndarray:
+        """uint8 (k, 16): hash of the stored audio that the teacher heard; zeros where it was not known."""
+        return self._array("audio_digest")[rows]
+
+    def blocks(self, rows_per_block: int = ROWS_PER_BLOCK) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Goes through the store once: (row numbers int64 (k,), logits float16 (k, C))."""
+        for start in range(0, len(self), rows_per_block):
+            rows = np.arange(start, min(start + rows_per_block, len(self)))
+            yield rows, np.array(self._array("logits")[rows[0] : rows[-1] + 1])
+            self._release_pages(len(rows))
+
+    def read_fingerprint(self) -> str:
+        """``fingerprint`` computed again from what the file holds now; differs if a byte of it has changed."""
+        description = _as_text(self.class_names, self.teacher, self.clip_store_fingerprint)
+        state = _hash_without_logits(description, self.encoded_clip_ids, self._array("audio_digest"))
+        for _, logits in self.blocks():
+            state.update(logits)
+        return state.hexdigest()
+
+    def _release_pages(self, rows: int) -> None:
+        """Counts rows read and, now and then, lets the kernel unmap the pages of the logits (they stay cached)."""
+        self._rows_mapped += rows
+        if self._rows_mapped < ROWS_BEFORE_RELEASE or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        self._rows_mapped = 0
+        owner = self._arrays["logits"]
+        while owner is not None and not isinstance(owner, mmap.mmap):
+            owner = owner.base
+        if owner is not None:
+            owner.madvise(mmap.MADV_DONTNEED)
+
+
+@dataclass(frozen=True)
+class LogitEnsemble:
+    """Several stores read as one teacher: the weighted mean of their logits.
+
+    Weights are relative: 2 and 1 stand for 2/3 and 1/3. Raises ValueError if the class lists differ, a weight is not
+    positive, or there is no store.
+    """
+
+    stores: tuple[LogitStore, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.stores:
+            raise ValueError("an ensemble needs at least one logit store; found none")
+        if len(self.stores) != len(self.weights):
+            raise ValueError(f"one weight per store is needed; found {len(self.stores)} and {len(self.weights)}")
+        for store, weight in zip(self.stores, self.weights, strict=True):
+            if not (math.isfinite(weight) and weight > 0):
+                raise ValueError(
+                    f"the weight of a logit store must be a positive number; found {weight} for {store.path}"
+                )
+        for store in self.stores[1:]:
+            check_same_classes(self.stores[0].class_names, store.class_names, str(self.stores[0].path), str(store.path))
+
+    @classmethod
+    def open(cls, specs: Sequence[str | Path]) -> "LogitEnsemble":
+        """Stores given as ``path`` or ``path:weight``; the weight is 1 if not given."""
+        paths, weights = zip(*(parse_weighted_path(str(spec)) for spec in specs), strict=True) if specs else ((), ())
+        return cls(tuple(LogitStore.open(path) for path in paths), weights)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the C columns mean."""
+        return self.stores[0].class_names
+
+    def describe(self) -> list[dict[str, Any]]:
+        """For a run's provenance: each store's teacher, weight and fingerprint."""
+        return [
+            {"teacher": store.teacher, "weight": weight, "fingerprint": store.fingerprint}
+            for store, weight in zip(self.stores, self.weights, strict=True)
+        ]
+
+    def present(self, ids: Sequence[str]) -> np.ndarray:
+        """bool (k,): whether every store has the clip."""
+        return np.logical_and.reduce([store.rows(ids) >= 0 for store in self.stores])
+
+    def read(self, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Mean logits float32 (k, C), and bool (k,): whether every store has the clip. Zeros where one does not.
+
+        What to do about a missing clip is left to the caller.
+        """
+        rows = [store.rows(ids) for store in self.stores]
+        present = np.logical_and.reduce([r >= 0 for r in rows])
+        mean = np.zeros((len(ids), len(self.class_names)), dtype=np.float32)
+        total = sum(self.weights)
+        for store, weight, store_rows in zip(self.stores, self.weights, rows, strict=True):
+            mean[present] += np.float32(weight / total) * store.read_rows(store_rows[present])
+        return mean, present
+
+    def check_against(self, clip_store: "ClipStore", rows: np.ndarray | None = None) -> np.ndarray:
+        """Checks that these logits belong to the clips in ``rows`` (default: all) of a clip store.
+
+        Returns bool (k,): True where a clip has no logits in at least one store; the caller decides whether that is an
+        error. Raises ValueError if the class lists differ, or if a clip's audio is not what the teacher heard (told by
+        its digest, where both stores have one); the message names the first such clip.
+        """
+        check_same_classes(clip_store.class_names, self.class_names, str(clip_store.path), str(self.stores[0].path))
+        rows = np.arange(len(clip_store)) if rows is None else np.asarray(rows, dtype=np.int64)
+        missing = np.zeros(len(rows), dtype=bool)
+        for start in range(0, len(rows), ROWS_PER_BLOCK):
+            part = rows[start : start + ROWS_PER_BLOCK]
+            ids = [clip_store.clip_id(int(row)) for row in part]
+            heard_now = clip_store.audio_digests(part)
+            for store in self.stores:
+                found = store.rows(ids)
+                missing[start : start + len(part)] |= found < 0
+                heard_then = store.audio_digests(np.maximum(found, 0))
+                known = (found >= 0) & heard_now.any(axis=1) & heard_then.any(axis=1)
+                other = np.flatnonzero(known & (heard_now != heard_then).any(axis=1))
+                if len(other):
+                    raise ValueError(
+                        f"clip {ids[other[0]]!r} has other audio in {clip_store.path} than the teacher heard for "
+                        f"{store.path}; run the teacher again over this clip store"
+                    )
+        return missing
+
+
+def parse_weighted_path(spec: str) -> tuple[Path, float]:
+    """``"path"`` or ``"path:weight"`` as (path, weight); a path that exists as written has weight 1."""
+    head, separator, tail = spec.rpartition(":")
+    if not separator or Path(spec).exists():
+        return Path(spec), 1.0
+    try:
+        return Path(head), float(tail)
+    except ValueError:
+        if Path(head).exists():
+            raise ValueError(f"the weight after the colon in {spec!r} must be a number; found {tail!r}") from None
+        return Path(spec), 1.0
+
+
+def check_same_classes(first: Sequence[str], second: Sequence[str], first_name: str, second_name: str) -> None:
+    """Raises ValueError with the first difference unless both class lists hold the same names in the same order."""
+    for index, (one, other) in enumerate(zip(first, second, strict=False)):
+        if one != other:
+            raise ValueError(
+                f"class lists differ: class {index} is {one!r} in {first_name} and {other!r} in {second_name}"
+            )
+    if len(first) != len(second):
+        raise ValueError(f"class lists differ: {len(first)} classes in {first_name} and {len(second)} in {second_name}")
+
+
+def _as_text(class_names: Sequence[str], teacher: dict[str, Any], clip_store_fingerprint: str) -> dict[str, str]:
+    """The attributes that describe a store."""
+    return {
+        "class_names": json.dumps(list(class_names), ensure_ascii=False),
+        "teacher": json.dumps(teacher, ensure_ascii=False, sort_keys=True),
+        "clip_store_fingerprint": clip_store_fingerprint,
+    }
+
+
+def _hash_without_logits(description: dict[str, str], identifiers: np.ndarray, digests: np.ndarray) -> "blake2b":
+    """Hash of everything but the logits, to be continued with their bytes."""
+    state = blake2b(digest_size=16)
+    for text in description.values():
+        data = text.encode()
+        state.update(len(data).to_bytes(8, "little") + data)
+    # As bytes: hashlib takes no buffers of fixed-width text.
+    state.update(np.ascontiguousarray(identifiers).view(np.uint8))
+    state.update(np.ascontiguousarray(digests))
+    return state

@@ -1,0 +1,124 @@
+"""Every student in the catalog does what every student must do."""
+
+import json
+
+import pytest
+import torch
+
+from students import create_student, list_students
+from students.blocks import Student, StudentConfig
+from students.catalog import default_options
+from students.frontend import LogMelConfig
+from students.weights import load_student, save_student
+
+
+@pytest.fixture(scope="module", params=list_students())
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def student(name: str) -> Student:
+    torch.manual_seed(0)
+    return create_student(name, num_classes=3)
+
+
+def test_trains_a_step_on_two_short_clips(student: Student) -> None:
+    student.train().zero_grad()
+    output = student(torch.randn(2, 1, 128, 32))
+    assert output.logits.shape == (2, 3)
+    assert output.embedding.shape == (2, student.embedding_dim)
+    (output.logits.sum() + output.embedding.sum()).backward()
+    for parameter_name, parameter in student.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+    student.zero_grad()
+
+
+def test_a_batch_of_one_trains_and_equals_its_row_in_a_batch(student: Student) -> None:
+    mel = torch.randn(3, 1, 128, 61)
+    student.train()
+    assert student(mel[:1]).logits.isfinite().all()
+    student.eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(student(mel[1:2]).logits, student(mel).logits[1:2])
+
+
+@pytest.mark.parametrize("frames", [32, 33, 250, 3000])
+def test_takes_clips_of_any_length(student: Student, frames: int) -> None:
+    if frames == 3000 and student.config.name in ("mn20", "mn30", "mn40"):
+        pytest.skip("the same layers at width 1 show it with less computing")
+    student.eval()
+    with torch.inference_mode():
+        output = student(torch.randn(1, 1, 128, frames))
+    assert output.logits.shape == (1, 3)
+    assert output.logits.isfinite().all()
+
+
+def test_one_class_keeps_both_axes(name: str) -> None:
+    student = create_student(name, num_classes=1).eval()
+    with torch.inference_mode():
+        assert student(torch.randn(1, 1, 128, 32)).logits.shape == (1, 1)
+
+
+def test_saved_and_loaded_it_gives_the_same(student: Student, tmp_path) -> None:
+    frontend = LogMelConfig(hop_samples=500)
+    save_student(tmp_path, student, ["a", "b", "c"], frontend, {"seed": 1})
+    loaded, card = load_student(tmp_path)
+    assert loaded.config == card.config == student.config
+    assert card.class_names == ("a", "b", "c")
+    assert card.frontend == frontend
+    assert card.provenance == {"seed": 1}
+    assert not loaded.training
+    mel = torch.randn(1, 1, 128, 40)
+    student.eval()
+    with torch.inference_mode():
+        assert torch.equal(loaded(mel).logits, student(mel).logits)
+
+
+def test_its_configuration_survives_json_and_builds_it_again(student: Student) -> None:
+    config = StudentConfig(**json.loads(json.dumps(student.config.__dict__)))
+    assert config == student.config
+    assert config.options == default_options(config.name)
+    again = create_student(config.name, config.num_classes, **config.options)
+    assert again.config == student.config
+    assert [v.shape for v in again.state_dict().values()] == [v.shape for v in student.state_dict().values()]
+
+
+def test_an_unknown_name_lists_the_choices() -> None:
+    with pytest.raises(ValueError, match=r"unknown student 'mn11'; choices: mn01, mn02"):
+        create_student("mn11", num_classes=2)
+
+
+def test_an_unknown_option_lists_the_choices() -> None:
+    with pytest.raises(ValueError, match=r"unknown option 'wdith' for mn01; choices: width, head, se_dims"):
+        create_student("mn01", num_classes=2, wdith=1.0)
+
+
+@pytest.mark.parametrize("num_classes", [0, -1, 2.0, True, "10"])
+def test_a_student_needs_a_class(num_classes: object) -> None:
+    with pytest.raises(ValueError, match="at least one class"):
+        create_student("mn01", num_classes=num_classes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 0}, "width is above 0; found 0"),
+        ({"width": "wide"}, "value of the wrong kind"),
+        ({"head": "linear"}, "unknown head 'linear'; choices: mlp, fully_convolutional, attention_pooling"),
+        ({"se_dims": ""}, "unknown se_dims"),
+        ({"se_dims": "cc"}, "unknown se_dims"),
+        ({"se_dims": "cx"}, "unknown se_dims 'cx'; choices: 'none' or any of 'c', 'f', 't'"),
+        ({"se_agg": "median"}, "unknown se_agg 'median'; choices: max, avg, add, min"),
+        ({"se_reduction": 0}, "se_reduction is a whole number above 0"),
+        ({"strides": (2, 2, 2)}, "strides are four numbers"),
+        ({"strides": (2, 2, 2, 3)}, "strides are four numbers"),
+        ({"strides": 2}, "value of the wrong kind"),
+        ({"n_mels": 0}, "n_mels is a whole number above 0"),
+        ({"dropout": 1.0}, "dropout is at least 0 and below 1"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create_student("mn01", num_classes=2, **options)

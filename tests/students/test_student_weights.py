@@ -1,0 +1,347 @@
+"""Weights go in only where they belong, and saved students come back as they were."""
+
+import json
+import logging
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from students import create_student, load_weights
+from students.frontend import LogMelConfig
+from students.weights import (
+    load_imagenet_weights,
+    load_student,
+    read_card,
+    read_state_dict,
+    save_student,
+    weights_fingerprint,
+)
+
+CLASSES = ["rain", "dog", "crow"]
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    return weights_fingerprint(one) == weights_fingerprint(other)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A checkpoint of an mn01 with three classes."""
+    path = tmp_path / "mn01.pt"
+    torch.manual_seed(0)
+    torch.save(create_student("mn01", num_classes=3).state_dict(), path)
+    return path
+
+
+def test_loads_the_public_checkpoint_by_its_key_names(reference_dir: Path) -> None:
+    path = reference_dir / "data" / "checkpoints" / "mn04_as_mAP_432.pt"
+    student = create_student("mn04", num_classes=527)
+    load_weights(student, path)
+    expected = torch.load(path, weights_only=True)
+    assert student.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in student.state_dict().items())
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_loads_both_kinds_of_file(tmp_path: Path, suffix: str) -> None:
+    source, target = (create_student("mn01", num_classes=3, head="fully_convolutional") for _ in range(2))
+    path = tmp_path / f"weights.{suffix}"
+    (torch.save if suffix == "pt" else save_file)(source.state_dict(), path)
+    assert not same_weights(source, target)
+    load_weights(target, path)
+    assert same_weights(source, target)
+
+
+def test_another_number_of_classes_is_refused_unless_asked_for(
+    checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    student = create_student("mn01", num_classes=7)
+    before = weights_fingerprint(student)
+    with pytest.raises(ValueError, match=r"has 3 classes, the student 7; .*new_classes"):
+        load_weights(student, checkpoint)
+    assert weights_fingerprint(student) == before
+    with caplog.at_level(logging.WARNING):
+        load_weights(student, checkpoint, new_classes=True)
+    assert "initialised anew for 7 classes: classifier.5.weight, classifier.5.bias" in caplog.text
+    stored = torch.load(checkpoint, weights_only=True)
+    for name, value in student.state_dict().items():
+        assert name.startswith("classifier.5.") or torch.equal(value, stored[name]), name
+    assert student.state_dict()["classifier.5.weight"].std() == pytest.approx(0.01, rel=0.2)
+
+
+def test_new_classes_may_be_as_many_as_the_old_ones(checkpoint: Path) -> None:
+    student = create_student("mn01", num_classes=3)
+    load_weights(student, checkpoint, new_classes=True)
+    stored = torch.load(checkpoint, weights_only=True)
+    assert not torch.equal(student.state_dict()["classifier.5.weight"], stored["classifier.5.weight"])
+    assert torch.equal(student.state_dict()["classifier.2.weight"], stored["classifier.2.weight"])
+
+
+@pytest.mark.parametrize("head", ["mlp", "fully_convolutional", "attention_pooling"])
+def test_new_classes_work_for_every_head(tmp_path: Path, head: str) -> None:
+    source = create_student("mn01", num_classes=1, head=head)
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    student = create_student("mn01", num_classes=4, head=head)
+    with pytest.raises(ValueError, match="has 1 classes, the student 4"):
+        load_weights(student, tmp_path / "w.pt")
+    load_weights(student, tmp_path / "w.pt", new_classes=True)
+    assert same_weights(student.features, source.features)
+
+
+@pytest.mark.parametrize("new_classes", [False, True])
+def test_another_students_weights_are_refused_and_named(checkpoint: Path, new_classes: bool) -> None:
+    student = create_student("mn02", num_classes=3)
+    with pytest.raises(ValueError, match=r"does not hold the weights of mn02 .*it fits mn01 with 3 classes") as caught:
+        load_weights(student, checkpoint, new_classes)
+    assert "of another shape: features." in str(caught.value)
+
+
+def test_another_head_is_refused_with_the_names_that_differ(checkpoint: Path) -> None:
+    student = create_student("mn01", num_classes=3, head="attention_pooling")
+    message = r"missing: classifier\.head_weight.*not known to the student: classifier\.2\.weight.*it fits mn01 with 3"
+    with pytest.raises(ValueError, match=message):
+        load_weights(student, checkpoint)
+
+
+def test_one_missing_and_one_extra_tensor_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save(state | {"extra": torch.ones(1)}, tmp_path / "extra.pt")
+    with pytest.raises(ValueError, match="not known to the student: extra"):
+        load_weights(create_student("mn01", num_classes=3), tmp_path / "extra.pt")
+    del state["features.0.1.running_var"]
+    torch.save(state, tmp_path / "missing.pt")
+    with pytest.raises(ValueError, match=r"missing: features\.0\.1\.running_var"):
+        load_weights(create_student("mn01", num_classes=3), tmp_path / "missing.pt")
+
+
+def test_what_is_no_weights_file_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no such weights file: .*nothing\.pt"):
+        read_state_dict(tmp_path / "nothing.pt")
+    with pytest.raises(ValueError, match="no such weights file"):
+        read_state_dict(tmp_path)
+    torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "training.pt")
+    with pytest.raises(ValueError, match=r"is not a state dict .* found a dict with 'state_dict', 'epoch'"):
+        read_state_dict(tmp_path / "training.pt")
+    torch.save(torch.ones(3), tmp_path / "tensor.pt")
+    with pytest.raises(ValueError, match="is not a state dict"):
+        read_state_dict(tmp_path / "tensor.pt")
+    whole = checkpoint.read_bytes()
+    save_file(torch.load(checkpoint, weights_only=True), tmp_path / "whole.safetensors")
+    whole_safetensors = (tmp_path / "whole.safetensors").read_bytes()
+    for suffix, content in (("pt", whole), ("safetensors", whole_safetensors)):
+        for length in (0, 1, 7, 100, 5_000, len(content) // 2, len(content) - 1):
+            path = tmp_path / f"cut.{suffix}"
+            path.write_bytes(content[:length])
+            with pytest.raises(ValueError, match="is truncated"):
+                read_state_dict(path)
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path: Path) -> None:
+    class Attack:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "attacked"),)
+
+    path = tmp_path / "attack.pt"
+    path.write_bytes(pickle.dumps({"weight": Attack()}))
+    with pytest.raises(ValueError, match="more than plain tensors"):
+        read_state_dict(path)
+    torch.save({"weight": Attack()}, path)
+    with pytest.raises(ValueError, match="more than plain tensors"):
+        read_state_dict(path)
+    assert not (tmp_path / "attacked").exists()
+
+
+def test_a_student_built_by_hand_says_what_it_lacks(checkpoint: Path) -> None:
+    student = create_student("mn01", num_classes=3)
+    student.config = None
+    with pytest.raises(ValueError, match="build it with create_student"):
+        load_weights(student, checkpoint)
+
+
+# --- ImageNet ---
+
+
+@pytest.fixture(scope="module")
+def imagenet() -> nn.Module:
+    """timm's network with random weights; batch norms too, so that each must find its place."""
+    torch.manual_seed(0)
+    model = timm.create_model("mobilenetv3_large_100", pretrained=False).eval()
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.8, 1.2)
+            nn.init.normal_(layer.bias, std=0.1)
+            nn.init.normal_(layer.running_mean, std=0.1)
+            nn.init.uniform_(layer.running_var, 0.5, 1.5)
+    return model
+
+
+def align(student: nn.Module, imagenet: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undoes the two differences between the networks, so that outputs can be compared."""
+    for layer in student.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eps = 1e-5
+    for module in imagenet.modules():
+        if hasattr(module, "conv_reduce"):
+            monkeypatch.setattr(module, "gate", nn.Sigmoid())
+
+
+def test_imagenet_weights_compute_what_timm_computes(imagenet: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = create_student("mn10", num_classes=5).eval()
+    last_layer = student.classifier[5].weight.clone()
+    load_imagenet_weights(student, imagenet.state_dict())
+    assert torch.equal(student.classifier[5].weight, last_layer)
+    align(student, imagenet, monkeypatch)
+    picture = torch.randn(2, 1, 128, 96)
+    with torch.inference_mode():
+        expected = imagenet.forward_head(imagenet.forward_features(picture.expand(-1, 3, -1, -1)), pre_logits=True)
+        hidden = student.classifier[:4](student.features(picture))
+    assert expected.std() > 0.1
+    torch.testing.assert_close(hidden, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_imagenet_weights_go_into_the_other_heads_features(imagenet: nn.Module) -> None:
+    mlp, attention = (create_student("mn10", num_classes=5, head=head) for head in ("mlp", "attention_pooling"))
+    for student in (mlp, attention):
+        load_imagenet_weights(student, imagenet.state_dict())
+    assert same_weights(mlp.features, attention.features)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("mn04", {}, "fit an MN of width 1"),
+        ("mn10", {"se_reduction": 8}, "se_reduction 4"),
+        ("mn10", {"se_dims": "none"}, "need squeeze-excitation over channels"),
+        ("mn10", {"se_dims": "cf"}, "over channels alone"),
+    ],
+)
+def test_imagenet_weights_need_the_same_network(imagenet: nn.Module, name: str, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_imagenet_weights(create_student(name, num_classes=5, **options), imagenet.state_dict())
+
+
+def test_other_timm_weights_are_refused() -> None:
+    other = timm.create_model("resnet18", pretrained=False)
+    with pytest.raises(ValueError, match=r"not the weights of timm.*: conv_stem\.weight is missing"):
+        load_imagenet_weights(create_student("mn10", num_classes=5), other.state_dict())
+
+
+# --- A student as a folder ---
+
+
+def test_the_card_can_be_read_alone(tmp_path: Path) -> None:
+    student = create_student("mn01", num_classes=3, strides=(2, 2, 2, 1))
+    save_student(tmp_path / "run", student, CLASSES, LogMelConfig(n_mels=64), {"teacher": "Ünïcode"})
+    card = read_card(tmp_path / "run")
+    assert card == load_student(tmp_path / "run")[1]
+    assert card.config == student.config
+    assert card.config.options["strides"] == [2, 2, 2, 1]
+    assert card.provenance == {"teacher": "Ünïcode"}
+    content = json.loads((tmp_path / "run" / "student.json").read_text(encoding="utf-8"))
+    assert (content["format"], content["version"]) == ("kd-student", 1)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["student.json", "student.safetensors"]
+
+
+def test_saving_needs_a_name_for_every_class(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="3 are needed, 2 were given"):
+        save_student(tmp_path, create_student("mn01", num_classes=3), CLASSES[:2], LogMelConfig())
+
+
+def test_the_same_student_gives_the_same_files(tmp_path: Path) -> None:
+    student = create_student("mn01", num_classes=3)
+    for folder in ("one", "two"):
+        save_student(tmp_path / folder, student, CLASSES, LogMelConfig())
+    for name in ("student.json", "student.safetensors"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_failed_save_leaves_the_old_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = create_student("mn01", num_classes=3)
+    save_student(tmp_path, old, CLASSES, LogMelConfig())
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_student(tmp_path, create_student("mn01", num_classes=3), CLASSES, LogMelConfig())
+    assert same_weights(load_student(tmp_path)[0], old)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_weights_that_the_card_was_not_written_for_are_refused(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        save_student(tmp_path / folder, create_student("mn01", num_classes=3), CLASSES, LogMelConfig())
+    os.replace(tmp_path / "one" / "student.safetensors", tmp_path / "two" / "student.safetensors")
+    with pytest.raises(ValueError, match="do not belong together"):
+        load_student(tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "other"}, "does not describe a student"),
+        ({"version": 2}, "has format version 2; this reader knows 1"),
+        ({"class_names": ["a"]}, "names 1 classes for 3 outputs"),
+        ({"student": {"name": "mn99", "num_classes": 3, "options": {}}}, "unknown student 'mn99'"),
+        ({"student": {"name": "mn02", "num_classes": 3, "options": {}}}, "it fits mn01 with 3 classes"),
+        ({"student": {"title": "mn01"}}, "incomplete or damaged"),
+        ({"frontend": {"hop": 3}}, "unknown front-end setting hop"),
+        ({"frontend": None}, "incomplete or damaged"),
+    ],
+)
+def test_a_damaged_card_is_refused(tmp_path: Path, change: dict, message: str) -> None:
+    save_student(tmp_path, create_student("mn01", num_classes=3), CLASSES, LogMelConfig())
+    path = tmp_path / "student.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        load_student(tmp_path)
+
+
+def test_a_folder_without_a_student_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no student: there is no student\.json"):
+        load_student(tmp_path / "nowhere")
+    (tmp_path / "student.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match="is not valid JSON"):
+        load_student(tmp_path)
+    (tmp_path / "student.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(ValueError, match="does not describe a student"):
+        load_student(tmp_path)
+
+
+# --- Fingerprints ---
+
+
+def test_a_fingerprint_changes_with_every_bit_and_only_then() -> None:
+    linear = nn.Linear(3, 2)
+    fingerprint = weights_fingerprint(linear)
+    assert len(fingerprint) == 32
+    assert weights_fingerprint(linear) == fingerprint
+    with torch.no_grad():
+        linear.weight.view(torch.int32)[1, 2] ^= 1
+    assert weights_fingerprint(linear) != fingerprint
+
+
+def test_a_fingerprint_sees_names_shapes_and_types() -> None:
+    def named(**tensors: torch.Tensor) -> nn.Module:
+        module = nn.Module()
+        for name, tensor in tensors.items():
+            module.register_buffer(name, tensor)
+        return module
+
+    modules = [
+        named(a=torch.zeros(2, 3), b=torch.zeros(4)),
+        named(a=torch.zeros(3, 2), b=torch.zeros(4)),
+        named(a=torch.zeros(2, 3), c=torch.zeros(4)),
+        named(a=torch.zeros(2, 3), b=torch.zeros(4, dtype=torch.int32)),
+        named(a=torch.zeros(2, 3), b=torch.zeros(8, dtype=torch.bfloat16)),
+    ]
+    assert len({weights_fingerprint(module) for module in modules}) == len(modules)
+    in_another_order = named(b=torch.zeros(4), a=torch.zeros(2, 3))
+    assert weights_fingerprint(in_another_order) == weights_fingerprint(modules[0])

@@ -1,0 +1,209 @@
+"""``kd verify``: says that a good store is good, and finds everything that can be wrong with one."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+
+from audio_datasets.clip_store import ClipRecord, ClipStore, write_clip_store
+from audio_datasets.hdf5_arrays import id_order
+from teacher_logits import verify
+from teacher_logits.precompute import TeachConfig, teach
+from teacher_logits.store import LogitEnsemble, LogitStore, write_logit_store
+from teacher_logits.verify import VerifyConfig, main, mean_average_precision
+
+CLASSES = ("hiss", "hum", "never")
+IDS = [f"clip{i}" for i in range(30)]
+
+
+def write_clips(path: Path, ids=IDS, labelled=True) -> ClipStore:
+    """Thirty short clips; every second one hisses, every third one hums."""
+    records = [
+        ClipRecord(name, np.full(50, int(name[4:]) + 1, np.int16), labels_of(int(name[4:])) if labelled else ())
+        for name in ids
+    ]
+    write_clip_store(path, records, CLASSES, audio_kind="pcm16", sample_rate_hz=8000)
+    return ClipStore.open(path)
+
+
+def labels_of(index: int) -> tuple[str, ...]:
+    return ("hiss",) * (index % 2 == 0) + ("hum",) * (index % 3 == 0)
+
+
+def write_logits(path: Path, clips: ClipStore, seed=0, **changes) -> np.ndarray:
+    """A store with logits that are right more often than not; returns them."""
+    rng = np.random.default_rng(seed)
+    logits = (clips.targets(np.arange(len(clips))) * 2 + rng.normal(0, 1.5, (len(clips), 3))).astype(np.float16)
+    settings = {
+        "clip_ids": clips.clip_ids,
+        "audio_digests": clips.audio_digests(np.arange(len(clips))),
+        "class_names": CLASSES,
+        "teacher": {"name": "t", "fingerprint": "f"},
+        "clip_store_fingerprint": clips.fingerprint,
+        "logit_blocks": [logits],
+        **changes,
+    }
+    write_logit_store(path, **settings)
+    return logits
+
+
+@pytest.fixture
+def clips(tmp_path) -> ClipStore:
+    return write_clips(tmp_path / "clips.h5")
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """Runs the command on logits.h5 and clips.h5 in the test's folder; gives exit code, output and error."""
+
+    def run_command(*more: str, logits=("logits.h5",)) -> tuple[int, str, str]:
+        paths = [str(tmp_path / name) for name in logits]
+        code = main(["--logits", *paths, "--clips", str(tmp_path / "clips.h5"), *more])
+        return code, *capsys.readouterr()
+
+    return run_command
+
+
+def test_good_stores_pass_and_their_map_is_told(clips, tmp_path, run, monkeypatch):
+    one = write_logits(tmp_path / "logits.h5", clips).astype(np.float64)
+    two = write_logits(tmp_path / "two.h5", clips, seed=1).astype(np.float64)
+    code, out, _ = run(logits=("logits.h5", "two.h5:3"))
+    assert code == 0
+    assert "covers 30 of 30 clips; 0 more" in out
+
+    targets = clips.targets(np.arange(30))
+    for scores in (one, two, one / 4 + two * 3 / 4):
+        expected = np.mean([average_precision_score(targets[:, c], scores[:, c]) for c in (0, 1)])
+        assert f"mAP {expected:.4f}" in out
+    ensemble = LogitEnsemble.open([tmp_path / "two.h5"])
+    whole = mean_average_precision(ensemble, clips)
+    monkeypatch.setattr(verify, "PAIRS_AT_ONCE", 31)  # one class at a time
+    monkeypatch.setattr(verify, "ROWS_PER_BLOCK", 7)
+    assert mean_average_precision(ensemble, clips) == whole
+
+
+def test_clips_without_labels_have_no_map(tmp_path, run):
+    clips = write_clips(tmp_path / "clips.h5", labelled=False)
+    write_logits(tmp_path / "logits.h5", clips)
+    code, out, _ = run()
+    assert code == 0
+    assert "no mAP" in out
+
+
+def test_missing_clips(clips, tmp_path, run):
+    first = slice(0, 20)
+    logits = np.zeros((20, 3), np.float16)
+    digests = clips.audio_digests(np.arange(20))
+    write_logits(tmp_path / "logits.h5", clips, clip_ids=IDS[first], audio_digests=digests, logit_blocks=[logits])
+    code, _, error = run()
+    assert code == 2
+    assert "10 of 30 clips have no logits: 'clip20', 'clip21'" in error
+    code, out, _ = run("--allow-missing")
+    assert code == 0
+    assert "covers 20 of 30 clips" in out
+
+
+def test_logits_of_another_clip_store(clips, tmp_path, run):
+    larger = write_clips(tmp_path / "larger.h5", [*IDS, "clip99"])
+    write_logits(tmp_path / "logits.h5", larger)
+    code, _, error = run()
+    assert code == 2
+    assert "made from another clip store" in error
+    code, out, _ = run("--other-clip-store")
+    assert code == 0
+    assert "1 more clips are not in" in out
+
+    write_logits(tmp_path / "logits.h5", larger, audio_digests=np.zeros((31, 16), np.uint8))
+    code, _, error = run("--other-clip-store")
+    assert code == 2
+    assert "for 30 clips it is not known whether the audio is the same" in error
+
+
+def test_other_audio(clips, tmp_path, run):
+    digests = clips.audio_digests(np.arange(30)).copy()
+    digests[[3, 4]] = digests[[4, 3]]
+    write_logits(tmp_path / "logits.h5", clips, audio_digests=digests)
+    code, _, error = run()
+    assert code == 2
+    assert "2 clips have other audio than the teacher heard: 'clip3', 'clip4'" in error
+
+
+def test_other_classes(clips, tmp_path, run):
+    write_logits(tmp_path / "logits.h5", clips, class_names=("hiss", "hum", "always"))
+    code, _, error = run()
+    assert code == 2
+    assert "class 2 is 'never' in" in error
+
+
+def test_values_and_ids_changed_afterwards(clips, tmp_path, run):
+    write_logits(tmp_path / "logits.h5", clips)
+    with h5py.File(tmp_path / "logits.h5", "r+") as file:
+        file["logits"][7, 1] = np.inf
+        ids = file["clip_id"][:]
+        ids[5] = ids[6]
+        file["clip_id"][...] = ids
+        file["clip_id_order"][...] = id_order(ids)
+    code, _, error = run()
+    assert code == 2
+    assert "5 mismatches" in error
+    assert "1 clips have logits that are not finite, the first: 'clip7'" in error
+    assert "1 clip ids occur more than once: 'clip6'" in error
+    assert "1 of 30 clips have no logits: 'clip5'" in error
+    assert "does not have the fingerprint that it was written with" in error
+
+
+@pytest.mark.parametrize(
+    ("order", "message"), [("reversed", "order that look-up relies on"), ("zeros", "every row once")]
+)
+def test_a_damaged_order_of_ids(clips, tmp_path, run, order, message):
+    write_logits(tmp_path / "logits.h5", clips)
+    with h5py.File(tmp_path / "logits.h5", "r+") as file:
+        stored = file["clip_id_order"][:]
+        file["clip_id_order"][...] = stored[::-1] if order == "reversed" else 0 * stored
+    code, _, error = run()
+    assert code == 2
+    assert message in error
+
+
+def test_the_teacher_is_checked(clips, run_folder, tiny_store, tmp_path, capsys):
+    (path,) = teach(TeachConfig(tiny_store, (str(run_folder),), tmp_path / "out", workers=0, clip_seconds=0.25))
+    good = ["--logits", str(path), "--clips", str(tiny_store)]
+    assert main([*good, "--teacher", str(run_folder)]) == 0
+    capsys.readouterr()
+
+    other = LogitStore.open(path)
+    tiny = ClipStore.open(tiny_store)
+    write_logit_store(
+        tmp_path / "changed.h5",
+        clip_ids=other.clip_ids,
+        audio_digests=tiny.audio_digests(np.arange(len(tiny))),
+        logit_blocks=[logits for _, logits in other.blocks()],
+        class_names=other.class_names,
+        teacher={**other.teacher, "fingerprint": "another"},
+        clip_store_fingerprint=tiny.fingerprint,
+    )
+    code = main(["--logits", str(tmp_path / "changed.h5"), "--clips", str(tiny_store), "--teacher", str(run_folder)])
+    assert code == 2
+    assert "it is not of teacher" in capsys.readouterr().err
+
+
+def test_files_of_another_kind(clips, tmp_path, run):
+    for content in (b"", b"no HDF5"):
+        (tmp_path / "logits.h5").write_bytes(content)
+        code, _, error = run()
+        assert code == 2
+        assert "logits.h5" in error
+    code, _, error = run(logits=("clips.h5",))
+    assert code == 2
+    assert "is not a logit store" in error
+    code, _, error = run(logits=("none.h5",))
+    assert (code, "no such file" in error) == (2, True)
+
+
+def test_settings_that_are_refused():
+    with pytest.raises(ValueError, match="found 2 for 1"):
+        VerifyConfig(("a.h5",), Path("c.h5"), teacher=("x", "y"))
+    with pytest.raises(ValueError, match="at least one logit store"):
+        VerifyConfig((), Path("c.h5"))
