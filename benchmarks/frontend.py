@@ -4,7 +4,8 @@
 
 Ten-second clips of noise at 32 kHz, batches of 1 and 8, one and two threads; evaluation mode (fixed mel bands) and training
 mode (other bands for every clip in ours, for every batch in the plain one, which cannot do more). Both run in turns, so
-that a busy machine slows both; the ratio is that of the medians.
+that a busy machine slows both; the ratio is that of the medians. The rows with two threads mean something only where two
+cores are idle: threads that wait for one that is not running stop both, and ours meet more often.
 """
 
 import platform

@@ -33,6 +33,7 @@ from kd.schedule import ScheduleConfig
 from kd.training_data import TrainingClips
 from students import create_student, load_weights
 from students.blocks import Student
+from students.catalog import default_options
 from students.frontend import LogMel, LogMelConfig
 from students.weights import load_imagenet_weights, save_student
 from teacher_logits.store import LogitEnsemble, check_same_classes
@@ -150,7 +151,7 @@ def pretrain(config: PretrainConfig) -> Path:
         batches_per_step=accelerator.num_processes * config.loop.gradient_accumulation_steps,
         seed=config.seed,
     )
-    student = build_student(config, len(clips.class_names))
+    student = build_student(config, batches.class_counts / len(rows))
     if config.sync_batch_norm and accelerator.num_processes > 1:
         student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
 
@@ -261,18 +262,25 @@ def open_validation_data(config: PretrainConfig, clips: ClipStore) -> tuple[Clip
     return store, select_rows(store, split=config.valid_split, folds=config.valid_folds or None)
 
 
-def build_student(config: PretrainConfig, num_classes: int) -> Student:
-    """A fresh student, initialised from the run's seed, or from ``config.weights``."""
+def build_student(config: PretrainConfig, class_frequencies: np.ndarray) -> Student:
+    """A student initialised from the run's seed, or from ``config.weights``.
+
+    Where the layer that gives the classes is a fresh one, it begins at their frequencies in the training clips.
+    """
     options = parse_options(config.student_options)
+    if "n_mels" in default_options(config.student):
+        options.setdefault("n_mels", config.frontend.n_mels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        student = create_student(config.student, num_classes, **options)
+        student = create_student(config.student, len(class_frequencies), **options)
         if config.weights == "imagenet":
             import timm
 
             load_imagenet_weights(student, timm.create_model("mobilenetv3_large_100", pretrained=True).state_dict())
         elif config.weights is not None:
             load_weights(student, config.weights)
+    if config.weights in (None, "imagenet"):
+        student.set_class_prior(torch.from_numpy(class_frequencies))
     return student
 
 

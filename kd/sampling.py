@@ -38,16 +38,25 @@ class ClipRequest(NamedTuple):
     row: int
 
 
-def label_frequency_weights(store: ClipStore, rows: np.ndarray) -> np.ndarray:
+def chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """``rows`` in pieces whose targets fit in memory."""
+    return (rows[start : start + ROWS_AT_A_TIME] for start in range(0, len(rows), ROWS_AT_A_TIME))
+
+
+def count_classes(store: ClipStore, rows: np.ndarray) -> np.ndarray:
+    """Clips of each class among ``rows``; (C,) float64."""
+    return sum(
+        (store.targets(chunk).sum(axis=0, dtype=np.float64) for chunk in chunks(rows)), np.zeros(len(store.class_names))
+    )
+
+
+def label_frequency_weights(store: ClipStore, rows: np.ndarray, class_counts: np.ndarray) -> np.ndarray:
     """Weight of each clip: the sum over its classes of 1000 / (100 + clips of that class); (N,) float64.
 
-    From the PaSST paper's training set-up (Koutini et al., 2022). Class counts are taken over ``rows``. A clip without
-    labels gets weight 0.
+    From the PaSST paper's training set-up (Koutini et al., 2022). A clip without labels gets weight 0.
     """
-    chunks = [rows[start : start + ROWS_AT_A_TIME] for start in range(0, len(rows), ROWS_AT_A_TIME)]
-    counts = sum((store.targets(chunk).sum(axis=0, dtype=np.float64) for chunk in chunks), np.zeros(1))
-    class_weights = 1000.0 / (100.0 + counts)
-    return np.concatenate([store.targets(chunk) @ class_weights for chunk in chunks])
+    class_weights = 1000.0 / (100.0 + class_counts)
+    return np.concatenate([store.targets(chunk) @ class_weights for chunk in chunks(rows)])
 
 
 def draw_epoch(rows: np.ndarray, weights: np.ndarray | None, clips_per_epoch: int, seed: int, epoch: int) -> np.ndarray:
@@ -93,7 +102,10 @@ class EpochBatches(Sampler[list[ClipRequest]]):
         self.batch_size = batch_size
         self.batches_per_step = batches_per_step
         self.seed = seed
-        self.weights = label_frequency_weights(store, self.rows) if config.sampler == "label-frequency" else None
+        self.class_counts = count_classes(store, self.rows)
+        self.weights = None
+        if config.sampler == "label-frequency":
+            self.weights = label_frequency_weights(store, self.rows, self.class_counts)
         available = len(self.rows) if self.weights is None else int((self.weights > 0).sum())
         self.clips_per_epoch = available if config.clips_per_epoch is None else config.clips_per_epoch
         if self.clips_per_epoch > available:

@@ -178,3 +178,9 @@ class MN(Student):
             )
         x = self.features(mel)
         return StudentOutput(self.classifier(x), x.mean((2, 3)))
+
+    def output_biases(self) -> Tensor:
+        """The head's own; for the fully convolutional one the batch norm's, whose mean over the map is added."""
+        if isinstance(self.classifier, AttentionPoolingHead):
+            return self.classifier.output_biases()
+        return [layer for layer in self.classifier if isinstance(layer, nn.Linear | nn.BatchNorm2d)][-1].bias

@@ -1,15 +1,16 @@
 """The logit store: what one teacher said about every clip, on disk, looked up by clip id.
 
-An HDF5 file whose arrays are memory-mapped; no HDF5 handle stays open, which makes a store safe to fork and to pickle.
-Look-up is a binary search in the mapped ids, so a data-loading worker holds no table of all ids. docs/logit_store.md
-describes the format.
+An HDF5 file of plain arrays; no HDF5 handle stays open, which makes a store safe to fork and to pickle. Look-up is a
+binary search in the memory-mapped ids, so a data-loading worker holds no table of all ids. docs/logit_store.md describes
+the format.
 
 Shapes: n clips, C classes.
 """
 
+import io
 import json
 import math
-import mmap
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -26,6 +27,7 @@ from audio_datasets.hdf5_arrays import (
     encode_ids,
     find_ids,
     id_order,
+    is_mappable,
     map_array,
     open_hdf5,
     string_attribute,
@@ -41,9 +43,6 @@ DIGEST_BYTES = 16  # BLAKE2b-128 of a clip's stored audio; all zeros where it is
 LARGEST_LOGIT = float(np.finfo(np.float16).max)
 
 ROWS_PER_BLOCK = 4096
-# Reading a random row maps up to 64 kB around it (Linux's fault-around). Given back every so many rows, the logits that
-# a process has mapped stay below about 32 MB however long it runs; the pages themselves stay in the file cache.
-ROWS_BEFORE_RELEASE = 512
 
 
 def to_float16(logits: np.ndarray, clip_ids: Sequence[str]) -> np.ndarray:
@@ -113,8 +112,8 @@ def write_logit_store(
 class LogitStore:
     """One teacher's logits, read by clip id. Made by ``LogitStore.open``.
 
-    Forked and spawned workers can use the same object: the maps are read-only, and a pickled store maps its file anew
-    on first use.
+    Forked and spawned workers can use the same object: maps are read-only, rows are read at given offsets (a position in
+    the file, which forked processes would share, takes no part), and a pickled store opens its file anew on first use.
 
     Attributes:
         path: the file.
@@ -127,7 +126,7 @@ class LogitStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._arrays: dict[str, np.ndarray] = {}
-        self._rows_mapped = 0
+        self._logits: LogitRows | None = None
         with open_hdf5(path) as file:
             self._check_format(file)
             self.class_names = tuple(json.loads(self._text(file, "class_names")))
@@ -145,13 +144,13 @@ class LogitStore:
         return cls(Path(path))
 
     def __len__(self) -> int:
-        return len(self._array("logits"))
+        return len(self.encoded_clip_ids)
 
     def __repr__(self) -> str:
         return f"LogitStore({str(self.path)!r}: {len(self)} clips, {len(self.class_names)} classes)"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_arrays": {}, "_rows_mapped": 0}
+        return {**self.__dict__, "_arrays": {}, "_logits": None}
 
     def _check_format(self, file: h5py.File) -> None:
         found = string_attribute(file, "format")
@@ -173,32 +172,32 @@ class LogitStore:
         return text
 
     def _map(self, file: h5py.File) -> None:
-        """Maps the arrays and checks their types and shapes against each other."""
-        arrays = {name: map_array(file, name) for name in ("clip_id", "clip_id_order", "audio_digest", "logits")}
+        """Maps what look-up needs, finds the logits, and checks types and shapes against each other."""
+        arrays = {name: map_array(file, name) for name in ("clip_id", "clip_id_order", "audio_digest")}
+        logits = LogitRows(self.path, file)
         count = len(arrays["clip_id"])
         needed = {
-            "clip_id": ("S", (count,)),
-            "clip_id_order": ("i", (count,)),
-            "audio_digest": ("u", (count, DIGEST_BYTES)),
-            "logits": ("f", (count, len(self.class_names))),
+            "clip_id": (arrays["clip_id"], "S", (count,)),
+            "clip_id_order": (arrays["clip_id_order"], "i", (count,)),
+            "audio_digest": (arrays["audio_digest"], "u", (count, DIGEST_BYTES)),
+            "logits": (logits, "f", (count, len(self.class_names))),
         }
-        for name, (kind, shape) in needed.items():
-            found = arrays[name]
+        for name, (found, kind, shape) in needed.items():
             if found.dtype.kind != kind or found.shape != shape:
                 raise ValueError(
                     f"{self.path} is a damaged logit store: {name} has type {found.dtype} and shape {found.shape}; "
                     f"the kind {kind!r} and the shape {shape} are needed"
                 )
-        self._arrays = arrays
+        self._arrays, self._logits = arrays, logits
 
-    def _array(self, name: str) -> np.ndarray:
-        """A mapped array; after unpickling, the first call maps the file again."""
-        if not self._arrays:
+    def _opened(self) -> "LogitStore":
+        """Itself, with its file open; after unpickling the first call opens it again."""
+        if self._logits is None:
             with open_hdf5(self.path) as file:
                 if string_attribute(file, "fingerprint") != self.fingerprint:
                     raise ValueError(f"{self.path} was replaced after it was opened; open it again")
                 self._map(file)
-        return self._arrays[name]
+        return self
 
     @property
     def clip_ids(self) -> list[str]:
@@ -208,12 +207,12 @@ class LogitStore:
     @property
     def encoded_clip_ids(self) -> np.ndarray:
         """All ids as they are stored, S<longest> (n,), memory-mapped."""
-        return self._array("clip_id")
+        return self._opened()._arrays["clip_id"]
 
     @property
     def clip_id_order(self) -> np.ndarray:
         """int64 (n,): the rows in ascending order of their ids, memory-mapped."""
-        return self._array("clip_id_order")
+        return self._opened()._arrays["clip_id_order"]
 
     def clip_id(self, row: int) -> str:
         """The id of one row."""
@@ -228,13 +227,7 @@ class LogitStore:
         rows = np.asarray(rows, dtype=np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise ValueError(f"rows must be from 0 to {len(self) - 1}; found {rows.min()} to {rows.max()}")
-        logits = self._array("logits")
-        result = np.empty((len(rows), logits.shape[1]), dtype=np.float32)
-        for start in range(0, len(rows), ROWS_BEFORE_RELEASE):
-            part = rows[start : start + ROWS_BEFORE_RELEASE]
-            result[start : start + len(part)] = logits[part]
-            self._release_pages(len(part))
-        return result
+        return self._opened()._logits.read(rows).astype(np.float32)
 
     def read(self, ids: Sequence[str]) -> np.ndarray:
         """Logits float32 (k, C) of the clips with these ids, in this order.
@@ -249,34 +242,59 @@ class LogitStore:
 
     def audio_digests(self, rows: np.ndarray) -> np.ndarray:
         """uint8 (k, 16): hash of the stored audio that the teacher heard; zeros where it was not known."""
-        return self._array("audio_digest")[rows]
+        return self._opened()._arrays["audio_digest"][rows]
 
     def blocks(self, rows_per_block: int = ROWS_PER_BLOCK) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Goes through the store once: (row numbers int64 (k,), logits float16 (k, C))."""
         for start in range(0, len(self), rows_per_block):
             rows = np.arange(start, min(start + rows_per_block, len(self)))
-            yield rows, np.array(self._array("logits")[rows[0] : rows[-1] + 1])
-            self._release_pages(len(rows))
+            yield rows, self._opened()._logits.read_run(rows[0], len(rows))
 
     def read_fingerprint(self) -> str:
         """``fingerprint`` computed again from what the file holds now; differs if a byte of it has changed."""
         description = _as_text(self.class_names, self.teacher, self.clip_store_fingerprint)
-        state = _hash_without_logits(description, self.encoded_clip_ids, self._array("audio_digest"))
+        state = _hash_without_logits(description, self.encoded_clip_ids, self._opened()._arrays["audio_digest"])
         for _, logits in self.blocks():
             state.update(logits)
         return state.hexdigest()
 
-    def _release_pages(self, rows: int) -> None:
-        """Counts rows read and, now and then, lets the kernel unmap the pages of the logits (they stay cached)."""
-        self._rows_mapped += rows
-        if self._rows_mapped < ROWS_BEFORE_RELEASE or not hasattr(mmap, "MADV_DONTNEED"):
-            return
-        self._rows_mapped = 0
-        owner = self._arrays["logits"]
-        while owner is not None and not isinstance(owner, mmap.mmap):
-            owner = owner.base
-        if owner is not None:
-            owner.madvise(mmap.MADV_DONTNEED)
+
+class LogitRows:
+    """The logits (n, C) of an open store, of which rows are read from the file when asked for.
+
+    Not mapped, for the sake of memory: the kernel maps up to 2 MB around each row that is touched, so that random reading
+    would make the whole array part of every worker's memory. Reading is also the faster of the two (measured: rows of a
+    2 GB array, cached).
+    """
+
+    def __init__(self, path: Path, file: h5py.File) -> None:
+        dataset = file.get("logits")
+        if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 2 or not is_mappable(dataset):
+            raise ValueError(f"{path} is a damaged logit store: it has no plain array of logits")
+        self.path = path
+        self.dtype = dataset.dtype
+        self.shape = dataset.shape
+        self._offset = dataset.id.get_offset()
+        self._row_bytes = self.shape[1] * self.dtype.itemsize
+        self._file = io.FileIO(path)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """The given rows, (k, C), in the stored type."""
+        result = np.empty((len(rows), self.shape[1]), self.dtype)
+        for place, row in zip(memoryview(result), rows.tolist(), strict=True):
+            self._read_into(place, row)
+        return result
+
+    def read_run(self, first: int, count: int) -> np.ndarray:
+        """``count`` rows from ``first`` on, (count, C), in the stored type."""
+        result = np.empty((count, self.shape[1]), self.dtype)
+        self._read_into(memoryview(result), first)
+        return result
+
+    def _read_into(self, buffer: memoryview, first: int) -> None:
+        found = os.preadv(self._file.fileno(), [buffer], self._offset + int(first) * self._row_bytes)
+        if found != buffer.nbytes:
+            raise ValueError(f"{self.path} ends too early: it was cut after it was opened")
 
 
 @dataclass(frozen=True)

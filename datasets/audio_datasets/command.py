@@ -35,12 +35,20 @@ def run_command(function: Callable[[], Any]) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("KD_TRACEBACK") == "1":
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {plain_message(error)}", file=sys.stderr)
         return USER_MISTAKE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     return result if isinstance(result, int) else 0
+
+
+def plain_message(error: Exception) -> str:
+    """The error's own words. One raised in a data-loading worker arrives with the worker's traceback in front of them."""
+    message = str(error)
+    if not message.startswith("Caught "):
+        return message
+    return message.rpartition(f"\n{type(error).__name__}: ")[2].strip()
 
 
 def progress(iterable: Iterable | None = None, *, shown: bool = True, **options: Any) -> tqdm:
