@@ -281,19 +281,19 @@ class LogitRows:
     def read(self, rows: np.ndarray) -> np.ndarray:
         """The given rows, (k, C), in the stored type."""
         result = np.empty((len(rows), self.shape[1]), self.dtype)
-        for place, row in zip(memoryview(result), rows.tolist(), strict=True):
+        for place, row in zip(result, rows.tolist(), strict=True):
             self._read_into(place, row)
         return result
 
     def read_run(self, first: int, count: int) -> np.ndarray:
         """``count`` rows from ``first`` on, (count, C), in the stored type."""
         result = np.empty((count, self.shape[1]), self.dtype)
-        self._read_into(memoryview(result), first)
+        self._read_into(result, first)
         return result
 
-    def _read_into(self, buffer: memoryview, first: int) -> None:
-        found = os.preadv(self._file.fileno(), [buffer], self._offset + int(first) * self._row_bytes)
-        if found != buffer.nbytes:
+    def _read_into(self, result: np.ndarray, first: int) -> None:
+        found = os.preadv(self._file.fileno(), [result], self._offset + int(first) * self._row_bytes)
+        if found != result.nbytes:
             raise ValueError(f"{self.path} ends too early: it was cut after it was opened")
 
 
