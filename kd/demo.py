@@ -42,7 +42,7 @@ class DemoConfig:
     """Student to distil into."""
     teacher_epochs: int = 20
     """Epochs that each teacher trains."""
-    student_epochs: int = 12
+    student_epochs: int = 20
     """Epochs that each student trains."""
     seed: int = 0
     """Seed of the scenes and of both students."""
@@ -129,8 +129,9 @@ def run(command: str, *arguments: object) -> None:
 
 
 def size_of(folder: Path) -> dict[str, float]:
-    """Parameters, and MACs for ten seconds (DESIGN's measure: 128 mels × 1000 frames), of the student in a run folder."""
-    profile = profile_student(load_student(folder)[0])
+    """Parameters, and MACs for ten seconds of sound, of the student in a run folder."""
+    student, card = load_student(folder)
+    profile = profile_student(student, card.frontend.n_mels, card.frontend.frames(10 * card.frontend.sample_rate_hz))
     return {"parameters": profile.parameters, "macs": profile.macs}
 
 
