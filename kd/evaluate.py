@@ -13,7 +13,7 @@ from audio_datasets.command import parse, run_command
 from audio_datasets.files import write_json
 from audio_datasets.manifest import select_rows
 from kd.evaluation import class_table, evaluation_loader, listed_absent, predict_logits
-from kd.metrics import category_accuracy, tagging_metrics
+from kd.metrics import category_accuracy, category_columns, tagging_metrics
 from teacher_logits.store import check_same_classes
 from teacher_logits.teachers import load_teacher
 
@@ -63,6 +63,10 @@ def evaluate(config: EvaluateConfig) -> dict:
     tagger = load_teacher(config.tagger, class_names=class_names or clips.class_names)
     check_same_classes(clips.class_names, tagger.class_names, str(config.clips), config.tagger)
     rows = select_rows(clips, split=config.split, folds=config.folds or None)
+    categories, columns = [], {}
+    if config.label_map is not None:
+        categories = manifest_categories(clips, rows)
+        columns = category_columns(clips.class_names, categories, read_label_map(config.label_map))
 
     tagger = tagger.to(accelerator.device).eval()
     loader = evaluation_loader(
@@ -92,9 +96,7 @@ def evaluate(config: EvaluateConfig) -> dict:
         },
     }
     if config.label_map is not None:
-        results["category_accuracy"] = category_accuracy(
-            logits, clips.class_names, manifest_categories(clips, rows), read_label_map(config.label_map)
-        )
+        results["category_accuracy"] = category_accuracy(logits, categories, columns)
     if accelerator.is_main_process:
         print(class_table(metrics, clips.class_names))
         print(listed_absent(metrics))

@@ -65,32 +65,35 @@ def tagging_metrics(targets: np.ndarray, scores: np.ndarray, class_names: Sequen
     )
 
 
-def category_accuracy(
-    scores: np.ndarray,
-    class_names: Sequence[str],
-    categories: Sequence[str],
-    label_map: Mapping[str, Sequence[str]],
-) -> float:
-    """Accuracy of choosing, for each clip, the category whose class names score highest (zero-shot use of a tagger).
-
-    Args:
-        scores: (N, C).
-        categories: the true category of each of the N clips. The choice is among the categories that occur here.
-        label_map: category → names of the classes that stand for it.
+def category_columns(
+    class_names: Sequence[str], categories: Sequence[str], label_map: Mapping[str, Sequence[str]]
+) -> dict[str, list[int]]:
+    """For each category that occurs: the columns of the classes that stand for it.
 
     Raises:
         ValueError: a category without an entry in the map, or a class name that the tagger does not have.
     """
     index_of = {name: index for index, name in enumerate(class_names)}
-    choices = sorted(set(categories))
-    columns = []
-    for category in choices:
+    columns = {}
+    for category in sorted(set(categories)):
         names = label_map.get(category, ())
         missing = [name for name in names if name not in index_of]
         if not names or missing:
             raise ValueError(
                 f"category {category!r} maps to {list(names)}; {missing or 'no name'} is not a class of the tagger"
             )
-        columns.append(scores[:, [index_of[name] for name in names]].max(axis=1))
-    chosen = np.stack(columns, axis=1).argmax(axis=1)
+        columns[category] = [index_of[name] for name in names]
+    return columns
+
+
+def category_accuracy(scores: np.ndarray, categories: Sequence[str], columns: Mapping[str, Sequence[int]]) -> float:
+    """Accuracy of choosing, for each clip, the category whose class names score highest (zero-shot use of a tagger).
+
+    Args:
+        scores: (N, C).
+        categories: the true category of each of the N clips.
+        columns: from ``category_columns``; the choice is among its categories.
+    """
+    choices = list(columns)
+    chosen = np.stack([scores[:, columns[category]].max(axis=1) for category in choices], axis=1).argmax(axis=1)
     return float(np.mean([choices[index] == category for index, category in zip(chosen, categories, strict=True)]))

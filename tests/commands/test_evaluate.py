@@ -67,11 +67,18 @@ def test_wrong_input(
 ) -> None:
     def fails(*arguments: object) -> str:
         assert main([*map(str, arguments), "--workers", "0"]) == 2
-        return capsys.readouterr().err
+        shown = capsys.readouterr().err
+        assert shown.startswith("error: ")
+        return shown
 
     assert "absent" in fails("--tagger", tmp_path / "absent", "--clips", tiny_store)
     assert "absent.h5" in fails("--tagger", run, "--clips", tmp_path / "absent.h5")
-    (tmp_path / "names.txt").write_text("hiss\nclick\nhum, low\n")
-    other = f"mn01@{run / 'student.safetensors'}"
-    message = fails("--tagger", other, "--clips", tiny_store, "--class-names", tmp_path / "names.txt")
-    assert "class" in message
+    renamed = make_tiny_store("renamed.h5", class_names=("hiss", "hum, high", "click"))
+    assert "class 1 is 'hum, high' in" in fails("--tagger", run, "--clips", renamed)
+    weights = run / "student.safetensors"
+    assert "mn01" in fails("--tagger", f"mn02@{weights}", "--clips", tiny_store)
+    assert "mn99" in fails("--tagger", f"mn99@{weights}", "--clips", tiny_store)
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(weights.read_bytes()[:-100])
+    assert "damaged.safetensors" in fails("--tagger", f"mn01@{damaged}", "--clips", tiny_store)
+    assert "one category is needed" in fails("--tagger", run, "--clips", tiny_store, "--label-map", "esc50_to_audioset")

@@ -204,6 +204,9 @@ def test_wrong_files(
     assert "tiny-logits.h5" in fails(tiny_logits, "--label-weight", "1")
     other = make_tiny_store("longer.h5", seconds=0.6)
     assert "other audio" in fails(other, "--logits", tiny_logits)
+    renamed = make_tiny_store("renamed.h5", class_names=("hiss", "hum, high", "click"))
+    assert "class 1 is 'hum, high' in" in fails(renamed, "--logits", tiny_logits)
+    assert "another class list" in fails(tiny_store, "--label-weight", "1", "--valid-clips", renamed)
     assert main(arguments(tiny_store, tmp_path / "mn01", "--label-weight", "1", "--epochs", "1")) == 0
     weights = tmp_path / "mn01" / "student.safetensors"
     message = fails(tiny_store, "--label-weight", "1", "--student", "mn02", "--weights", weights)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from kd.metrics import category_accuracy, tagging_metrics
+from kd.metrics import category_accuracy, category_columns, tagging_metrics
 
 NAMES = ("a", "b", "c")
 
@@ -50,9 +50,12 @@ def test_wrong_input_is_refused(targets: np.ndarray, scores: np.ndarray, message
 
 def test_category_accuracy_takes_the_best_class_of_each_category() -> None:
     scores = np.array([[0.1, 0.9, 0.5], [0.2, 0.1, 0.6], [0.9, 0.0, 0.1]])
-    label_map = {"ab": ("a", "b"), "c": ("c",), "unused": ("c",)}
-    assert category_accuracy(scores, NAMES, ["ab", "c", "c"], label_map) == pytest.approx(2 / 3)
+    label_map = {"ab": ("a", "b"), "c": ("c",), "unused": ("nothing",)}
+    categories = ["ab", "c", "c"]
+    columns = category_columns(NAMES, categories, label_map)
+    assert columns == {"ab": [0, 1], "c": [2]}
+    assert category_accuracy(scores, categories, columns) == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="'c' maps to"):
-        category_accuracy(scores, NAMES, ["ab", "c", "c"], {"ab": ("a",)})
+        category_columns(NAMES, categories, {"ab": ("a",)})
     with pytest.raises(ValueError, match="'z'"):
-        category_accuracy(scores, NAMES, ["ab", "ab", "ab"], {"ab": ("z",)})
+        category_columns(NAMES, ["ab"], {"ab": ("z",)})
