@@ -5,7 +5,7 @@
 Half of the kills hit a run of one process. The others hit a run of two: in turn one of the two (the launcher then ends
 the other) and everything at once, launcher and data loaders included. All are SIGKILL. A moment is drawn evenly from the
 time between the first trace of the run on disk and its end; a run that ends before its moment is drawn again. Clips are
-noise, the teacher is an untrained mn01. Exits with 1 if any store differs by a byte or any rerun fails.
+noise, the teacher is a random mn01. Exits with 1 if any store differs by a byte or any rerun fails.
 """
 
 import hashlib
@@ -65,6 +65,12 @@ class Scene:
         write_clip_store(folder / "clips.h5", records, CLASSES, audio_kind="pcm16", sample_rate_hz=SAMPLE_RATE_HZ)
         torch.manual_seed(0)
         student = create_student("mn01", num_classes=len(CLASSES))
+        # With the batch norms' initial statistics the logits of a random network are all but zero, whatever it hears.
+        for layer in student.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.momentum = 1.0
+        student.train()(torch.randn(8, 1, 128, 200))
+        torch.nn.init.normal_(student.get_parameter("classifier.5.weight"))
         save_student(folder / "teacher", student, CLASSES, LogMelConfig(), {"clip_seconds": CLIP_SECONDS})
 
     def start(self, command: list[str], out: Path) -> subprocess.Popen:
@@ -87,18 +93,26 @@ def wait_for_plan(process: subprocess.Popen, out: Path) -> None:
         time.sleep(0.002)
 
 
-def kill(process: subprocess.Popen, what: str, random: Random) -> None:
-    """SIGKILL for one of the two processes that a launcher started, or for a process and all below it."""
-    top = psutil.Process(process.pid)
-    if what == "one of two":
-        random.choice(top.children()).kill()
-    else:
-        for victim in [top, *top.children(recursive=True)]:
-            try:
-                victim.kill()
-            except psutil.NoSuchProcess:
-                continue
+def kill(process: subprocess.Popen, what: str, random: Random) -> bool:
+    """SIGKILL for one of the two processes that a launcher started, or for a process and all below it.
+
+    False if the run had already ended.
+    """
+    killed = False
+    try:
+        top = psutil.Process(process.pid)
+        below = top.children(recursive=what == "all")
+        victims = [top, *below] if what == "all" else random.sample(below, min(1, len(below)))
+    except psutil.NoSuchProcess:
+        victims = []
+    for victim in victims:
+        try:
+            victim.kill()
+            killed = True
+        except psutil.NoSuchProcess:
+            continue
     process.wait()
+    return killed
 
 
 def digest(path: Path) -> str:
@@ -139,9 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run = scene.start(command, out)
             wait_for_plan(run, out)
             time.sleep(moment)
-            if run.poll() is not None:
+            if run.poll() is not None or not kill(run, what, random):
                 continue
-            kill(run, what, random)
             partial = out / "teacher.h5.partial"
             shards = len(list(partial.glob("shard-*.npy")))
             again = scene.start(command, out).wait()

@@ -5,11 +5,16 @@ neither their number nor on who computes it, and a run that was killed continues
 that it was working on. Two processes on a CPU machine:
 
     ACCELERATE_USE_CPU=true python -m torch.distributed.run --nproc_per_node 2 teacher_logits/precompute.py …
+
+On a CPU each process computes with one thread, unless OMP_NUM_THREADS says otherwise: sums come out the same on any number
+of cores, and threads do not fight with the data loaders for them. More processes, not more threads, use more cores.
 """
 
 import json
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -149,10 +154,10 @@ def make_store(accelerator: Accelerator, teacher: Teacher, clips: ClipStore, pat
         f"{sum(len(work.shards[index]) for index in unfinished)} of {len(clips)} clips to do on "
         f"{accelerator.num_processes} × {accelerator.device.type}"
     )
+    share = unfinished[accelerator.process_index :: accelerator.num_processes]
     teacher.to(accelerator.device).eval()
-    compute_shards(
-        accelerator, teacher, clips, work, unfinished[accelerator.process_index :: accelerator.num_processes], config
-    )
+    with _one_thread_on_cpu(accelerator.device):
+        compute_shards(accelerator, teacher, clips, work, share, config)
     teacher.to("cpu")
     accelerator.wait_for_everyone()
 
@@ -280,6 +285,18 @@ def _is_complete(path: Path, description: dict[str, Any], clips: ClipStore, rest
             f"{path} exists and was made with {what}; choose another --out or --name, or --restart to replace it"
         )
     return False
+
+
+@contextmanager
+def _one_thread_on_cpu(device: torch.device) -> Iterator[None]:
+    """For as long as it lasts, one thread for arithmetic on a CPU (see the top of this file)."""
+    before = torch.get_num_threads()
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _on_main_process(accelerator: Accelerator, function: Callable[[], Result]) -> Result:

@@ -129,8 +129,8 @@ class LogitStore:
         self._logits: LogitRows | None = None
         with open_hdf5(path) as file:
             self._check_format(file)
-            self.class_names = tuple(json.loads(self._text(file, "class_names")))
-            self.teacher: dict[str, Any] = json.loads(self._text(file, "teacher"))
+            self.class_names = tuple(self._json(file, "class_names"))
+            self.teacher: dict[str, Any] = self._json(file, "teacher")
             self.clip_store_fingerprint = self._text(file, "clip_store_fingerprint")
             self.fingerprint = self._text(file, "fingerprint")
             self._map(file)
@@ -170,6 +170,12 @@ class LogitStore:
         if text is None:
             raise ValueError(f"{self.path} is a damaged logit store: it has no attribute {name!r}")
         return text
+
+    def _json(self, file: h5py.File, name: str) -> Any:
+        try:
+            return json.loads(self._text(file, name))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self.path} is a damaged logit store: its {name} is not JSON: {error}") from error
 
     def _map(self, file: h5py.File) -> None:
         """Maps what look-up needs, finds the logits, and checks types and shapes against each other."""

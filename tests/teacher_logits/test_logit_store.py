@@ -194,7 +194,7 @@ def test_files_of_another_kind_are_refused(tmp_path):
         LogitStore.open(tmp_path / "other.h5")
 
 
-@pytest.mark.parametrize("damage", ["version", "shape", "dataset", "attribute"])
+@pytest.mark.parametrize("damage", ["version", "shape", "dataset", "attribute", "json"])
 def test_a_damaged_or_newer_store_is_refused(tmp_path, damage):
     write(tmp_path / "a.h5", ["a", "b"])
     with h5py.File(tmp_path / "a.h5", "r+") as file:
@@ -202,6 +202,8 @@ def test_a_damaged_or_newer_store_is_refused(tmp_path, damage):
             file.attrs["format_version"] = 2
         elif damage == "attribute":
             del file.attrs["teacher"]
+        elif damage == "json":
+            file.attrs["teacher"] = "{"
         else:
             del file["logits"]
             if damage == "shape":

@@ -51,6 +51,7 @@ def test_every_clip_gets_its_teachers_logits(clips, run_folder, own_teachers, tm
             with torch.inference_mode():
                 expected = teacher(waveform)
             np.testing.assert_allclose(store.read([clips.clip_id(row)]), expected, atol=0.01, rtol=2e-3)
+        assert np.ptp(store.read(store.clip_ids), axis=0).min() > 0.1  # the clips are told apart
     assert not list((tmp_path / "logits").glob("*.partial"))
     assert not LogitEnsemble.open(paths).check_against(clips).any()
 
@@ -71,6 +72,19 @@ def test_shorter_and_longer_clips_are_padded_and_cut(own_teachers, tmp_path):
 def test_number_of_workers_and_shards_do_not_change_the_logits(clips, run_folder, tmp_path):
     first = teach(config(clips, [str(run_folder)], tmp_path / "a"))[0].read_bytes()
     assert teach(config(clips, [str(run_folder)], tmp_path / "b", workers=2, shard_clips=4))[0].read_bytes() == first
+
+
+def test_number_of_threads_does_not_change_the_logits(clips, run_folder, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    threads = []
+    run = precompute.run_teacher
+    monkeypatch.setattr(precompute, "run_teacher", lambda *a: threads.append(torch.get_num_threads()) or run(*a))
+    try:
+        torch.set_num_threads(2)
+        teach(config(clips, [str(run_folder)], tmp_path))
+        assert (set(threads), torch.get_num_threads()) == ({1}, 2)
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_a_finished_store_is_left_alone(clips, own_teachers, tmp_path, capsys):
