@@ -66,9 +66,9 @@ def test_teachers_change_what_is_learnt(tiny_store: Path, tiny_logits: Path, tmp
     assert any(not torch.equal(left[name], right[name]) for name in left)
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(("accumulation", "workers"), [(1, 0), (2, 1)])
 def test_a_run_resumed_inside_an_epoch_ends_bit_for_bit_as_one_that_was_not_stopped(
-    tiny_store: Path, tiny_logits: Path, tmp_path: Path, accumulation: int
+    tiny_store: Path, tiny_logits: Path, tmp_path: Path, accumulation: int, workers: int
 ) -> None:
     options = [
         "--logits",
@@ -81,6 +81,7 @@ def test_a_run_resumed_inside_an_epoch_ends_bit_for_bit_as_one_that_was_not_stop
         "1",
     ]
     options += ["--gradient-accumulation-steps", str(accumulation), "--keep-checkpoints", "50", "--resume"]
+    options += ["--workers", str(workers)]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     assert main(arguments(tiny_store, whole, *options)) == 0
     shutil.copytree(whole, resumed)

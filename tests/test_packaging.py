@@ -1,0 +1,39 @@
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_wheel_has_the_four_import_roots_and_nothing_else() -> None:
+    setuptools = pytest.importorskip("setuptools")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    find = settings["packages"]["find"]
+    found = [
+        package
+        for folder in find["where"]
+        for package in setuptools.find_packages(str(ROOT / folder), include=find["include"])
+    ]
+    assert sorted({package.partition(".")[0] for package in found}) == [
+        "audio_datasets",
+        "kd",
+        "students",
+        "teacher_logits",
+    ]
+    for package, patterns in settings["package-data"].items():
+        for pattern in patterns:
+            assert list((ROOT / "datasets" / package).glob(pattern)), pattern
+
+
+def test_tested_versions_are_within_the_declared_ranges() -> None:
+    requirements = pytest.importorskip("packaging.requirements")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    tested = dict(line.split("==") for line in lines if "==" in line)
+    tested = {name.lower().replace("_", "-"): version for name, version in tested.items()}
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    for line in project["dependencies"] + extras:
+        requirement = requirements.Requirement(line)
+        if requirement.name != project["name"]:
+            assert requirement.specifier.contains(tested[requirement.name.lower()]), line
