@@ -9,7 +9,6 @@ resampled on reading, and 1 s cut from the middle.
 
 import argparse
 import io
-import platform
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from machine import processor_name
 
 from audio_datasets.audio import encode, resample, to_pcm16
 from audio_datasets.clip_store import ClipRecord, ClipStore, write_clip_store
@@ -96,9 +96,7 @@ def main() -> int:
                     whole[name].append(times[0])
                     part[name].append(times[1])
         sizes = {name: store.path.stat().st_size / len(store) / 1e3 for name, store in stores.items()}
-    print(
-        f"{platform.platform()}, {platform.processor() or platform.machine()}, one core, soundfile {soundfile.__version__}"
-    )
+    print(f"{processor_name()}, one core, soundfile {soundfile.__version__}")
     print(f"10 s clips at {SAMPLE_RATE_HZ} Hz; median of {arguments.rounds} rounds over {arguments.clips} clips\n")
     print(f"{'stored as':22} {'kB/clip':>8} {'clips/s':>9} {'× ' + BASELINE:>7} {'1 s cuts/s':>11}")
     baseline = float(np.median(whole[BASELINE]))

@@ -10,7 +10,6 @@ docs/results.md.
 
 import json
 import os
-import platform
 import shlex
 import statistics
 import subprocess
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from machine import machine
 
 METRICS = {"mAP": "mAP", "roc_auc": "ROC AUC", "category_accuracy": "accuracy"}
 
@@ -92,7 +92,7 @@ def main() -> None:
     with ThreadPoolExecutor(config.jobs) as pool:
         found = dict(zip(jobs, pool.map(train, jobs), strict=True))
 
-    print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores; seeds {list(config.seeds)}\n")
+    print(f"\n{machine()}; seeds {list(config.seeds)}\n")
     print(f"| model | trained on | {' | '.join(METRICS.values())} |\n|---|---|{'---|' * len(METRICS)}")
     for seconds in (10, 5):
         result = evaluate(checkpoint, config.out / f"teacher-{seconds}s.json", "--clip-seconds", seconds)

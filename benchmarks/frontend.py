@@ -8,15 +8,14 @@ that a busy machine slows both; the ratio is that of the medians. The rows with 
 cores are idle: threads that wait for one that is not running stop both, and ours meet more often.
 """
 
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 import torchaudio
+from machine import processor_name
 from torch import Tensor
 
 from students.frontend import LogMel, LogMelConfig, draw_band_edges
@@ -58,14 +57,6 @@ def compare(ours: Callable[[], Tensor], plain: Callable[[], Tensor]) -> tuple[fl
     """Median seconds of each, measured in turns after two calls that do not count."""
     times: list[tuple[float, float]] = [(seconds(ours), seconds(plain)) for _ in range(TURNS + 2)][2:]
     return statistics.median(ours for ours, _ in times), statistics.median(plain for _, plain in times)
-
-
-def processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

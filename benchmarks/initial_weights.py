@@ -7,14 +7,13 @@ rule, `he + prior` begins at the classes' frequencies besides (what `kd pretrain
 up to each mark, averaged over the seeds.
 """
 
-import os
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import tyro
+from machine import machine
 from torch import nn
 
 from audio_datasets.clip_store import ClipStore
@@ -76,7 +75,7 @@ def main() -> None:
                 optimizer.step()
                 losses[place, seed, step] = loss.item()
 
-    print(f"{platform.machine()}, {os.cpu_count()} cores; {config.student}, {len(rows)} clips, {config.seeds} seeds")
+    print(f"{machine()}; {config.student}, {len(rows)} clips, {config.seeds} seeds")
     print(f"| mean loss of steps | {' | '.join(ways)} |\n|---|{'---|' * len(ways)}")
     for start, stop in zip((0, *MARKS), MARKS, strict=False):
         means = losses[:, :, start:stop].mean(axis=(1, 2))

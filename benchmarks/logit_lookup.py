@@ -10,7 +10,6 @@ process had before it opened the store: pages of the file that only this process
 
 import hashlib
 import multiprocessing
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from machine import processor_name
 
 from audio_datasets.command import parse
 from teacher_logits.store import LogitStore, write_logit_store
@@ -130,14 +130,6 @@ def measured_alone(way: Callable[[Path], Read], path: Path, config: LookupConfig
     result = queue.get()
     process.join()
     return result
-
-
-def processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
