@@ -14,6 +14,7 @@ from audio_datasets.files import write_json
 from audio_datasets.manifest import select_rows
 from kd.evaluation import class_table, evaluation_loader, listed_absent, predict_logits
 from kd.metrics import category_accuracy, category_columns, tagging_metrics
+from kd.threads import leave_a_core_to_the_workers
 from teacher_logits.store import check_same_classes
 from teacher_logits.teachers import load_teacher
 
@@ -58,6 +59,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     """
     torch.set_flush_denormal(True)
     accelerator = Accelerator()
+    leave_a_core_to_the_workers(accelerator)
     class_names = read_class_names(config.class_names) if config.class_names else None
     clips = ClipStore.open(config.clips, class_names=class_names)
     tagger = load_teacher(config.tagger, class_names=class_names or clips.class_names)

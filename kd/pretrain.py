@@ -30,6 +30,7 @@ from kd.objectives import DistillationConfig, DistillationObjective
 from kd.runlog import RunLog, check_trackers
 from kd.sampling import EpochBatches, SamplingConfig
 from kd.schedule import ScheduleConfig
+from kd.threads import leave_a_core_to_the_workers
 from kd.training_data import TrainingClips
 from students import create_student, load_weights
 from students.blocks import Student
@@ -141,6 +142,7 @@ def pretrain(config: PretrainConfig) -> Path:
         log_with=list(config.log_with) or None,
         project_config=ProjectConfiguration(project_dir=str(config.out), logging_dir=str(config.out / "trackers")),
     )
+    leave_a_core_to_the_workers(accelerator)
     clips, rows, teachers = open_training_data(config, accelerator)
     valid_clips, valid_rows = open_validation_data(config, clips)
     batches = EpochBatches(
