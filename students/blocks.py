@@ -130,6 +130,13 @@ def _fold_pairs(layers: nn.Sequential) -> None:
             layers[index + 1] = nn.Identity()
 
 
+def checked_mel(mel: Tensor) -> Tensor:
+    """``mel`` as it is. Raises ValueError unless its shape is (B, 1, n_mels, frames)."""
+    if mel.ndim != 4 or mel.shape[1] != 1:
+        raise ValueError(f"this student takes (batch, 1, n_mels, frames); found {tuple(mel.shape)}")
+    return mel
+
+
 def make_divisible(value: float, divisor: int = 8) -> int:
     """The multiple of ``divisor`` nearest to ``value``, at least ``divisor`` and not more than 10 % below ``value``.
 

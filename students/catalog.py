@@ -7,6 +7,7 @@ from typing import Any
 
 from students.blocks import Student, StudentConfig
 from students.dymn import DyMN, DyMNOptions
+from students.mergenet import MergeNet, MergeNetOptions
 from students.mn import MN, MNOptions
 
 
@@ -36,6 +37,10 @@ _CATALOG: dict[str, CatalogEntry] = {
     "dymn_s": CatalogEntry(DyMN, DyMNOptions(width=0.4)),
     "dymn_m": CatalogEntry(DyMN, DyMNOptions(width=1.0)),
     "dymn_l": CatalogEntry(DyMN, DyMNOptions(width=2.0)),
+    "mergenet_baseline": CatalogEntry(MergeNet, MergeNetOptions(split=None)),
+    "mergenet16": CatalogEntry(MergeNet, MergeNetOptions(split=16)),
+    "mergenet32": CatalogEntry(MergeNet, MergeNetOptions(split=32)),
+    "mergenet64": CatalogEntry(MergeNet, MergeNetOptions(split=64)),
 }
 
 
