@@ -10,7 +10,7 @@ from students.blocks import Student
 from students.dymn import DynamicConv
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def as_if_trained() -> Callable[[Student], Student]:
     """Redraws a student's convolutions and batch norms so that maps neither fade nor grow, and sets evaluation mode.
 
