@@ -3,11 +3,7 @@
 Schmid, Koutini and Widmer, "Dynamic Convolutional Neural Networks as Efficient Pre-trained Audio Models", 2023, Sections III
 and VI. Parameter names are those of the public EfficientAT checkpoints.
 
-Where the time goes decides how a map lies in memory. In eager float32 on the CPU it is "batch inner": (F, T, B, C), with C
-last. A dynamic depthwise convolution, whose kernels differ from clip to clip, is then one channels-last convolution of B * C
-groups, a coefficient per clip and channel is a contiguous row, and a 1×1 convolution is one batched matrix product; none of
-them needs a copy. Elsewhere maps are (B, C, F, T) in memory as well. Shapes below are what indexing sees; the order in memory
-is told apart where it matters.
+How a map lies in memory is up to ``students.batch_inner``; what computes with a clip's own coefficients goes through it.
 
 Shapes: B batch, C channels, F frequency positions, T time positions, H context channels, K kernels, M maps of Dy-ReLU.
 """
@@ -19,6 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from students.batch_inner import (
+    batch_inner,
+    depthwise,
+    max_of_linear_maps,
+    normalize,
+    pointwise,
+    prefers_batch_inner,
+    recalibrate,
+)
 from students.blocks import (
     BATCH_NORM_EPSILON,
     BATCH_NORM_MOMENTUM,
@@ -168,102 +173,6 @@ def set_temperature(student: Student, temperature: float) -> None:
             module.temperature.fill_(temperature)
 
 
-# --- Maps in memory ----------------------------------------------------------------------------------------------------
-
-
-def _prefers_batch_inner(x: Tensor) -> bool:
-    """Whether maps are kept (F, T, B, C) in memory: where each operation below runs as written, one after the other."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not torch.is_autocast_enabled("cpu")
-    )
-
-
-def _batch_inner(x: Tensor) -> Tensor:
-    """(B, C, F, T), the same values with memory in the order F, T, B, C; no copy if they are so already."""
-    return x.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
-
-
-class _BatchInnerProduct(torch.autograd.Function):
-    """x (B, I, F, T) in batch-inner memory, kernel (B, O, I) -> (B, O, F, T) in batch-inner memory."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, kernel: Tensor) -> Tensor:
-        ctx.save_for_backward(x, kernel)
-        return _batch_inner_product(x, kernel)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, kernel = ctx.saved_tensors
-        grad = _batch_inner(grad)
-        grad_x = _batch_inner_product(grad, kernel.transpose(1, 2)) if ctx.needs_input_grad[0] else None
-        grad_kernel = torch.bmm(grad.flatten(2), x.flatten(2).transpose(1, 2)) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_kernel
-
-
-def _batch_inner_product(x: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
-    batch, _, frequencies, times = x.shape
-    out = x.new_empty(frequencies, times, batch, kernel.shape[1])
-    rows, product = x.flatten(2).transpose(1, 2), out.flatten(0, 1).transpose(0, 1)  # (B, F * T, I), (B, F * T, O)
-    if bias is None:
-        torch.bmm(rows, kernel.transpose(1, 2), out=product)
-    else:
-        torch.baddbmm(bias, rows, kernel.transpose(1, 2), out=product)
-    return out.permute(2, 3, 0, 1)
-
-
-def _pointwise(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-    """1×1 convolution with kernels of each clip's own: x (B, I, F, T), kernel (B, O, I), bias (O,) -> (B, O, F, T)."""
-    if _prefers_batch_inner(x):
-        x = _batch_inner(x)
-        if not torch.is_grad_enabled():
-            return _batch_inner_product(x, kernel, bias)
-        out = _BatchInnerProduct.apply(x, kernel)
-        return out if bias is None else out + bias[:, None, None]
-    if bias is None:
-        out = torch.bmm(kernel, x.flatten(2))
-    else:
-        out = torch.baddbmm(bias.to(x.dtype)[:, None], kernel.to(x.dtype), x.flatten(2))
-    return out.unflatten(2, x.shape[2:])
-
-
-def _depthwise(x: Tensor, kernel: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    """Depthwise convolution with kernels of each clip's own: x (B, C, F, T), kernel (B, C, k, k), bias (C,).
-
-    One convolution whose groups are all channels of all clips.
-    """
-    batch, channels, size = x.shape[0], x.shape[1], kernel.shape[-1]
-    if _prefers_batch_inner(x):
-        x = _batch_inner(x)
-    out = functional.conv2d(
-        x.reshape(1, batch * channels, *x.shape[2:]),
-        kernel.reshape(batch * channels, 1, size, size),
-        None if bias is None else bias.repeat(batch).to(x.dtype),
-        stride,
-        size // 2,
-        groups=batch * channels,
-    )
-    return out.view(batch, channels, *out.shape[2:])
-
-
-def _normalize(x: Tensor, norm: nn.Module, activation: nn.Module | None) -> Tensor:
-    """Batch norm and perhaps an activation in place on its result, (B, C, F, T) -> (B, C, F, T)."""
-    if not _prefers_batch_inner(x):
-        x = norm(x)
-        return x if activation is None else activation(x)
-    # To the norm, clips and positions are alike: one channels-last map (1, C, F * T, B), which it has a fast kernel for.
-    batch, channels, frequencies, times = x.shape
-    rows = _batch_inner(x).permute(2, 3, 0, 1).reshape(1, frequencies * times, batch, channels).permute(0, 3, 1, 2)
-    out = norm(rows)
-    if activation is not None:
-        out = activation(out)
-    return out.permute(0, 2, 3, 1).reshape(frequencies, times, batch, channels).permute(2, 3, 0, 1)
-
-
 # --- The dynamic parts -------------------------------------------------------------------------------------------------
 
 
@@ -329,11 +238,11 @@ class DynamicConv(nn.Module):
             scale, bias = norm_scale_and_shift(norm)
             kernel = kernel * scale[:, None, None, None]
         if self.is_depthwise:
-            x = _depthwise(x, kernel.flatten(1, 2), bias, self.stride)
+            x = depthwise(x, kernel.flatten(1, 2), bias, self.stride)
         else:
-            x = _pointwise(x, kernel.flatten(2), bias)
+            x = pointwise(x, kernel.flatten(2), bias)
         if not folds and not isinstance(norm, nn.Identity):
-            return _normalize(x, norm, activation)
+            return normalize(x, norm, activation)
         return x if activation is None else _activate(x, activation)
 
     @torch.no_grad()
@@ -378,12 +287,8 @@ class DynamicReLU(nn.Module):
         """x (B, C, F, T), context (B, H) -> (B, C, F, T)"""
         if self.own_context is not None:
             context = self.own_context(x)
-        slopes, intercepts = self.coefficients(context).to(x.dtype)[..., None, None]  # each (M, B, C, 1, 1)
-        out = torch.addcmul(intercepts[0], x, slopes[0])
-        for slope, intercept in zip(slopes[1:], intercepts[1:], strict=True):
-            other = torch.addcmul(intercept, x, slope)
-            out = torch.maximum(out, other) if torch.is_grad_enabled() else torch.maximum(out, other, out=out)
-        return out
+        slopes, intercepts = self.coefficients(context).to(x.dtype)
+        return max_of_linear_maps(x, slopes, intercepts)
 
 
 class Recalibration(nn.Module):
@@ -391,10 +296,20 @@ class Recalibration(nn.Module):
 
     def forward(self, x: Tensor, frequency: Tensor | None, time: Tensor | None) -> Tensor:
         """x (B, C, F, T), frequency (B, C, F, 1), time (B, C, 1, T) -> (B, C, F, T)"""
-        for weights in (frequency, time):
-            if weights is not None:
-                x = x * weights if torch.is_grad_enabled() else x.mul_(weights)
-        return x
+        if frequency is not None and time is not None:
+            return recalibrate(x, frequency, time)
+        return x * (frequency if time is None else time)
+
+
+class SequenceConv(nn.Conv2d):
+    """1×1 convolution of a sequence, which is a map (1, C, L, B); as the matrix product that it is."""
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, 1, bias=bias)
+
+    def forward(self, sequence: Tensor) -> Tensor:
+        """(1, C, L, B) -> (1, C', L, B)"""
+        return functional.linear(sequence.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class Context(NamedTuple):
@@ -415,15 +330,15 @@ class ContextGeneration(nn.Module):
         super().__init__()
         self.stride = stride
         self.concat_pooled = options.concat_pooled
-        self.joint_conv = nn.Conv2d(in_channels, size, 1, bias=False)
+        self.joint_conv = SequenceConv(in_channels, size, bias=False)
         self.joint_norm = nn.BatchNorm2d(size, eps=BATCH_NORM_EPSILON, momentum=BATCH_NORM_MOMENTUM)
         self.time_conv = self.time_norm = None
         if not options.shared_sequences:
-            self.time_conv = nn.Conv2d(in_channels, size, 1, bias=False)
+            self.time_conv = SequenceConv(in_channels, size, bias=False)
             self.time_norm = nn.BatchNorm2d(size, eps=BATCH_NORM_EPSILON, momentum=BATCH_NORM_MOMENTUM)
         axes = options.coord_axes if options.coord_attention else ""
-        self.conv_f = nn.Conv2d(size, expanded, 1) if "f" in axes else None
-        self.conv_t = nn.Conv2d(size, expanded, 1) if "t" in axes else None
+        self.conv_f = SequenceConv(size, expanded) if "f" in axes else None
+        self.conv_t = SequenceConv(size, expanded) if "t" in axes else None
 
     def forward(self, x: Tensor) -> Context:
         """(B, C, F, T) -> Context"""
@@ -512,7 +427,7 @@ class DynamicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, F, T) -> (B, C', ceil(F / stride), ceil(T / stride))"""
-        inputs = x = _batch_inner(x) if _prefers_batch_inner(x) else x
+        inputs = x = batch_inner(x) if prefers_batch_inner(x) else x
         context = Context(None, None, None) if self.context_gen is None else self.context_gen(x)
         if self.exp_conv is not None:
             x = self._layer(x, context, self.exp_conv, self.exp_norm, self.exp_act)

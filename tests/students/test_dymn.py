@@ -181,7 +181,7 @@ def plain_block(block: DynamicBlock, x: Tensor) -> Tensor:
     return x + y if block.has_residual else y
 
 
-@pytest.mark.parametrize("place", [0, 1, 2, 8, 12])
+@pytest.mark.parametrize("place", [0, 1, 2, 8, 12, 13])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("training", [False, True])
 def test_the_block_agrees_with_one_written_clip_by_clip(place: int, batch: int, training: bool, as_if_trained) -> None:
