@@ -7,7 +7,7 @@ from typing import Any
 
 from students.blocks import Student, StudentConfig
 from students.dymn import DyMN, DyMNOptions
-from students.image_backbones import ImageBackboneOptions, efficientnet_b2, efficientnetv2_b2
+from students.image_backbones import EfficientNetOptions, efficientnet_b2, efficientnetv2_b2
 from students.mergenet import MergeNet, MergeNetOptions
 from students.mn import MN, MNOptions
 
@@ -42,8 +42,8 @@ _CATALOG: dict[str, CatalogEntry] = {
     "mergenet16": CatalogEntry(MergeNet, MergeNetOptions(split=16)),
     "mergenet32": CatalogEntry(MergeNet, MergeNetOptions(split=32)),
     "mergenet64": CatalogEntry(MergeNet, MergeNetOptions(split=64)),
-    "efficientnet_b2": CatalogEntry(efficientnet_b2, ImageBackboneOptions()),
-    "efficientnetv2_b2": CatalogEntry(efficientnetv2_b2, ImageBackboneOptions()),
+    "efficientnet_b2": CatalogEntry(efficientnet_b2, EfficientNetOptions()),
+    "efficientnetv2_b2": CatalogEntry(efficientnetv2_b2, EfficientNetOptions()),
 }
 
 

@@ -18,8 +18,8 @@ from students.profile import MAC_COUNTERS
 
 
 @dataclass(frozen=True)
-class ImageBackboneOptions:
-    """Hyperparameters of an image network. Raises ValueError where a value is not allowed."""
+class EfficientNetOptions:
+    """Hyperparameters of EfficientNet. Raises ValueError where a value is not allowed."""
 
     dropout: float = 0.3
     """Probability of dropping a feature before the last layer; both papers have 0.3 for B2."""
@@ -29,14 +29,14 @@ class ImageBackboneOptions:
             raise ValueError(f"dropout is at least 0 and below 1; found {self.dropout}")
 
 
-class ImageBackbone(Student):
+class EfficientNet(Student):
     """An EfficientNet of timm with one input channel. The embedding is the mean over its last map.
 
     Stochastic depth, which both papers train with, is left out: it draws from the global generator. Layers in ``features``
     have timm's names.
     """
 
-    def __init__(self, architecture: str, num_classes: int, options: ImageBackboneOptions) -> None:
+    def __init__(self, architecture: str, num_classes: int, options: EfficientNetOptions) -> None:
         """``architecture``: timm's name of the network, whose pretrained weights fit it."""
         import timm  # here, since it takes longer to import than all else, and most students do without
         from timm.layers import Conv2dSame
@@ -98,11 +98,11 @@ class ImageBackbone(Student):
         return filled
 
 
-def efficientnet_b2(num_classes: int, options: ImageBackboneOptions) -> ImageBackbone:
+def efficientnet_b2(num_classes: int, options: EfficientNetOptions) -> EfficientNet:
     """EfficientNet-B2: 9.1 million parameters with 1000 classes in timm, 1.7 GMACs for ten seconds."""
-    return ImageBackbone("efficientnet_b2", num_classes, options)
+    return EfficientNet("efficientnet_b2", num_classes, options)
 
 
-def efficientnetv2_b2(num_classes: int, options: ImageBackboneOptions) -> ImageBackbone:
+def efficientnetv2_b2(num_classes: int, options: EfficientNetOptions) -> EfficientNet:
     """EfficientNetV2-B2, in timm only with TensorFlow's padding: 3.0 GMACs for ten seconds."""
-    return ImageBackbone("tf_efficientnetv2_b2", num_classes, options)
+    return EfficientNet("tf_efficientnetv2_b2", num_classes, options)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from students.blocks import Student, StudentConfig
 from students.catalog import create_student, list_students
 from students.frontend import LogMelConfig
-from students.image_backbones import ImageBackbone
+from students.image_backbones import EfficientNet
 from students.mn import MN, STAGES
 
 FORMAT = "kd-student"
@@ -165,7 +165,7 @@ _NORM_TENSORS = ("weight", "bias", "running_mean", "running_var", "num_batches_t
 
 def imagenet_architecture(student: Student) -> str:
     """timm's name of the network whose ImageNet weights ``load_imagenet_weights`` takes; ValueError if there is none."""
-    if isinstance(student, ImageBackbone):
+    if isinstance(student, EfficientNet):
         return student.architecture
     if isinstance(student, MN):
         return "mobilenetv3_large_100"
@@ -188,7 +188,7 @@ def load_imagenet_weights(student: Student, timm_state_dict: Mapping[str, Tensor
     """
     imagenet_architecture(student)
     wanted = student.state_dict()
-    if isinstance(student, ImageBackbone):
+    if isinstance(student, EfficientNet):
         student.load_state_dict(wanted | student.imagenet_features(timm_state_dict))
         return
     filled: StateDict = {}
