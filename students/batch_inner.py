@@ -47,7 +47,7 @@ def _from_rows(rows: Tensor, batch: int) -> Tensor:
 
 
 def _tiles(rows: Tensor) -> Iterator[slice]:
-    """Slices of the first axis of (F, T, B * C) that hold about ``_TILE_BYTES`` each."""
+    """Slices of the first axis that hold about ``_TILE_BYTES`` each."""
     step = max(1, _TILE_BYTES // max(1, rows[0].numel() * rows.element_size()))
     return (slice(start, start + step) for start in range(0, len(rows), step))
 
@@ -74,10 +74,14 @@ def _product(x: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
     batch, _, frequencies, times = x.shape
     out = x.new_empty(frequencies, times, batch, kernel.shape[1])
     rows, product = x.flatten(2).transpose(1, 2), out.flatten(0, 1).transpose(0, 1)  # (B, F * T, I), (B, F * T, O)
+    kernel = kernel.transpose(1, 2)
     if bias is None:
-        torch.bmm(rows, kernel.transpose(1, 2), out=product)
-    else:
-        torch.baddbmm(bias, rows, kernel.transpose(1, 2), out=product)
+        torch.bmm(rows, kernel, out=product)
+    elif out.numel() * out.element_size() < 8 * _TILE_BYTES:
+        torch.baddbmm(bias, rows, kernel, out=product)
+    else:  # it writes the bias everywhere before it adds the product: not to a map that leaves the cache in between
+        for tile in _tiles(out.flatten(0, 1)):
+            torch.baddbmm(bias, rows[:, tile], kernel, out=product[:, tile])
     return out.permute(2, 3, 0, 1)
 
 

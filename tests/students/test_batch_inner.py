@@ -15,7 +15,7 @@ SHAPES = [(1, 8, 5, 7), (3, 16, 8, 13), (2, 4, 1, 1), (3, 1, 6, 2), (2, 8, 40, 3
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a small map has several, the last one shorter."""
-    monkeypatch.setattr(operations, "_TILE_BYTES", 1 << 10)
+    monkeypatch.setattr(operations, "_TILE_BYTES", 1 << 8)
 
 
 def assert_same(ours: Callable[..., Tensor], plain: Callable[..., Tensor], *inputs: Tensor) -> None:
