@@ -8,9 +8,10 @@ import matplotlib.image
 import pytest
 import torch
 
-from kd.profile_students import distinct_students, main, quantize_weights
+from audio_datasets.command import parse
+from kd.profile_students import ProfileConfig, distinct_students, main, quantize_weights
 from students import create_student
-from students.frontend import LogMelConfig
+from students.frontend import LogMelConfig, mergenet_frontend
 from students.profile import profile_student
 from students.weights import save_student
 
@@ -85,6 +86,13 @@ def test_all_students_are_the_catalog_without_second_names() -> None:
     names = distinct_students()
     assert {"mn01", "dymn10", "mergenet_baseline", "efficientnet_b2", "efficientnetv2_b2"} <= set(names)
     assert not {"dymn_s", "dymn_m", "dymn_l"} & set(names)
+
+
+def test_the_documented_arguments_give_mergenets_front_end() -> None:
+    lines = (Path(__file__).parents[2] / "docs" / "students.md").read_text(encoding="utf-8").splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("    --sample-rate-hz 16000"))
+    arguments = " ".join(lines[first : first + 2]).split()
+    assert parse(ProfileConfig, arguments, "kd profile").frontend == mergenet_frontend()
 
 
 @pytest.mark.parametrize(
