@@ -81,6 +81,9 @@ class StudentCost:
     """Catalog name, or folder."""
     family: str
     """What the chart draws in one colour."""
+    num_classes: int
+    n_mels: int
+    frames: int
     parameters: int
     macs: int
     activation_bytes: int
@@ -113,10 +116,10 @@ def profile_students(config: ProfileConfig) -> list[StudentCost]:
     costs = []
     for name, build in zip(names, progress(builders, desc="profile", leave=False), strict=True):
         costs.append(student_cost(name, *build(), config))
-    print(description(config))
+    print(description(costs, config))
     print(table(costs))
     if config.chart is not None:
-        draw_chart(costs, config.chart, description(config, measured=False))
+        draw_chart(costs, config.chart, description(costs, config, measured=False))
     if config.out is not None:
         write_json(
             config.out,
@@ -172,6 +175,9 @@ def student_cost(name: str, student: Student, frontend: LogMelConfig, config: Pr
     return StudentCost(
         name=name,
         family=type(student).__name__,
+        num_classes=student.num_classes,
+        n_mels=frontend.n_mels,
+        frames=frames,
         parameters=profile.parameters,
         macs=profile.macs,
         activation_bytes=profile.activation_bytes,
@@ -240,10 +246,11 @@ def machine() -> dict[str, Any]:
     return {"processor": processor, "gpu": gpu, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
-def description(config: ProfileConfig, measured: bool = True) -> str:
-    """What the numbers are for."""
-    frames = config.frontend.frames(round(config.clip_seconds * config.frontend.sample_rate_hz))
-    text = f"a clip of {config.clip_seconds:g} s ({config.frontend.n_mels} mels × {frames} frames), {config.num_classes} classes"
+def description(costs: Sequence[StudentCost], config: ProfileConfig, measured: bool = True) -> str:
+    """What the numbers are for; trained students have their own front ends and classes."""
+    inputs = {f"{cost.n_mels} mels × {cost.frames} frames" for cost in costs}
+    classes = {f"{cost.num_classes} classes" for cost in costs}
+    text = f"a clip of {config.clip_seconds:g} s ({' or '.join(sorted(inputs))}), {' or '.join(sorted(classes))}"
     if not (measured and config.repeats):
         return text
     here = machine()

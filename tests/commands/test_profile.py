@@ -62,11 +62,14 @@ def test_eight_bits_are_what_the_weights_can_be_read_from() -> None:
     assert bits == 8 * sum(value.numel() for value in state.values() if value.ndim > 1)
 
 
-def test_a_trained_student_is_profiled_with_its_own_front_end(tmp_path: Path) -> None:
+def test_a_trained_student_is_profiled_with_its_own_front_end(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     student = create_student("mn01", 2, n_mels=40)
     save_student(tmp_path / "run", student, ["a", "b"], LogMelConfig(n_mels=40, hop_samples=640))
-    (found,) = profiled(tmp_path, "--student", tmp_path / "run", "--repeats", 0, "--clip-seconds", 4)
+    arguments = ("--repeats", 0, "--clip-seconds", 4, "--num-classes", 3)
+    found, _ = profiled(tmp_path, "--student", tmp_path / "run", "mn01", *arguments)
     assert found["macs"] == profile_student(student, n_mels=40, frames=200).macs
+    shown = capsys.readouterr().out
+    assert "a clip of 4 s (128 mels × 400 frames or 40 mels × 200 frames), 2 classes or 3 classes\n" in shown
     assert main(["--student", str(tmp_path / "run"), "--student-options", "width=1"]) == 2
 
 
