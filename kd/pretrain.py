@@ -36,7 +36,7 @@ from students import create_student, load_weights
 from students.blocks import Student
 from students.catalog import default_options
 from students.frontend import LogMel, LogMelConfig
-from students.weights import load_imagenet_weights, save_student
+from students.weights import imagenet_architecture, load_imagenet_weights, save_student
 from teacher_logits.store import LogitEnsemble, check_same_classes
 
 Flat = tyro.conf.arg(name="")
@@ -65,7 +65,7 @@ class PretrainConfig:
     student_options: tuple[str, ...] = ()
     """Options of the student, each NAME=VALUE."""
     weights: str | None = None
-    """Start from these weights: a file, or "imagenet" (MN of width 1, from timm)."""
+    """Start from these weights: a file, or "imagenet" (MN of width 1 and the EfficientNets, from timm)."""
     split: str | None = None
     """Train on the clips of this split of the manifest only."""
     folds: tuple[int, ...] = ()
@@ -278,7 +278,8 @@ def build_student(config: PretrainConfig, class_frequencies: np.ndarray) -> Stud
         if config.weights == "imagenet":
             import timm
 
-            load_imagenet_weights(student, timm.create_model("mobilenetv3_large_100", pretrained=True).state_dict())
+            network = timm.create_model(imagenet_architecture(student), pretrained=True)
+            load_imagenet_weights(student, network.state_dict())
         elif config.weights is not None:
             load_weights(student, config.weights)
     if config.weights in (None, "imagenet"):

@@ -3,10 +3,11 @@
 Shapes: B batch, C channels, F frequency positions, T time positions, E embedding size, K classes, H attention heads.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,74 @@ class Student(nn.Module):
         """
         self.output_biases().copy_(torch.logit(frequencies.clamp(1e-3, 1.0 - 1e-3)))
 
+    def feature_maps(self, mel: Tensor) -> list[Tensor]:
+        """The map (B, C, F, T) after every stage, in order; the last one is what ``classifier`` takes."""
+        raise NotImplementedError
+
+    def frame_logits(self, mel: Tensor) -> Tensor:
+        """Logits of every time position on its own, (B, K, T): the last map, column by column, through the classifier.
+
+        For evaluation: a column has no key of its own for dropout.
+        """
+        last = self.feature_maps(mel)[-1]
+        columns = last.permute(0, 3, 1, 2).flatten(0, 1)[..., None]  # (B * T, C, F, 1)
+        return self.classifier(columns).unflatten(0, (last.shape[0], last.shape[3])).transpose(1, 2)
+
+    def fuse(self) -> "Student":
+        """A copy for inference with batch norms folded into the convolutions before them; gives the same within rounding.
+
+        It is in evaluation mode, its weights need no gradient, and it has no ``config``: save and train the original.
+        """
+        fused = copy.deepcopy(self).eval().requires_grad_(False)
+        fused.config = None
+        for module in list(fused.modules()):
+            if isinstance(module, nn.Sequential):
+                _fold_pairs(module)
+            elif isinstance(module, FoldsBatchNorms):
+                module.fold_batch_norms()
+        return fused
+
+
+@runtime_checkable
+class FoldsBatchNorms(Protocol):
+    """A module that folds batch norms in its own way; those that follow a convolution in a Sequential need none."""
+
+    def fold_batch_norms(self) -> None: ...
+
+
+def norm_scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """What a batch norm does in evaluation mode, x * scale + shift: (C,) each."""
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
+
+
+@torch.no_grad()
+def folded_convolution(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """One convolution that does what the two do in evaluation mode."""
+    scale, shift = norm_scale_and_shift(norm)
+    folded = copy.deepcopy(conv)
+    folded.weight.mul_(scale[:, None, None, None])
+    if conv.bias is not None:
+        shift = shift + conv.bias * scale
+    folded.bias = nn.Parameter(shift, requires_grad=False)
+    return folded
+
+
+def _fold_pairs(layers: nn.Sequential) -> None:
+    """Folds each batch norm into the convolution before it; an Identity keeps its place, so that indices stay."""
+    for index in range(len(layers) - 1):
+        conv, norm = layers[index], layers[index + 1]
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            layers[index] = folded_convolution(conv, norm)
+            layers[index + 1] = nn.Identity()
+
+
+def checked_mel(mel: Tensor) -> Tensor:
+    """``mel`` as it is. Raises ValueError unless its shape is (B, 1, n_mels, frames)."""
+    if mel.ndim != 4 or mel.shape[1] != 1:
+        raise ValueError(f"this student takes (batch, 1, n_mels, frames); found {tuple(mel.shape)}")
+    return mel
+
 
 def make_divisible(value: float, divisor: int = 8) -> int:
     """The multiple of ``divisor`` nearest to ``value``, at least ``divisor`` and not more than 10 % below ``value``.
@@ -77,6 +146,22 @@ def make_divisible(value: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
+def channels_last_on_cpu(x: Tensor) -> Tensor:
+    """(B, C, F, T) -> the same in channels-last memory, on the CPU; elsewhere the memory format is the caller's choice.
+
+    A depthwise convolution on the CPU is up to nine times faster in it, since it needs no copy into blocks of channels.
+    """
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+
+
+class ConvNormActivation(nn.Sequential):
+    """Convolution, batch norm and perhaps an activation, in the memory format that is fastest."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, F, T) -> (B, C', F', T')"""
+        return super().forward(channels_last_on_cpu(x))
+
+
 def conv_norm_activation(
     in_channels: int,
     out_channels: int,
@@ -85,7 +170,7 @@ def conv_norm_activation(
     stride: int = 1,
     groups: int = 1,
     activation: type[nn.Module] | None = None,
-) -> nn.Sequential:
+) -> ConvNormActivation:
     """Convolution without bias, batch norm, activation; (B, C, F, T) -> (B, C', ceil(F / stride), ceil(T / stride))."""
     layers: list[nn.Module] = [
         nn.Conv2d(in_channels, out_channels, kernel, stride, (kernel - 1) // 2, groups=groups, bias=False),
@@ -93,7 +178,7 @@ def conv_norm_activation(
     ]
     if activation is not None:
         layers.append(activation(inplace=True))
-    return nn.Sequential(*layers)
+    return ConvNormActivation(*layers)
 
 
 def initialize_weights(module: nn.Module) -> None:
@@ -323,3 +408,23 @@ class AttentionPoolingHead(nn.Module):
     def output_biases(self) -> Tensor:
         """(H, K): biases of the values; the head weights, which add up to 1, average them."""
         return self.subspace_proj.bias.unflatten(0, (2, self.heads, -1))[1]
+
+
+HEADS = ("mlp", "fully_convolutional", "attention_pooling")
+
+
+def create_head(head: str, in_channels: int, hidden: int, num_classes: int, dropout: float) -> nn.Module:
+    """One of HEADS, (B, C, F, T) -> (B, K). Hidden layer and dropout are those of the mlp head."""
+    if head == "mlp":
+        return mlp_head(in_channels, hidden, num_classes, dropout)
+    if head == "fully_convolutional":
+        return fully_convolutional_head(in_channels, num_classes)
+    assert head == "attention_pooling", head
+    return AttentionPoolingHead(in_channels, num_classes)
+
+
+def head_output_biases(head: nn.Module) -> Tensor:
+    """What one of HEADS adds to the logits; for the fully convolutional one the batch norm's, whose mean over the map it is."""
+    if isinstance(head, AttentionPoolingHead):
+        return head.output_biases()
+    return [layer for layer in head if isinstance(layer, nn.Linear | nn.BatchNorm2d)][-1].bias

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from students.blocks import Student, StudentConfig
+from students.dymn import DyMN, DyMNOptions
+from students.image_backbones import EfficientNetOptions, efficientnet_b2, efficientnetv2_b2
+from students.mergenet import MergeNet, MergeNetOptions
 from students.mn import MN, MNOptions
 
 
@@ -28,6 +31,19 @@ _CATALOG: dict[str, CatalogEntry] = {
     "mn20": CatalogEntry(MN, MNOptions(width=2.0)),
     "mn30": CatalogEntry(MN, MNOptions(width=3.0)),
     "mn40": CatalogEntry(MN, MNOptions(width=4.0)),
+    "dymn04": CatalogEntry(DyMN, DyMNOptions(width=0.4)),
+    "dymn10": CatalogEntry(DyMN, DyMNOptions(width=1.0)),
+    "dymn20": CatalogEntry(DyMN, DyMNOptions(width=2.0)),
+    # The paper's names for the same three.
+    "dymn_s": CatalogEntry(DyMN, DyMNOptions(width=0.4)),
+    "dymn_m": CatalogEntry(DyMN, DyMNOptions(width=1.0)),
+    "dymn_l": CatalogEntry(DyMN, DyMNOptions(width=2.0)),
+    "mergenet_baseline": CatalogEntry(MergeNet, MergeNetOptions(split=None)),
+    "mergenet16": CatalogEntry(MergeNet, MergeNetOptions(split=16)),
+    "mergenet32": CatalogEntry(MergeNet, MergeNetOptions(split=32)),
+    "mergenet64": CatalogEntry(MergeNet, MergeNetOptions(split=64)),
+    "efficientnet_b2": CatalogEntry(efficientnet_b2, EfficientNetOptions()),
+    "efficientnetv2_b2": CatalogEntry(efficientnetv2_b2, EfficientNetOptions()),
 }
 
 

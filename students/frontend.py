@@ -1,7 +1,8 @@
 """The log-mel spectrogram that all students hear.
 
 Numerically the front end of PaSST and EfficientAT (Koutini et al. 2022, Schmid et al. 2023): pre-emphasis, centred STFT,
-power, Kaldi's mel bands, logarithm, shift and scale. What is done for speed, mostly on CPU, stands beside the code.
+power, Kaldi's mel bands, logarithm, shift and scale. Settings turn it into others, such as ``mergenet_frontend``. What is
+done for speed, mostly on CPU, stands beside the code.
 
 Shapes: B batch, N samples, M mel bands, T frames, K frequency bins below the Nyquist frequency.
 """
@@ -10,11 +11,18 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+Logarithm = Literal["ln", "db"]
+
+_DECIBELS_PER_LN = 10.0 / math.log(10.0)
+
+_MINIMUM_DEVIATION = 1e-3
+"""Below this a clip's log-mel spectrogram is a constant and its deviation the rounding of its mean: silence stays 0."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,14 @@ class LogMelConfig:
     """Added to the logarithm."""
     scale: float = 5.0
     """Divides the shifted logarithm."""
+    logarithm: Logarithm = "ln"
+    """Natural logarithm of the power, or decibels (10 log10)."""
+    remove_mean: bool = False
+    """Subtract the mean of each waveform first."""
+    standardize: bool = False
+    """Shift and scale the log-mel spectrogram of each clip to mean 0 and standard deviation 1."""
+    tile_seconds: float = 0.0
+    """A clip's frames are repeated, from the first one on, up to the frames of a clip of this length; 0 repeats nothing."""
     fmin_jitter_hz: float = 10.0
     """Width of the range from fmin_hz upwards from which ``draw_band_edges`` draws the lower edge in training."""
     fmax_jitter_hz: float = 2000.0
@@ -53,7 +69,7 @@ class LogMelConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is a whole number above 0; found {value!r}")
-        for name in ("fmin_hz", "preemphasis", "fmin_jitter_hz", "fmax_jitter_hz"):
+        for name in ("fmin_hz", "preemphasis", "fmin_jitter_hz", "fmax_jitter_hz", "tile_seconds"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is not negative; found {getattr(self, name)}")
         for name in ("log_offset", "scale"):
@@ -61,6 +77,8 @@ class LogMelConfig:
                 raise ValueError(f"{name} is above 0; found {getattr(self, name)}")
         if not math.isfinite(self.shift):
             raise ValueError(f"shift is a finite number; found {self.shift}")
+        if self.logarithm not in get_args(Logarithm):
+            raise ValueError(f"unknown logarithm {self.logarithm!r}; choices: {', '.join(get_args(Logarithm))}")
         if self.n_fft % 2:
             raise ValueError(f"n_fft is even; found {self.n_fft}")
         if self.window_samples > self.n_fft:
@@ -87,7 +105,8 @@ class LogMelConfig:
 
     def frames(self, samples: int) -> int:
         """How many frames LogMel makes of a waveform."""
-        return 1 + (max(samples, self.minimum_samples) - self._lost_samples) // self.hop_samples
+        samples = max(samples, self.minimum_samples, round(self.tile_seconds * self.sample_rate_hz))
+        return 1 + (samples - self._lost_samples) // self.hop_samples
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, plain enough for JSON."""
@@ -105,6 +124,32 @@ class LogMelConfig:
     @property
     def _lost_samples(self) -> int:
         return 1 if self.preemphasis else 0
+
+
+def mergenet_frontend() -> LogMelConfig:
+    """What MergeNet was trained to hear: 16 kHz, 25 ms Hann windows every 10 ms, 128 bands, dB, standardised, tiled to 10 s.
+
+    Careddu, "Searching for EfficientNeXt", Section III-B, which leaves open: the length of the transform (1024, so that
+    no band falls between two bins), the bands' range (all frequencies) and the floor of the logarithm (1e-10, as in
+    torchaudio). "Center" is read as subtracting the waveform's mean.
+    """
+    return LogMelConfig(
+        sample_rate_hz=16000,
+        n_fft=1024,
+        window_samples=400,
+        hop_samples=160,
+        fmax_hz=8000.0,
+        preemphasis=0.0,
+        log_offset=1e-10,
+        shift=0.0,
+        scale=1.0,
+        logarithm="db",
+        remove_mean=True,
+        standardize=True,
+        tile_seconds=10.0,
+        fmin_jitter_hz=0.0,
+        fmax_jitter_hz=0.0,
+    )
 
 
 def draw_band_edges(config: LogMelConfig, rng: np.random.Generator) -> tuple[float, float]:
@@ -169,7 +214,7 @@ class LogMel(nn.Module):
     """Waveform (B, N) -> log-mel spectrogram (B, 1, M, T), always computed in float32, also under autocast.
 
     Frames are centred: frame t lies around sample t * hop, the ends are mirrored. A waveform too short for that is
-    padded with zeros at its end. Digital silence gives a finite constant.
+    padded with zeros at its end. Digital silence gives a finite constant, 0 where clips are standardised.
     """
 
     def __init__(self, config: LogMelConfig = LogMelConfig()) -> None:
@@ -218,11 +263,23 @@ class LogMel(nn.Module):
         else:
             # To group the bands the host would have to wait for the edges; a GPU multiplies zeros faster than that.
             bands = torch.matmul(banks, power.transpose(1, 2))
-        return bands.add_(config.log_offset).log_().add_(config.shift).div_(config.scale)[:, None]
+        logarithms = bands.add_(config.log_offset).log_()
+        if config.logarithm == "db":
+            logarithms.mul_(_DECIBELS_PER_LN)
+        log_mel = logarithms.add_(config.shift).div_(config.scale)
+        if config.standardize:
+            deviation, mean = torch.std_mean(log_mel, dim=(1, 2), correction=0, keepdim=True)
+            log_mel = (log_mel - mean) / deviation.clamp(min=_MINIMUM_DEVIATION)
+        if config.tile_seconds:
+            frames = config.frames(waveform.shape[1])
+            log_mel = log_mel.repeat(1, 1, -(-frames // log_mel.shape[2]))[:, :, :frames]
+        return log_mel[:, None]
 
     def _power_spectrum(self, waveform: Tensor) -> Tensor:
         """(B, N) -> (B, T, K)"""
         config = self.config
+        if config.remove_mean:
+            waveform = waveform - waveform.mean(1, keepdim=True)
         missing = config.minimum_samples - waveform.shape[1]
         if missing > 0:
             waveform = nn.functional.pad(waveform, (0, missing))

@@ -13,21 +13,20 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from students.attention import ATTENTIONS, create_attention
 from students.blocks import (
+    HEADS,
     SE_AGGREGATIONS,
-    AttentionPoolingHead,
     ConcurrentSqueezeExcitation,
     Student,
     StudentOutput,
     conv_norm_activation,
-    fully_convolutional_head,
+    create_head,
+    head_output_biases,
     initialize_weights,
     is_selection_of_axes,
     make_divisible,
-    mlp_head,
 )
-
-HEADS = ("mlp", "fully_convolutional", "attention_pooling")
 
 NOMINAL_FRAMES = 1000
 """Frames of a ten-second clip with 10 ms hops: what fixes the size of squeeze-excitation over time."""
@@ -76,7 +75,8 @@ class MNOptions:
     head: str = "mlp"
     """"mlp", "fully_convolutional" or "attention_pooling"."""
     se_dims: str = "c"
-    """Axes with squeeze-excitation: any of "c" (channel), "f" (frequency), "t" (time) in this order, or "none"."""
+    """Axes with squeeze-excitation: any of "c" (channel), "f" (frequency), "t" (time) in this order, or "none". This and
+    ``se_agg`` are for ``attention`` "baseline" and "se"."""
     se_agg: str = "max"
     """How the outputs of squeeze-excitation over several axes are combined: "max", "avg", "add" or "min"."""
     se_reduction: int = 4
@@ -87,6 +87,9 @@ class MNOptions:
     """Mel bands of the input; fixes the size of squeeze-excitation over frequency."""
     dropout: float = 0.2
     """Probability of dropping a feature before the mlp head's last layer."""
+    attention: str = "baseline"
+    """"baseline" for squeeze-excitation in the blocks where MobileNetV3 has it; else what all 15 blocks have (DyMN paper,
+    Table V): "se", "ca", "ta", "srm", "grn", "cbam", "gc" or "none"."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strides", tuple(self.strides))  # JSON gives a list
@@ -108,6 +111,10 @@ class MNOptions:
             raise ValueError(f"strides are four numbers, each 1 or 2; found {self.strides}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout is at least 0 and below 1; found {self.dropout}")
+        if self.attention not in ("baseline", "se", *ATTENTIONS, "none"):
+            raise ValueError(
+                f"unknown attention {self.attention!r}; choices: baseline, se, {', '.join(ATTENTIONS)}, none"
+            )
 
 
 class InvertedResidual(nn.Module):
@@ -128,7 +135,11 @@ class InvertedResidual(nn.Module):
                 expanded, expanded, kernel=stage.kernel, stride=stride, groups=expanded, activation=stage.activation
             )
         )
-        if stage.has_se and options.se_dims != "none":
+        if options.attention in ATTENTIONS:
+            layers.append(create_attention(options.attention, expanded, options.se_reduction))
+        elif options.se_dims != "none" and (
+            options.attention == "se" or (options.attention == "baseline" and stage.has_se)
+        ):
             sizes = (expanded, *map_size)
             layers.append(ConcurrentSqueezeExcitation(options.se_dims, options.se_agg, options.se_reduction, sizes))
         layers.append(conv_norm_activation(expanded, out))
@@ -140,14 +151,51 @@ class InvertedResidual(nn.Module):
         return x + self.block(x) if self.has_residual else self.block(x)
 
 
-class MN(Student):
-    """MobileNetV3-Large with one input channel. The embedding is the mean over the last convolution's map."""
+class MobileNet(Student):
+    """A chain of layers from the mel to a map, and a head on it. The embedding is the mean over that map."""
+
+    def __init__(self, num_classes: int, embedding_dim: int, n_mels: int) -> None:
+        super().__init__(num_classes, embedding_dim)
+        self.n_mels = n_mels
+
+    def chain(self) -> list[nn.Module]:
+        """The layers in order: stem, blocks, last convolution."""
+        raise NotImplementedError
+
+    def forward(self, mel: Tensor) -> StudentOutput:
+        """(B, 1, n_mels, frames) -> logits (B, K), embedding (B, E)"""
+        x = self._checked(mel)
+        for layer in self.chain():
+            x = layer(x)
+        return StudentOutput(self.classifier(x), x.mean((2, 3)))
+
+    def feature_maps(self, mel: Tensor) -> list[Tensor]:
+        """The maps (B, C, F, T) after the stem, after each block and after the last convolution."""
+        maps = [self._checked(mel)]
+        for layer in self.chain():
+            maps.append(layer(maps[-1]))
+        return maps[1:]
+
+    def output_biases(self) -> Tensor:
+        """The head's own."""
+        return head_output_biases(self.classifier)
+
+    def _checked(self, mel: Tensor) -> Tensor:
+        if mel.ndim != 4 or mel.shape[1] != 1 or mel.shape[2] != self.n_mels:
+            raise ValueError(
+                f"this student takes (batch, 1, {self.n_mels}, frames); found {tuple(mel.shape)}"
+                " (for another number of mel bands create it with n_mels)"
+            )
+        return mel
+
+
+class MN(MobileNet):
+    """MobileNetV3-Large with one input channel."""
 
     def __init__(self, num_classes: int, options: MNOptions) -> None:
         stem_channels = make_divisible(STEM_CHANNELS * options.width)
         last_channels = LAST_EXPANSION * make_divisible(STAGES[-1].out * options.width)
-        super().__init__(num_classes, embedding_dim=last_channels)
-        self.n_mels = options.n_mels
+        super().__init__(num_classes, last_channels, options.n_mels)
 
         map_size = (math.ceil(options.n_mels / 2), math.ceil(NOMINAL_FRAMES / 2))
         layers: list[nn.Module] = [conv_norm_activation(1, stem_channels, kernel=3, stride=2, activation=nn.Hardswish)]
@@ -159,28 +207,10 @@ class MN(Student):
             channels = make_divisible(stage.out * options.width)
         layers.append(conv_norm_activation(channels, last_channels, activation=nn.Hardswish))
         self.features = nn.Sequential(*layers)
-
-        if options.head == "mlp":
-            hidden = make_divisible(HIDDEN_CHANNELS * options.width)
-            self.classifier = mlp_head(last_channels, hidden, num_classes, options.dropout)
-        elif options.head == "fully_convolutional":
-            self.classifier = fully_convolutional_head(last_channels, num_classes)
-        else:
-            self.classifier = AttentionPoolingHead(last_channels, num_classes)
+        hidden = make_divisible(HIDDEN_CHANNELS * options.width)
+        self.classifier = create_head(options.head, last_channels, hidden, num_classes, options.dropout)
         initialize_weights(self)
 
-    def forward(self, mel: Tensor) -> StudentOutput:
-        """(B, 1, n_mels, frames) -> logits (B, K), embedding (B, E)"""
-        if mel.ndim != 4 or mel.shape[1] != 1 or mel.shape[2] != self.n_mels:
-            raise ValueError(
-                f"this student takes (batch, 1, {self.n_mels}, frames); found {tuple(mel.shape)}"
-                " (for another number of mel bands create it with n_mels)"
-            )
-        x = self.features(mel)
-        return StudentOutput(self.classifier(x), x.mean((2, 3)))
-
-    def output_biases(self) -> Tensor:
-        """The head's own; for the fully convolutional one the batch norm's, whose mean over the map is added."""
-        if isinstance(self.classifier, AttentionPoolingHead):
-            return self.classifier.output_biases()
-        return [layer for layer in self.classifier if isinstance(layer, nn.Linear | nn.BatchNorm2d)][-1].bias
+    def chain(self) -> list[nn.Module]:
+        """(see MobileNet)"""
+        return list(self.features)

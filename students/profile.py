@@ -1,6 +1,7 @@
 """What a student costs: parameters, multiply-accumulates and memory for an input size, without running it."""
 
 import copy
+import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from students.blocks import Student
+from students.dymn import DynamicConv, SequenceConv
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,12 @@ class StudentProfile:
 # A layer that computes in its own way (such as a dynamic convolution) adds its type and its count here.
 MAC_COUNTERS: dict[type[nn.Module], Callable[[Any, Tensor], int]] = {
     nn.Conv2d: lambda layer, output: output.numel() * layer.weight[0].numel(),
+    SequenceConv: lambda layer, output: output.numel() * layer.in_channels,
     nn.Linear: lambda layer, output: output.numel() * layer.in_features,
+    # One convolution with the mixed kernel, and for each clip the mixing, which is a product of all kernels' numbers.
+    DynamicConv: lambda layer, output: (
+        output.numel() * math.prod(layer.kernel_shape[1:]) + len(output) * layer.weight.numel()
+    ),
 }
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from students.blocks import Student, StudentConfig
 from students.catalog import create_student, list_students
 from students.frontend import LogMelConfig
+from students.image_backbones import EfficientNet
 from students.mn import MN, STAGES
 
 FORMAT = "kd-student"
@@ -162,18 +163,34 @@ def _describe_mismatch(student: Student, config: StudentConfig, state: StateDict
 _NORM_TENSORS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
-def load_imagenet_weights(student: Student, timm_state_dict: Mapping[str, Tensor]) -> None:
-    """Initialises an MN of width 1 from the state dict of timm's ``mobilenetv3_large_100``.
+def imagenet_architecture(student: Student) -> str:
+    """timm's name of the network whose ImageNet weights ``load_imagenet_weights`` takes; ValueError if there is none."""
+    if isinstance(student, EfficientNet):
+        return student.architecture
+    if isinstance(student, MN):
+        return "mobilenetv3_large_100"
+    raise ValueError(
+        f"there are no ImageNet weights for {type(student).__name__}; they are for MN of width 1 and timm's image networks"
+    )
 
-    The stem's kernels are summed over colour, so that a spectrogram is seen as a grey picture. The last layer, and all of
-    a head that ImageNet's network does not have, stays as it is. The networks are not
-    quite the same: timm's batch norms have epsilon 1e-5 (ours 1e-3), its squeeze-excitation a hard sigmoid (ours a sigmoid).
+
+def load_imagenet_weights(student: Student, timm_state_dict: Mapping[str, Tensor]) -> None:
+    """Initialises a student from the state dict of timm's ``imagenet_architecture(student)``.
+
+    The last layer, and all of a head that ImageNet's network does not have, stays as it is.
+
+    An image network takes its own weights, the stem's kernels averaged over colour. An MN of width 1 takes those of
+    MobileNetV3-Large, the stem's kernels summed over colour, so that a spectrogram is seen as a grey picture. The latter are
+    not quite the same network: timm's batch norms have epsilon 1e-5 (ours 1e-3), its squeeze-excitation a hard sigmoid
+    (ours a sigmoid).
 
     Raises ValueError for another student and for another network's weights.
     """
-    if not isinstance(student, MN):
-        raise ValueError(f"ImageNet weights are for MN students; found {type(student).__name__}")
+    imagenet_architecture(student)
     wanted = student.state_dict()
+    if isinstance(student, EfficientNet):
+        student.load_state_dict(wanted | student.imagenet_features(timm_state_dict))
+        return
     filled: StateDict = {}
     for name, timm_name in _timm_names(has_mlp_head="classifier.2.weight" in wanted).items():
         if name not in wanted:

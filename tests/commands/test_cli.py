@@ -37,7 +37,14 @@ def test_a_wrong_flag_is_exit_code_2(command: str, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(
-    "script", ["teacher_logits/precompute.py", "teacher_logits/verify.py", "kd/pretrain.py", "kd/evaluate.py"]
+    "script",
+    [
+        "teacher_logits/precompute.py",
+        "teacher_logits/verify.py",
+        "kd/pretrain.py",
+        "kd/evaluate.py",
+        "kd/profile_students.py",
+    ],
 )
 def test_scripts_run_by_path(script: str, environment: dict[str, str], tmp_path: Path) -> None:
     """From another folder, as `python path/to/script.py`: what the interpreter puts first on the path must not matter."""

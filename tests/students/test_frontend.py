@@ -11,7 +11,7 @@ import torchaudio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from students.frontend import LogMel, LogMelConfig, draw_band_edges, mel_banks
+from students.frontend import LogMel, LogMelConfig, draw_band_edges, mel_banks, mergenet_frontend
 
 CONFIGS = {
     "default": LogMelConfig(),
@@ -20,11 +20,17 @@ CONFIGS = {
     "256 bands, full window": LogMelConfig(n_mels=256, n_fft=2048, window_samples=2048),
     "odd window, no pre-emphasis": LogMelConfig(window_samples=777, preemphasis=0.0, fmin_hz=50.0, fmax_hz=16000.0),
     "other scale": LogMelConfig(log_offset=1e-3, shift=0.0, scale=2.0, n_mels=17),
+    "dB": LogMelConfig(logarithm="db", shift=40.0, scale=20.0),
+    "without mean, standardised": LogMelConfig(remove_mean=True, preemphasis=0.0, standardize=True),
+    "tiled": LogMelConfig(tile_seconds=0.9, standardize=True),
+    "MergeNet": mergenet_frontend(),
 }
 
 
 def plain_log_mel(waveform: torch.Tensor, config: LogMelConfig, fmin_hz: float, fmax_hz: float) -> torch.Tensor:
     """(batch, samples) -> (batch, 1, n_mels, frames) from torch.stft and torchaudio's port of Kaldi."""
+    if config.remove_mean:
+        waveform = waveform - waveform.mean(1, keepdim=True)
     if config.preemphasis:
         waveform = waveform[:, 1:] - config.preemphasis * waveform[:, :-1]
     window = torch.hann_window(config.window_samples, periodic=False)
@@ -33,7 +39,18 @@ def plain_log_mel(waveform: torch.Tensor, config: LogMelConfig, fmin_hz: float, 
     )
     bank = kaldi_bank(config, fmin_hz, fmax_hz)
     mel = torch.nn.functional.pad(bank, (0, 1)) @ spectrum.abs().square()
-    return ((torch.log(mel + config.log_offset) + config.shift) / config.scale)[:, None]
+    logarithm = torch.log(mel + config.log_offset) if config.logarithm == "ln" else to_db(mel + config.log_offset)
+    clips = list((logarithm + config.shift) / config.scale)
+    if config.standardize:
+        clips = [torch.from_numpy((clip.numpy() - clip.numpy().mean()) / clip.numpy().std()) for clip in clips]
+    if config.tile_seconds:
+        frames = config.frames(round(config.tile_seconds * config.sample_rate_hz))
+        if frames > clips[0].shape[1]:
+            clips = [clip[:, torch.arange(frames) % clip.shape[1]] for clip in clips]
+    return torch.stack(clips)[:, None]
+
+
+to_db = torchaudio.transforms.AmplitudeToDB("power")
 
 
 def kaldi_bank(config: LogMelConfig, fmin_hz: float, fmax_hz: float) -> torch.Tensor:
@@ -101,6 +118,34 @@ def test_a_clip_of_any_length_gives_the_promised_frames(samples: int) -> None:
     assert log_mel.isfinite().all()
 
 
+def test_mergenets_front_end_hears_ten_standardised_seconds() -> None:
+    config = mergenet_frontend()
+    assert config.hop_samples / config.sample_rate_hz == 0.010
+    assert config.window_samples / config.sample_rate_hz == 0.025
+    one, ten = LogMel(config)(noise(2, 16_000)), LogMel(config)(noise(1, 160_000))
+    assert one.shape == (2, 1, 128, 1001)
+    assert ten.shape == (1, 1, 128, 1001)
+    assert LogMel(config)(noise(1, 240_000)).shape[3] == 1501  # longer clips stay whole
+    period = 101
+    assert torch.equal(one[..., period:], one[..., :-period])
+    for clip in (*one[..., :period], *ten):
+        assert clip.mean().item() == pytest.approx(0.0, abs=1e-4)
+        assert clip.std(correction=0).item() == pytest.approx(1.0, abs=1e-4)
+    assert not (ten == ten.amin()).all(-1).any()  # no band lies between two bins of the transform
+
+
+def test_mergenets_front_end_hears_no_loudness_and_no_constant() -> None:
+    front_end = LogMel(mergenet_frontend())
+    waveform = noise(1, 16_000)
+    torch.testing.assert_close(front_end(0.5 * waveform + 0.3), front_end(waveform), atol=1e-2, rtol=0)
+
+
+def test_standardised_silence_lets_gradients_through() -> None:
+    waveform = torch.zeros(1, 4_000, requires_grad=True)
+    LogMel(mergenet_frontend())(waveform).square().sum().backward()
+    assert waveform.grad.isfinite().all()
+
+
 def test_a_short_clip_is_padded_at_its_end() -> None:
     config = LogMelConfig()
     short = noise(1, 200)
@@ -110,8 +155,11 @@ def test_a_short_clip_is_padded_at_its_end() -> None:
 
 def test_silence_is_a_finite_constant(config: LogMelConfig) -> None:
     log_mel = LogMel(config)(torch.zeros(1, 8_000))
-    expected = (math.log(config.log_offset) + config.shift) / config.scale
-    torch.testing.assert_close(log_mel, torch.full_like(log_mel, expected))
+    logarithm = 10 * math.log10(config.log_offset) if config.logarithm == "db" else math.log(config.log_offset)
+    expected = 0.0 if config.standardize else (logarithm + config.shift) / config.scale
+    torch.testing.assert_close(
+        log_mel, torch.full_like(log_mel, expected), atol=0.05 if config.standardize else 1e-5, rtol=1e-5
+    )
 
 
 def test_computes_in_float32_under_mixed_precision() -> None:
@@ -133,17 +181,25 @@ def test_a_clip_does_not_depend_on_its_batch() -> None:
     assert torch.equal(front_end(waveform, edges)[2:3], front_end(waveform[2:3], edges[2:3]))
 
 
-def test_lets_gradients_through_and_leaves_its_input_alone() -> None:
+@pytest.mark.parametrize(
+    "settings", [{}, {"logarithm": "db", "remove_mean": True, "standardize": True, "tile_seconds": 0.2}]
+)
+def test_lets_gradients_through_and_leaves_its_input_alone(settings: dict) -> None:
     waveform = noise(2, 3_000).double().requires_grad_()
     before = waveform.detach().clone()
     edges = torch.tensor([[0.0, 15000.0], [5.0, 14000.0]])
     direction = noise(2, 3_000, seed=1).double()
-    config = LogMelConfig(log_offset=1.0)
-    LogMel(config)(waveform, edges).sum().backward()
+    front_end = LogMel(LogMelConfig(log_offset=1.0, **settings))
+    weights = torch.linspace(0.0, 2.0, 128, dtype=torch.float64)[:, None]  # a standardised clip's plain sum is always 0
+
+    def weighted_sum(waveform: torch.Tensor) -> torch.Tensor:
+        return (front_end(waveform, edges) * weights).sum()
+
+    weighted_sum(waveform).backward()
     assert torch.equal(waveform.detach(), before)
     along = (waveform.grad * direction).sum().item()
     with torch.no_grad():
-        ahead, behind = (LogMel(config)(waveform + step * direction, edges).double().sum() for step in (1e-2, -1e-2))
+        ahead, behind = (weighted_sum(waveform + step * direction) for step in (1e-2, -1e-2))
     assert along == pytest.approx(((ahead - behind) / 2e-2).item(), rel=2e-2)
 
 
@@ -189,6 +245,8 @@ def test_settings_survive_json() -> None:
         ({"log_offset": 0.0}, "log_offset is above 0"),
         ({"scale": 0.0}, "scale is above 0"),
         ({"shift": math.nan}, "shift is a finite number"),
+        ({"logarithm": "dB"}, "unknown logarithm 'dB'; choices: ln, db"),
+        ({"tile_seconds": -1.0}, "tile_seconds is not negative"),
         ({"preemphasis": math.nan}, "preemphasis is not negative"),
         ({"fmax_jitter_hz": -1.0}, "fmax_jitter_hz is not negative"),
     ],

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from students import create_student, load_weights
+from students.attention import ATTENTIONS, create_attention
 from students.blocks import SqueezeExcitation, set_sample_keys
 from students.profile import profile_student
 
@@ -72,6 +73,8 @@ def test_the_public_checkpoint_hears_what_the_reference_hears(reference_dir: Pat
         ({}, {"se_dims": "f"}),
         ({}, {"se_dims": "cft"}),
         ({}, {"se_reduction": 2}),
+        *[({}, {"attention": name}) for name in ("se", *ATTENTIONS, "none")],
+        ({"attention": "ca"}, {"attention": "ca", "se_reduction": 2}),
         ({"se_dims": "f"}, {"n_mels": 64}),
     ],
 )
@@ -167,3 +170,95 @@ def test_mixed_precision_stays_close() -> None:
             rough = student(mel)
     assert rough.logits.isfinite().all()
     torch.testing.assert_close(rough.embedding.float(), exact, atol=0.05, rtol=0.1)
+
+
+# --- Attention in all blocks -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", ["se", *ATTENTIONS, "none"])
+def test_every_attention_trains_on_odd_sizes_and_on_one_clip(attention: str) -> None:
+    student = create_student("mn01", num_classes=2, attention=attention)
+    for batch, frames in ((1, 32), (2, 77)):
+        output = student.train()(torch.randn(batch, 1, 128, frames))
+        (output.logits.square().sum() + output.embedding.square().sum()).backward()
+        assert student.eval()(torch.randn(batch, 1, 128, frames)).logits.isfinite().all()
+    for name, parameter in student.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_attention_depends_on_the_clip_and_bears_a_silent_channel(attention: str) -> None:
+    torch.manual_seed(0)
+    layer = create_attention(attention, channels=16, reduction=2)
+    if attention == "grn":
+        torch.nn.init.normal_(layer.scale)
+    x = torch.randn(3, 16, 5, 7)
+    x[:, 3] = 0.0
+    x.requires_grad_()
+    factor = layer.eval()(x) - x if attention == "gc" else layer.eval()(x) / x
+    changed = x.detach() * torch.linspace(0.5, 2.0, 16)[:, None, None]
+    other = layer(changed) - changed if attention == "gc" else layer(changed) / changed
+    kept = [channel for channel in range(16) if channel != 3]
+    assert not torch.allclose(factor[:, kept], other[:, kept], rtol=1e-2)
+    layer.train()(x).square().sum().backward()
+    assert x.grad.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
+
+
+def test_coordinate_attention_weighs_rows_and_columns() -> None:
+    layer = create_attention("ca", channels=8, reduction=4).eval()
+    x = torch.randn(2, 8, 6, 9)
+    weights = layer(x) / x
+    first = weights[:, :, :1, :1]
+    torch.testing.assert_close(weights, weights[:, :, :, :1] * weights[:, :, :1] / first, rtol=1e-3, atol=1e-4)
+    frequency = layer.to_frequency(layer.joint(x.mean(3, keepdim=True))).sigmoid()
+    torch.testing.assert_close(weights[:, :, :, 0] / weights[:, :, :1, 0], (frequency / frequency[:, :, :1])[..., 0])
+
+
+def test_a_squeezed_style_is_mean_and_deviation() -> None:
+    layer = create_attention("srm", channels=4, reduction=1).eval()
+    x = torch.randn(2, 4, 6, 9)
+    style = layer.weight[:, 0] * x.mean((2, 3)) + layer.weight[:, 1] * x.flatten(2).std(2, correction=0)
+    style = (style / math.sqrt(1.0 + layer.norm.eps)).sigmoid()
+    torch.testing.assert_close(layer(x), x * style[:, :, None, None], rtol=1e-3, atol=1e-4)
+
+
+def test_an_unknown_attention_lists_the_choices() -> None:
+    with pytest.raises(
+        ValueError, match="unknown attention 'eca'; choices: baseline, se, ca, ta, srm, grn, cbam, gc, none"
+    ):
+        create_student("mn01", num_classes=2, attention="eca")
+
+
+# --- Folded ------------------------------------------------------------------------------------------------------------
+
+
+def test_folded_the_public_checkpoint_gives_the_same(reference_dir: Path) -> None:
+    reference = np.load(reference_dir / "reference" / "mn04_as_esc10_clips.npz")
+    student = create_student("mn04", num_classes=527).eval()
+    load_weights(student, reference_dir / "data" / "checkpoints" / "mn04_as_mAP_432.pt")
+    fused = student.fuse()
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fused.modules())
+    mel = torch.from_numpy(reference["log_mel"])[:, None]
+    with torch.inference_mode():
+        expected, found = student(mel), fused(mel)
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.embedding, expected.embedding, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"head": "fully_convolutional"}, {"head": "attention_pooling"}, *[{"attention": name} for name in ATTENTIONS]],
+)
+def test_folded_every_variant_gives_the_same(options: dict, as_if_trained) -> None:
+    torch.manual_seed(0)
+    student = as_if_trained(create_student("mn01", num_classes=4, **options))
+    fused = student.fuse()
+    assert fused.config is None
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fused.modules())
+    mel = torch.randn(2, 1, 128, 61)
+    with torch.inference_mode():
+        for found, expected in zip(fused(mel), student(mel), strict=True):
+            assert expected.std() > 1e-3
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * max(1.0, float(expected.abs().max())))

@@ -1,5 +1,7 @@
 """Every student in the catalog does what every student must do."""
 
+import copy
+import itertools
 import json
 
 import pytest
@@ -18,9 +20,21 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def student(name: str) -> Student:
+def student(name: str, as_if_trained) -> Student:
     torch.manual_seed(0)
-    return create_student(name, num_classes=3)
+    return as_if_trained(create_student(name, num_classes=3))
+
+
+def different_clips(count: int, frames: int) -> torch.Tensor:
+    """(count, 1, 128, frames): noise of another level and another slope over the bands in each clip."""
+    level = torch.linspace(-1.0, 1.0, count).view(-1, 1, 1, 1)
+    bands = torch.linspace(-1.0, 1.0, 128).view(-1, 1)
+    return torch.randn(count, 1, 128, frames) + level + 2.0 * level * bands
+
+
+def in_double_precision(student: Student) -> Student:
+    """A copy in evaluation mode: what differs in float64 is no rounding, however untrained layers amplify it."""
+    return copy.deepcopy(student).double().eval()
 
 
 def test_trains_a_step_on_two_short_clips(student: Student) -> None:
@@ -36,12 +50,13 @@ def test_trains_a_step_on_two_short_clips(student: Student) -> None:
 
 
 def test_a_batch_of_one_trains_and_equals_its_row_in_a_batch(student: Student) -> None:
-    mel = torch.randn(3, 1, 128, 61)
-    student.train()
-    assert student(mel[:1]).logits.isfinite().all()
-    student.eval()
+    mel = different_clips(3, frames=61)
+    assert student.train()(mel[:1]).logits.isfinite().all()
+    double, mel = in_double_precision(student), mel.double()
     with torch.inference_mode():
-        torch.testing.assert_close(student(mel[1:2]).logits, student(mel).logits[1:2])
+        logits = double(mel).logits
+        torch.testing.assert_close(torch.cat([double(clip).logits for clip in mel.split(1)]), logits)
+    assert not torch.allclose(logits[0], logits[1])
 
 
 @pytest.mark.parametrize("frames", [32, 33, 250, 3000])
@@ -74,6 +89,42 @@ def test_saved_and_loaded_it_gives_the_same(student: Student, tmp_path) -> None:
     student.eval()
     with torch.inference_mode():
         assert torch.equal(loaded(mel).logits, student(mel).logits)
+
+
+def test_folded_it_gives_the_same(student: Student) -> None:
+    double, mel = in_double_precision(student), different_clips(2, frames=61).double()
+    fused = double.fuse()
+    assert any("BatchNorm" in type(module).__name__ for module in double.modules())
+    assert not any("BatchNorm" in type(module).__name__ for module in fused.modules())
+    with torch.inference_mode():
+        for folded, expected in zip(fused(mel), double(mel), strict=True):
+            torch.testing.assert_close(folded, expected)
+
+
+def test_gives_maps_and_frames_on_request(student: Student) -> None:
+    student.eval()
+    mel = torch.randn(2, 1, 128, 70)
+    with torch.inference_mode():
+        maps, frames, output = student.feature_maps(mel), student.frame_logits(mel), student(mel)
+        assert len(maps) > 5
+        torch.testing.assert_close(maps[-1].mean((2, 3)), output.embedding)
+        torch.testing.assert_close(student.classifier(maps[-1]), output.logits)
+    assert all(earlier.shape[3] >= later.shape[3] for earlier, later in itertools.pairwise(maps))
+    assert frames.shape == (2, 3, maps[-1].shape[3])
+    assert frames.shape[2] > 1
+    assert not torch.allclose(frames[..., 0], frames[..., 1])
+
+
+def test_exports_without_a_graph_break(student: Student) -> None:
+    if student.config.name in ("mn20", "mn30", "mn40", "dymn20"):
+        pytest.skip("the same layers at width 1 show it with less computing")
+    student.eval()
+    mel = different_clips(2, frames=50)
+    exported = torch.export.export(student, (mel,), strict=True).module()  # strict: stops where torch.compile breaks
+    with torch.inference_mode():
+        logits = student(mel).logits
+        torch.testing.assert_close(exported(mel).logits, logits, rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(logits[0], logits[1])
 
 
 def test_its_configuration_survives_json_and_builds_it_again(student: Student) -> None:
