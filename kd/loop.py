@@ -166,6 +166,7 @@ def fit(
     log: RunLog,
     validate: Callable[[nn.Module], dict[str, Any]] | None = None,
     describe: Callable[[dict[str, Tensor]], str] = lambda batch: "",
+    before_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> None:
     """Trains from ``state`` to the end of the run.
 
@@ -174,6 +175,7 @@ def fit(
         validate: called by all processes with the student to evaluate; returns values to log (floats also go to the
             trackers).
         describe: names the clips of a batch, for the message about a loss that is not finite.
+        before_epoch: called with the epoch's number (from 0) before its first step, also where a run goes on inside it.
 
     Raises:
         ValueError: a loss that is not finite.
@@ -185,6 +187,7 @@ def fit(
     )
     while state.epoch < config.epochs:
         batches.start_at(state.epoch, state.step_in_epoch)
+        before_epoch(state.epoch)
         state.student.train()
         for batch in loader:
             factor = learning_rate_factor(run.schedule, state.epoch, state.step_in_epoch / steps, config.epochs)

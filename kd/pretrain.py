@@ -215,8 +215,13 @@ def pretrain(config: PretrainConfig) -> Path:
     def describe(batch: dict[str, Tensor]) -> str:
         return f"Clips of the batch: {', '.join(clips.clip_id(row) for row in batch['row'].tolist())}"
 
+    def before_epoch(epoch: int) -> None:
+        accelerator.unwrap_model(student).start_epoch(epoch)
+        if ema is not None:
+            ema.module.start_epoch(epoch)
+
     objective = DistillationObjective(frontend, config.distillation)
-    fit(accelerator, state, objective, batches, loader, run, log, validate, describe)
+    fit(accelerator, state, objective, batches, loader, run, log, validate, describe, before_epoch)
 
     if accelerator.is_main_process:
         save_student(
@@ -270,8 +275,17 @@ def build_student(config: PretrainConfig, class_frequencies: np.ndarray) -> Stud
     Where the layer that gives the classes is a fresh one, it begins at their frequencies in the training clips.
     """
     options = parse_options(config.student_options)
-    if "n_mels" in default_options(config.student):
+    defaults = default_options(config.student)
+    if "n_mels" in defaults:
         options.setdefault("n_mels", config.frontend.n_mels)
+    if "temperature_epochs" in defaults:
+        # Like the learning rate's phases: the paper's 30 of 200 epochs, as a share of a run of another length.
+        options.setdefault("temperature_epochs", round(0.15 * config.loop.epochs))
+        if options["temperature_epochs"] >= config.loop.epochs:
+            raise ValueError(
+                f"temperature_epochs ({options['temperature_epochs']}) must be less than epochs ({config.loop.epochs}): the "
+                "student is used at the temperature that annealing ends with"
+            )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         student = create_student(config.student, len(class_frequencies), **options)

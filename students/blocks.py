@@ -55,6 +55,9 @@ class Student(nn.Module):
     def forward(self, mel: Tensor) -> StudentOutput:
         raise NotImplementedError
 
+    def start_epoch(self, epoch: int) -> None:
+        """Takes over what changes with the epoch of pretraining, counted from 0; nothing does, for most students."""
+
     def output_biases(self) -> Tensor:
         """What is added to the logits, as a view that writes through: (K,), or (parts, K) where parts of it are averaged."""
         raise NotImplementedError

@@ -500,6 +500,10 @@ class DyMN(MobileNet):
     def temperature(self, value: float) -> None:
         set_temperature(self, value)
 
+    def start_epoch(self, epoch: int) -> None:
+        """Sets τ to what the options give this epoch."""
+        self.temperature = self.temperature_at(epoch)
+
     def temperature_at(self, epoch: float) -> float:
         """τ that the options give an epoch of pretraining, counted from 0; fine-tuning leaves τ where it ended."""
         options = self.options

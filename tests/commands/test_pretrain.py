@@ -19,6 +19,7 @@ from kd.checkpoint import checkpoints
 from kd.evaluate import EvaluateConfig, evaluate
 from kd.pretrain import main
 from kd.runlog import read_metrics
+from students.dymn import DyMN
 from students.weights import load_student
 
 PRETRAIN = str(Path(__file__).parents[2] / "kd" / "pretrain.py")
@@ -137,6 +138,21 @@ def test_without_arguments_it_says_what_it_needs(environment: dict[str, str]) ->
     assert done.returncode == 2
     for word in ("--clips", "--logits", "--out", "kd demo"):
         assert word in done.stderr
+
+
+def test_dymn_trains_with_its_temperature_annealed(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    seen = []
+    monkeypatch.setattr(DyMN, "temperature", property(lambda student: 1.0, lambda student, value: seen.append(value)))
+    options = ["--label-weight", "1", "--student", "dymn04", "--clips-per-epoch", "2", "--epochs", "3"]
+    options += ["--student-options", "width=0.1"]
+    assert main([*arguments(tiny_store, tmp_path / "run", *options), "temperature_epochs=2"]) == 0
+    assert seen == [30.0, 15.5, 1.0]
+    student, _ = load_student(tmp_path / "run")
+    assert student.options.width == 0.1
+    assert main([*arguments(tiny_store, tmp_path / "other", *options), "temperature_epochs=3"]) == 2
+    assert "temperature_epochs (3) must be less than epochs (3)" in capsys.readouterr().err
 
 
 def test_tracker(tiny_store: Path, tmp_path: Path) -> None:
