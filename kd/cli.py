@@ -11,6 +11,7 @@ COMMANDS = {
     "verify": ("teacher_logits.verify", "check logit stores against a clip store"),
     "pretrain": ("kd.pretrain", "train a student on labels and teacher logits"),
     "evaluate": ("kd.evaluate", "metrics of a run, a checkpoint or a teacher on a clip store"),
+    "inspect": ("kd.inspect_student", "what the dynamic parts of a trained DyMN are worth, as a table and charts"),
     "profile": ("kd.profile_students", "what students cost: parameters, MACs, memory, file sizes, latency"),
 }
 

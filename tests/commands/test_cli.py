@@ -44,6 +44,7 @@ def test_a_wrong_flag_is_exit_code_2(command: str, capsys: pytest.CaptureFixture
         "kd/pretrain.py",
         "kd/evaluate.py",
         "kd/profile_students.py",
+        "kd/inspect_student.py",
     ],
 )
 def test_scripts_run_by_path(script: str, environment: dict[str, str], tmp_path: Path) -> None:

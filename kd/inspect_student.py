@@ -1,0 +1,363 @@
+"""Looks inside a trained DyMN: what each dynamic part is worth when its coefficients are disturbed, and what Dy-ReLUs do.
+
+Table XII and Fig. 6 of Schmid, Koutini and Widmer, "Dynamic Convolutional Neural Networks as Efficient Pre-trained Audio
+Models", 2023. (Not called inspect.py: run as a script, this folder comes first on the module path, and Python has a module of
+that name.)
+
+Shapes: N clips, B clips of a batch, K classes.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from audio_datasets.class_lists import read_class_names
+from audio_datasets.clip_store import ClipStore
+from audio_datasets.command import parse, progress, run_command
+from audio_datasets.files import write_json, written_aside
+from audio_datasets.manifest import select_rows
+from audio_datasets.randomness import generator
+from kd.config import as_json
+from kd.metrics import tagging_metrics
+from kd.training_data import EvaluationClips
+from students.blocks import Student
+from students.interventions import DETERMINISTIC, ReLUPlace, dynamic_relus, intervention, methods_for, watched_relus
+from teacher_logits.store import check_same_classes
+from teacher_logits.teachers import StudentTeacher, load_teacher
+
+TABLE_FILE = "inspect.md"
+RESULTS_FILE = "inspect.json"
+MAP_CHART_FILE = "inspect_map.png"
+RELU_CHART_FILE = "inspect_dyrelu.png"
+
+SHOWN_QUANTILES = (0.01, 0.99)
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """Look inside a trained DyMN: disturb its dynamic parts one at a time and see what mAP is left (a table and a chart), and
+    draw what its dynamic ReLUs make of their inputs."""
+
+    tagger: str
+    """A run folder or NAME@WEIGHTS (as dymn10@dymn10_as.pt) of a DyMN."""
+    clips: Path
+    """Clip store to evaluate on."""
+    out: Path
+    """Folder for the table (inspect.md), the numbers (inspect.json) and the charts (inspect_map.png, inspect_dyrelu.png)."""
+    split: str | None = None
+    """Only the clips of this split of the store's manifest."""
+    folds: tuple[int, ...] = ()
+    """Only the clips of these folds."""
+    class_names: Path | None = None
+    """Class list for weights or stores that carry none (AudioSet's class_labels_indices.csv, or one name a line)."""
+    clip_seconds: float | None = None
+    """Seconds of each clip that are heard (the tagger's own if left out)."""
+    repeats: int = 3
+    """How often each shuffle is drawn anew; the table has the mean."""
+    blocks: tuple[int, ...] = ()
+    """Blocks whose dynamic ReLU is drawn, from 1 to 15 (first, third, third from the end and last if left out)."""
+    points: int = 10_000
+    """Inputs of each dynamic ReLU that are drawn, from all clips."""
+    seed: int = 0
+    """Of the order of the clips, the shuffles and the choice of points."""
+    batch_size: int = 32
+    """Clips in a batch: among them, contexts are exchanged."""
+    workers: int = 2
+    """Data-loading processes."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("repeats", 1), ("points", 1), ("seed", 0), ("batch_size", 2), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}; found {getattr(self, name)}")
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    part: str
+    method: str
+    values: tuple[float, ...]
+    """mAP of each repeat."""
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+
+class Run(NamedTuple):
+    """A pass of all clips under one intervention, or under none."""
+
+    part: str
+    method: str
+    repeat: int
+
+
+UNTOUCHED = Run("", "untouched", 0)
+
+
+def inspect_student(config: InspectConfig) -> dict:
+    """Runs the inspection, prints the table, writes table, numbers and charts, and returns the numbers.
+
+    Raises:
+        ValueError: a tagger that is no DyMN, blocks without dynamic ReLU, a single clip, files that are missing or of another
+            kind, class lists that differ, clips without labels, or more than one process.
+    """
+    torch.set_flush_denormal(True)
+    accelerator = Accelerator()
+    if accelerator.num_processes > 1:
+        raise ValueError(f"kd inspect runs in one process; found {accelerator.num_processes}")
+    class_names = read_class_names(config.class_names) if config.class_names else None
+    clips = ClipStore.open(config.clips, class_names=class_names)
+    tagger = load_teacher(config.tagger, class_names=class_names or clips.class_names, clip_seconds=config.clip_seconds)
+    if not isinstance(tagger, StudentTeacher):
+        raise ValueError(f"kd inspect looks inside a DyMN of the catalog; {config.tagger} is a {type(tagger).__name__}")
+    try:
+        methods = methods_for(tagger.student)
+        places = chosen_relus(tagger.student, config.blocks)
+    except ValueError as error:
+        raise ValueError(f"{config.tagger}: {error}") from error
+    check_same_classes(clips.class_names, tagger.class_names, str(config.clips), config.tagger)
+    rows = select_rows(clips, split=config.split, folds=config.folds or None)
+    if len(rows) < 2:
+        raise ValueError(f"clips exchange their contexts, so there must be at least two; found {len(rows)}")
+
+    runs = [UNTOUCHED]
+    for part, method in methods:
+        runs += [Run(part, method, repeat) for repeat in range(1 if method in DETERMINISTIC else config.repeats)]
+    logits, points = disturbed_logits(tagger.to(accelerator.device), clips, rows, runs, places, config)
+
+    targets = clips.targets(rows)
+
+    def mean_average_precision(scores: np.ndarray) -> float:
+        return tagging_metrics(targets, scores, clips.class_names).mean_average_precision
+
+    found = {run: mean_average_precision(scores) for run, scores in zip(runs, logits, strict=True)}
+    table_rows = [
+        Row(part, method, tuple(value for run, value in found.items() if run[:2] == (part, method)))
+        for part, method in methods
+    ]
+    chance = [
+        mean_average_precision(generator(config.seed, "inspect random predictions", 0, repeat).random(targets.shape))
+        for repeat in range(config.repeats)
+    ]
+    untouched, random_row = found[UNTOUCHED], Row("", "random predictions", tuple(chance))
+    results = {
+        "config": as_json(config),
+        "num_clips": len(rows),
+        "untouched": {"mAP": untouched},
+        "random_predictions": _numbers(random_row, untouched),
+        "interventions": [
+            {"part": row.part, "method": row.method, **_numbers(row, untouched)} for row in table_rows
+        ],
+        "dyrelu": [
+            {"block": place.block, "position": place.position, "points": len(values), **_shape_of(values)}
+            for place, values in points.items()
+        ],
+    }  # fmt: skip
+    text = markdown_table(untouched, random_row, table_rows)
+    title = f"{tagger.name}, {len(rows)} clips"
+    print(f"{title}; mean of {config.repeats} draws\n{text}")
+    with written_aside(config.out / TABLE_FILE) as aside:
+        aside.write_text(text + "\n", encoding="utf-8")
+    write_json(config.out / RESULTS_FILE, results)
+    draw_map_chart(untouched, random_row, table_rows, config.out / MAP_CHART_FILE, title)
+    if points:
+        draw_relu_chart(points, config.out / RELU_CHART_FILE, f"Dy-ReLU, {title}")
+    else:
+        print("this DyMN has no dynamic ReLU, so none is drawn")
+    return results
+
+
+def _numbers(row: Row, untouched: float) -> dict:
+    return {"mAP": row.mean, "difference": row.mean - untouched, "mAP_of_draws": list(row.values)}
+
+
+def _shape_of(values: np.ndarray) -> dict[str, float]:
+    """How far a Dy-ReLU's points (points, 2) lie from a ReLU's: shares of negative inputs, and of those that come out positive."""
+    negative = values[:, 0] < 0
+    turned = float((values[negative, 1] > 0).mean()) if negative.any() else 0.0
+    return {"negative_inputs": float(negative.mean()), "positive_outputs_of_negative_inputs": turned}
+
+
+# --- Passes over the clips ---------------------------------------------------------------------------------------------
+
+
+def chosen_relus(student: Student, blocks: Sequence[int]) -> list[ReLUPlace]:
+    """The Dy-ReLUs of blocks, or without any given those of four blocks from first to last.
+
+    Raises:
+        ValueError: a block that has none, or a student that is no DyMN.
+    """
+    relus = dynamic_relus(student)
+    having = list(dict.fromkeys(place.block for place in relus))
+    for block in blocks:
+        if block not in having:
+            raise ValueError(
+                f"block {block} has no dynamic ReLU; choices: {', '.join(map(str, having)) or 'none, for no block has one'}"
+            )
+    wanted = blocks or {*having[0::2][:2], *having[::-1][0::2][:2]}
+    return [place for place in relus if place.block in wanted]
+
+
+@torch.inference_mode()
+def disturbed_logits(
+    tagger: StudentTeacher,
+    clips: ClipStore,
+    rows: np.ndarray,
+    runs: Sequence[Run],
+    places: Sequence[ReLUPlace],
+    config: InspectConfig,
+) -> tuple[np.ndarray, dict[ReLUPlace, np.ndarray]]:
+    """Logits of every run, (runs, N, K), and inputs and outputs of the untouched student's Dy-ReLUs, (points, 2) each.
+
+    The clips come in a random order, since stores are often sorted: a clip then exchanges its context with any other. A
+    batch is decoded once and goes through all runs.
+    """
+    device = next(tagger.parameters()).device
+    order = generator(config.seed, "inspect order").permutation(len(rows))
+    # Alike in size, and none with a single clip: for that, an odd number in twos has a batch of three.
+    batches = np.array_split(order, min(math.ceil(len(rows) / config.batch_size), len(rows) // 2))
+    dataset = EvaluationClips(clips, rows, sample_rate_hz=tagger.sample_rate_hz, clip_seconds=tagger.clip_seconds)
+    loader = DataLoader(dataset, batch_sampler=[batch.tolist() for batch in batches], num_workers=config.workers)
+    logits = np.zeros((len(runs), len(rows), len(tagger.class_names)), dtype=np.float32)
+    points: dict[ReLUPlace, list[np.ndarray]] = {place: [] for place in places}
+    seen = 0
+    for position, (indices, waveform) in enumerate(progress(loader, desc="inspect", unit="batch", leave=False)):
+        mel = tagger.log_mel(waveform.to(device))
+        share = config.points * (seen + len(indices)) // len(rows) - config.points * seen // len(rows)
+        seen += len(indices)
+        for number, run in enumerate(runs):
+            rng = generator(config.seed, f"inspect {run.part} {run.method} {run.repeat}", 0, position)
+            if run == UNTOUCHED:
+                watching = _Points(points, share, config.seed, position)
+                with watched_relus(tagger.student, places, watching):
+                    output = tagger.student(mel)
+            else:
+                with intervention(tagger.student, run.part, run.method, rng):
+                    output = tagger.student(mel)
+            logits[number, indices.numpy()] = output.logits.float().cpu().numpy()
+    return logits, {place: np.concatenate(parts) for place, parts in points.items()}
+
+
+class _Points:
+    """Adds chosen inputs and outputs of each Dy-ReLU of a batch to ``into``."""
+
+    def __init__(self, into: Mapping[ReLUPlace, list[np.ndarray]], share: int, seed: int, position: int) -> None:
+        self.into, self.share, self.seed, self.position = into, share, seed, position
+
+    def __call__(self, place: ReLUPlace, inputs: Tensor, outputs: Tensor) -> None:
+        rng = generator(self.seed, f"inspect points {place.block} {place.position}", 0, self.position)
+        chosen = tuple(torch.from_numpy(rng.integers(size, size=self.share)).to(inputs.device) for size in inputs.shape)
+        self.into[place].append(torch.stack((inputs[chosen], outputs[chosen]), 1).float().cpu().numpy())
+
+
+# --- Table and charts --------------------------------------------------------------------------------------------------
+
+
+def markdown_table(untouched: float, chance: Row, rows: Sequence[Row]) -> str:
+    """Table XII: part, method, mAP, difference from the untouched student, and the spread of the draws."""
+    cells = [("part", "method", "mAP", "difference", "draws from – to"), ("-", "-", "-:", "-:", "-:")]
+    cells.append(("", UNTOUCHED.method, f"{untouched:.4f}", "", ""))
+    previous = ""
+    for row in (chance, *rows):
+        spread = f"{min(row.values):.4f} – {max(row.values):.4f}" if len(row.values) > 1 else ""
+        part = row.part if row.part != previous else ""
+        cells.append((part, row.method, f"{row.mean:.4f}", f"{row.mean - untouched:+.4f}", spread))
+        previous = row.part
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for line in cells:
+        if line[0] == "-":
+            filled = ["-" * (width - len(cell) + 1) + cell[1:] for cell, width in zip(line, widths, strict=True)]
+        else:
+            filled = [
+                cell.ljust(width) if column < 2 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ]
+        lines.append(f"| {' | '.join(filled)} |")
+    return "\n".join(lines)
+
+
+def draw_map_chart(untouched: float, chance: Row, rows: Sequence[Row], path: Path, title: str) -> None:
+    """A bar for each intervention, a colour for each part, a line from the lowest to the highest draw, untouched dashed."""
+    figure = Figure(figsize=(8, 0.36 * len(rows) + 1.8), layout="constrained")
+    axes = figure.add_subplot(xlabel="mAP")
+    axes.set_title(title, fontsize="medium")
+    parts = list(dict.fromkeys(row.part for row in rows))
+    heights = [-(number + 0.6 * parts.index(row.part)) for number, row in enumerate(rows)]
+    reach = max(untouched, *(max(row.values) for row in rows))
+    for row, height in zip(rows, heights, strict=True):
+        axes.barh(height, row.mean, height=0.75, color=f"C{parts.index(row.part)}", zorder=2)
+        low, high = min(row.values), max(row.values)
+        if high > low:
+            axes.errorbar(row.mean, height, xerr=[[row.mean - low], [high - row.mean]], color="0.25", capsize=2, lw=1)
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over the dashed line
+        axes.text(high + 0.01 * reach, height, f"{row.mean:.3f}", va="center", fontsize="small", bbox=paper, zorder=4)
+    axes.axvline(untouched, color="0.2", linestyle="--", linewidth=1, zorder=3, label=f"untouched {untouched:.3f}")
+    label = f"random predictions {chance.mean:.3f}"
+    axes.axvline(chance.mean, color="0.5", linestyle=":", linewidth=1, zorder=3, label=label)
+    axes.set_yticks(heights, [f"{row.part}  {row.method}" for row in rows])
+    axes.set_xlim(0, 1.12 * reach)
+    axes.grid(axis="x", color="0.92")
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False, fontsize="small"
+    )
+    with written_aside(path) as aside:
+        figure.savefig(aside, format="png", dpi=130)
+
+
+def draw_relu_chart(points: Mapping[ReLUPlace, np.ndarray], path: Path, title: str) -> None:
+    """Fig. 6: a panel for each Dy-ReLU, outputs over inputs, the conventional ReLU as a dashed red line.
+
+    Axes end where the outermost 1 % of inputs or outputs begin on either side: a single clip can lie far out.
+    """
+    lines = math.ceil(len(points) / 4)
+    columns = math.ceil(len(points) / lines)
+    figure = Figure(figsize=(max(3.2 * columns, 4.0), 3.2 * lines + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize="medium")
+    several = len({place.position for place in points}) > 1
+    panels = figure.subplots(lines, columns, squeeze=False)
+    for axes in panels.flat[len(points) :]:
+        axes.set_visible(False)
+    for axes, (place, values) in zip(panels.flat, points.items(), strict=False):
+        axes.scatter(values[:, 0], values[:, 1], s=2, alpha=0.3, linewidths=0, rasterized=True)
+        (left, low), (right, high) = np.quantile(values, SHOWN_QUANTILES, axis=0)
+        ends = np.sort([left, 0.0, right])
+        axes.plot(ends, ends.clip(min=0.0), color="red", linestyle="--", linewidth=1)
+        axes.set_xlim(*_widened(min(left, 0.0), max(right, 0.0)))
+        axes.set_ylim(*_widened(min(low, 0.0), max(high, right, 0.0)))
+        axes.locator_params(nbins=5)
+        axes.set_xlabel("input")
+        axes.set_title(f"block {place.block}" + (f", position {place.position}" if several else ""), fontsize="medium")
+        axes.grid(color="0.92")
+        axes.set_axisbelow(True)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("output")
+    with written_aside(path) as aside:
+        figure.savefig(aside, format="png", dpi=130)
+
+
+def _widened(low: float, high: float) -> tuple[float, float]:
+    margin = 0.05 * (high - low) or 1.0
+    return low - margin, high + margin
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run_command(lambda: inspect_student(parse(InspectConfig, arguments, "kd inspect")))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
