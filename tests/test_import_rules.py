@@ -50,6 +50,8 @@ def test_students_need_no_data_and_no_training_libraries() -> None:
 def test_nothing_at_the_top_level_is_called_datasets() -> None:
     """`datasets` would shadow Hugging Face's package, and a script's folder comes first on the module path."""
     assert not (ROOT / "datasets" / "__init__.py").exists()
+    benchmarks = {file.stem for file in (ROOT / "benchmarks").glob("*.py")}
+    assert not benchmarks & FOLDERS.keys(), "a benchmark would be imported in place of our package"
     for folder in ("kd", "teacher_logits"):
         clashes = {file.stem for file in FOLDERS[folder].glob("*.py")} & set(sys.stdlib_module_names)
         assert not clashes, f"{folder}/ has files named like standard modules: {clashes}"

@@ -1,8 +1,8 @@
 """DyMN and MN, inference and a training step, against plain implementations of the same networks.
 
-    python benchmarks/students.py
-    python benchmarks/students.py --students dymn04 mn04 --batches 1 8 --threads 1
-    python benchmarks/students.py --device cuda --precision bf16 --compile
+    python benchmarks/student_speed.py
+    python benchmarks/student_speed.py --students dymn04 mn04 --batches 1 8 --threads 1
+    python benchmarks/student_speed.py --device cuda --precision bf16 --compile
 
 "Plain" is how the networks are usually written: every convolution of DyMN, 1×1 ones as well, as a grouped convolution whose
 groups are those of all clips, Dy-ReLU with an axis of maps, batch norms as they stand; MN as convolutions in PyTorch's default
@@ -10,12 +10,6 @@ memory format. Both have the same weights and the script checks first that they 
 a busy machine slows both; a ratio is that of the medians. Clips of ten seconds (128 mels × 1000 frames).
 With ``--profile`` it prints where the time goes instead, in ours.
 """
-
-# ruff: noqa: E402
-import sys
-
-# Run as a script, this file would itself be what "students" names.
-sys.path = [path for path in sys.path if not path.endswith("benchmarks")]
 
 import argparse
 import platform
