@@ -188,7 +188,7 @@ def initialize_weights(module: nn.Module) -> None:
     """He normal convolutions (fan out, as MobileNetV3) and linear layers (fan in).
 
     MobileNetV3's N(0, 0.01) for linear layers leaves the gradient of the first convolution two orders of magnitude smaller,
-    and a small student trained from scratch takes twice the steps to the same loss (docs/results.md).
+    and a small student trained from scratch takes more than twice the steps to the same loss (docs/results.md).
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
