@@ -40,9 +40,9 @@ class DemoConfig:
     """Student from the catalog that serves as teacher; two are trained."""
     student: str = "mn01"
     """Student to distil into."""
-    teacher_epochs: int = 20
+    teacher_epochs: int = 30
     """Epochs that each teacher trains."""
-    student_epochs: int = 20
+    student_epochs: int = 12
     """Epochs that each student trains."""
     seed: int = 0
     """Seed of the scenes and of both students."""
