@@ -80,8 +80,10 @@ class PretrainConfig:
     """Class list for clip stores that carry none (the PaSST layout)."""
     missing_logits: Literal["refuse", "label-only"] = "refuse"
     """What to do with a training clip without teacher logits: stop, or train it on its labels alone."""
+    views: Literal["own", "stored"] = "own"
+    """Augmentation: this run's own, or the stored views that the teachers heard (kd teach --views)."""
     clip_seconds: float = 10.0
-    """Length that training clips are cropped or padded to."""
+    """Length that training clips are cropped or padded to; with stored views, theirs."""
     seed: int = 0
     """Seed of everything random."""
     workers: int = 2
@@ -114,6 +116,15 @@ class PretrainConfig:
             )
         if self.logits and self.distillation.label_weight == 1.0:
             raise ValueError("--logits would not be used with --label-weight 1; leave one of the two out")
+        if self.views == "stored":
+            if not self.logits:
+                raise ValueError("--views stored shows the views that teachers heard, and needs their --logits")
+            own = [name for name in ("gain_db", "roll_seconds") if getattr(self.augment, name)]
+            own += ["crop"] if self.augment.crop != "start" else []
+            if own:
+                raise ValueError(
+                    f"--views stored shows clips exactly as the teachers heard them; leave out {', '.join(own)}"
+                )
         if self.loop.batch_size < 2 or (self.augment.mixup_alpha > 0 and self.loop.batch_size % 2):
             raise ValueError(
                 f"batch_size must be at least 2 (batch normalisation), and even with mixup (clips are mixed in pairs); "
@@ -169,6 +180,7 @@ def pretrain(config: PretrainConfig) -> Path:
         clip_seconds=config.clip_seconds,
         augment=config.augment,
         seed=config.seed,
+        views=teachers.views if teachers and config.views == "stored" else None,
     )
     loader = DataLoader(
         dataset,
@@ -246,6 +258,7 @@ def open_training_data(
     if not config.logits:
         return clips, rows, None
     teachers = LogitEnsemble.open(config.logits)
+    check_views(config, teachers)
     missing = teachers.check_against(clips, rows)
     if missing.any():
         examples = ", ".join(clips.clip_id(int(row)) for row in rows[missing][:3])
@@ -256,6 +269,35 @@ def open_training_data(
             )
         accelerator.print(f"{found}; they are trained on their labels alone")
     return clips, rows, teachers
+
+
+def check_views(config: PretrainConfig, teachers: LogitEnsemble) -> None:
+    """Raises ValueError unless the teachers heard what the run will show its student."""
+    views = teachers.views
+    if config.views == "own":
+        if views is not None:
+            raise ValueError(
+                f"{teachers.stores[0].path} holds the logits of {views.views} views of each clip; show these to the student "
+                "with --views stored, or run the teacher over the clips as they are"
+            )
+        return
+    if views is None:
+        raise ValueError(
+            f"{teachers.stores[0].path} holds the logits of whole clips and of no views; make some with kd teach --views"
+        )
+    if config.clip_seconds != views.view_seconds:
+        raise ValueError(
+            f"the stored views are {views.view_seconds:g} s long; give --clip-seconds {views.view_seconds:g} "
+            f"(found {config.clip_seconds:g})"
+        )
+    frontends = [
+        LogMelConfig.from_dict(store.teacher["frontend"]) for store in teachers.stores if views.view_mel_jitter
+    ]
+    if any(frontend != config.frontend for frontend in frontends):
+        raise ValueError(
+            "the teachers heard views with jittered mel bands in a front end with other settings than the student's; "
+            "use the same settings, or make views without --view-mel-jitter"
+        )
 
 
 def open_validation_data(config: PretrainConfig, clips: ClipStore) -> tuple[ClipStore | None, np.ndarray | None]:

@@ -14,8 +14,10 @@ from audio_datasets.audio import fit_length
 from audio_datasets.augment import AugmentConfig, augment_waveform, draw_mix_weight
 from audio_datasets.clip_store import ClipStore
 from audio_datasets.randomness import generator
+from audio_datasets.views import ViewConfig
 from kd.sampling import ClipRequest
 from students.frontend import LogMelConfig, draw_band_edges
+from teacher_logits.heard_views import heard_views
 from teacher_logits.store import LogitEnsemble
 
 
@@ -23,7 +25,8 @@ class TrainingClips(Dataset[dict[str, Any]]):
     """Map from a ``ClipRequest`` to one training example; all randomness is keyed by (seed, epoch, position).
 
     An example holds ``row`` int, ``waveform`` (samples,), ``targets`` (classes,), ``sample_key`` int for the student's
-    dropout, and as configured ``band_edges`` (2,), ``mix_weight``, ``teacher_logits`` (classes,) and ``has_teacher``.
+    dropout, and as configured ``band_edges`` (2,), ``stripes`` (4,), ``mix_weight``, ``teacher_logits`` (classes,) and
+    ``has_teacher``.
     """
 
     def __init__(
@@ -35,7 +38,9 @@ class TrainingClips(Dataset[dict[str, Any]]):
         clip_seconds: float,
         augment: AugmentConfig,
         seed: int,
+        views: ViewConfig | None = None,
     ) -> None:
+        """``views``: show the views that the teachers heard, in place of augmenting the clips' waveforms and mel bands."""
         self.clips = clips
         self.teachers = teachers
         self.frontend = frontend
@@ -43,8 +48,30 @@ class TrainingClips(Dataset[dict[str, Any]]):
         self.samples = round(clip_seconds * frontend.sample_rate_hz)
         self.augment = augment
         self.seed = seed
+        self.views = views
 
     def __getitem__(self, request: ClipRequest) -> dict[str, Any]:
+        epoch, position, row = request
+        view = None
+        if self.views is not None:
+            view = int(generator(self.seed, "stored view", epoch, position).integers(self.views.views))
+        example: dict[str, Any] = {
+            "row": row,
+            **(self._augmented(request) if view is None else self._stored_view(row, view)),
+            "targets": torch.from_numpy(self.clips.targets(np.array([row]))[0]),
+            "sample_key": int(generator(self.seed, "dropout", epoch, position).integers(2**62)),
+        }
+        if self.augment.mixup_alpha:
+            weight = draw_mix_weight(self.seed, epoch, position, self.augment.mixup_alpha)
+            example["mix_weight"] = torch.tensor(weight, dtype=torch.float32)
+        if self.teachers is not None:
+            logits, present = self.teachers.read([self.clips.clip_id(row)], None if view is None else np.array([view]))
+            example["teacher_logits"] = torch.from_numpy(logits[0])
+            example["has_teacher"] = bool(present[0])
+        return example
+
+    def _augmented(self, request: ClipRequest) -> dict[str, Tensor]:
+        """The clip with augmentation of this run's own."""
         epoch, position, row = request
         rate = self.frontend.sample_rate_hz
         seconds = self.clip_seconds if self.augment.crop == "start" else None
@@ -55,23 +82,24 @@ class TrainingClips(Dataset[dict[str, Any]]):
             self.augment,
             generator(self.seed, "waveform", epoch, position),
         )
-        example: dict[str, Any] = {
-            "row": row,
-            "waveform": torch.from_numpy(np.ascontiguousarray(waveform)),
-            "targets": torch.from_numpy(self.clips.targets(np.array([row]))[0]),
-            "sample_key": int(generator(self.seed, "dropout", epoch, position).integers(2**62)),
-        }
+        example = {"waveform": torch.from_numpy(np.ascontiguousarray(waveform))}
         if self.augment.mel_jitter:
             edges = draw_band_edges(self.frontend, generator(self.seed, "mel jitter", epoch, position))
             example["band_edges"] = torch.tensor(edges, dtype=torch.float32)
-        if self.augment.mixup_alpha:
-            weight = draw_mix_weight(self.seed, epoch, position, self.augment.mixup_alpha)
-            example["mix_weight"] = torch.tensor(weight, dtype=torch.float32)
-        if self.teachers is not None:
-            logits, present = self.teachers.read([self.clips.clip_id(row)])
-            example["teacher_logits"] = torch.from_numpy(logits[0])
-            example["has_teacher"] = bool(present[0])
         return example
+
+    def _stored_view(self, row: int, view: int) -> dict[str, Tensor]:
+        """A view as the teachers heard it."""
+        heard = heard_views(
+            self.clips,
+            row,
+            [view],
+            self.views,
+            seconds=self.clip_seconds,
+            sample_rate_hz=self.frontend.sample_rate_hz,
+            frontend=self.frontend,
+        )
+        return {name: values[0] for name, values in heard.items()}
 
 
 class EvaluationClips(Dataset[tuple[int, Tensor]]):

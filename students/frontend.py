@@ -162,6 +162,20 @@ def draw_band_edges(config: LogMelConfig, rng: np.random.Generator) -> tuple[flo
     return fmin_hz, min(fmax_hz, config.nyquist_hz)
 
 
+def mask_stripes(mel: Tensor, stripes: Tensor) -> Tensor:
+    """SpecAugment's masks (Park et al. 2019), one stripe along each axis: mel (B, 1, M, T) with both set to the clip's mean.
+
+    ``stripes`` (B, 4), on any device: first and end of the masked bands, then of the masked time, as shares of the axes.
+    """
+    edges = stripes.to(mel.device)[:, :, None]
+    band = torch.arange(mel.shape[2], device=mel.device) / mel.shape[2]
+    time = torch.arange(mel.shape[3], device=mel.device) / mel.shape[3]
+    masked_bands = (band >= edges[:, 0]) & (band < edges[:, 1])  # (B, M)
+    masked_time = (time >= edges[:, 2]) & (time < edges[:, 3])  # (B, T)
+    masked = masked_bands[:, None, :, None] | masked_time[:, None, None, :]
+    return torch.where(masked, mel.mean((2, 3), keepdim=True), mel)
+
+
 def mel_banks(config: LogMelConfig, band_edges: Tensor) -> Tensor:
     """Kaldi's triangular mel bands between given edges, for any number of clips at once and on their device.
 

@@ -15,16 +15,18 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
+import tyro
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from audio_datasets.audio import fit_length
@@ -32,6 +34,8 @@ from audio_datasets.class_lists import read_class_names
 from audio_datasets.clip_store import ClipStore
 from audio_datasets.command import USER_MISTAKE, parse, progress, run_command
 from audio_datasets.manifest import read_manifest
+from audio_datasets.views import ViewConfig
+from teacher_logits.heard_views import heard_views
 from teacher_logits.shards import ShardFolder, batches_of, shard_rows
 from teacher_logits.store import LogitStore, check_same_classes, to_float16, write_logit_store
 from teacher_logits.teachers import Teacher, knows_its_classes, load_teacher
@@ -69,6 +73,7 @@ class TeachConfig:
     """Data-loading processes for each process."""
     shard_clips: int = 4096
     """Clips in a shard, which is what a process loses at most when it is killed."""
+    views: Annotated[ViewConfig, tyro.conf.arg(name="")] = field(default_factory=ViewConfig)
     restart: bool = False
     """Give up unfinished work, and replace a finished store, that was made with other settings or of other clips."""
 
@@ -127,7 +132,11 @@ def make_store(accelerator: Accelerator, teacher: Teacher, clips: ClipStore, pat
 
     Called on every process of the ``accelerator`` alike. Raises ValueError as ``teach`` does.
     """
-    description = json.loads(json.dumps({**teacher.describe(), "mixed_precision": accelerator.mixed_precision}))
+    views = views_for(teacher, config.views)
+    described_views = {"views": asdict(views)} if views else {}
+    description = json.loads(
+        json.dumps({**teacher.describe(), "mixed_precision": accelerator.mixed_precision, **described_views})
+    )
     plan = {
         "teacher": description,
         "clip_store_fingerprint": clips.fingerprint,
@@ -135,7 +144,8 @@ def make_store(accelerator: Accelerator, teacher: Teacher, clips: ClipStore, pat
         "batch_size": config.batch_size,
         "shard_clips": config.shard_clips,
     }
-    work = ShardFolder(path, plan, shard_rows(len(clips), config.shard_clips), len(teacher.class_names))
+    shards = shard_rows(len(clips), config.shard_clips)
+    work = ShardFolder(path, plan, shards, len(teacher.class_names), views.views if views else 1)
 
     def prepare() -> list[int] | None:
         """Numbers of the shards to do; None if the store is complete."""
@@ -157,7 +167,7 @@ def make_store(accelerator: Accelerator, teacher: Teacher, clips: ClipStore, pat
     share = unfinished[accelerator.process_index :: accelerator.num_processes]
     teacher.to(accelerator.device).eval()
     with _one_thread_on_cpu(accelerator.device):
-        compute_shards(accelerator, teacher, clips, work, share, config)
+        compute_shards(accelerator, teacher, clips, work, share, config, views)
     teacher.to("cpu")
     accelerator.wait_for_everyone()
 
@@ -185,11 +195,13 @@ def compute_shards(
     work: ShardFolder,
     indices: Sequence[int],
     config: TeachConfig,
+    views: ViewConfig | None = None,
 ) -> None:
     """Computes the shards with these numbers and keeps each as soon as it is finished."""
-    batches = [batch for index in indices for batch in batches_of(work.shards[index], config.batch_size)]
+    clips_in_batch = max(1, config.batch_size // work.views)
+    batches = [batch for index in indices for batch in batches_of(work.shards[index], clips_in_batch)]
     loader = DataLoader(
-        ClipBatches(clips, batches, teacher.sample_rate_hz, teacher.clip_seconds),
+        ClipBatches(clips, batches, teacher, views),
         batch_size=None,  # the data set's items are batches
         num_workers=min(config.workers, len(batches)),
         pin_memory=accelerator.device.type == "cuda",
@@ -201,55 +213,105 @@ def compute_shards(
     ) as bar:
         for index in indices:
             parts = []
-            for rows in batches_of(work.shards[index], config.batch_size):
-                waveforms = next(loaded)
-                if isinstance(waveforms, str):
-                    raise ValueError(f"{waveforms}; pack the clips again without it")
-                logits = run_teacher(accelerator, teacher, waveforms)
-                parts.append(to_float16(logits, [clips.clip_id(row) for row in rows]))
+            for rows in batches_of(work.shards[index], clips_in_batch):
+                batch = next(loaded)
+                if isinstance(batch, str):
+                    raise ValueError(f"{batch}; pack the clips again without it")
+                logits = run_teacher(accelerator, teacher, **batch)
+                parts.append(to_float16(logits, [clips.clip_id(row) for row in rows for _ in range(work.views)]))
                 bar.update(len(rows))
             work.write(index, np.concatenate(parts))
 
 
 @torch.inference_mode()
-def run_teacher(accelerator: Accelerator, teacher: Teacher, waveforms: Tensor) -> np.ndarray:
-    """Waveforms (batch, samples) -> logits float32 (batch, classes). ValueError if the teacher returns another shape."""
+def run_teacher(
+    accelerator: Accelerator,
+    teacher: Teacher,
+    waveform: Tensor,
+    band_edges: Tensor | None = None,
+    stripes: Tensor | None = None,
+) -> np.ndarray:
+    """Waveforms (batch, samples), and what ``Teacher.hear_view`` takes -> logits float32 (batch, classes).
+
+    Raises ValueError if the teacher returns another shape.
+    """
     with accelerator.autocast():
-        logits = teacher(waveforms.to(accelerator.device, non_blocking=True))
-    expected = (len(waveforms), len(teacher.class_names))
+        logits = teacher.hear_view(waveform.to(accelerator.device, non_blocking=True), band_edges, stripes)
+    expected = (len(waveform), len(teacher.class_names))
     if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"teacher {teacher.name!r} returned {found}; logits of shape {expected} are needed")
     return logits.float().cpu().numpy()
 
 
-class ClipBatches(Dataset[Tensor | str]):
-    """Map from a batch's number to its waveforms, float32 (batch, samples): each clip's first seconds, zeros after its end.
+def views_for(teacher: Teacher, config: ViewConfig) -> ViewConfig | None:
+    """The views that a teacher is to hear, with their length filled in; None if it is to hear the clips as they are.
+
+    Raises ValueError if it cannot hear such views.
+    """
+    if not config.views:
+        if config != ViewConfig():
+            raise ValueError("settings of views are given, but no --views NUMBER of views for each clip")
+        return None
+    if teacher.log_mel is None and (config.view_mel_jitter or config.masks):
+        raise ValueError(
+            f"teacher {teacher.name!r} has a front end of its own and can hear neither jittered mel bands nor masks; turn "
+            "them off with --no-view-mel-jitter and masks of 0"
+        )
+    seconds = teacher.clip_seconds if config.view_seconds is None else config.view_seconds
+    if seconds > teacher.clip_seconds:
+        raise ValueError(
+            f"views of {seconds:g} s are longer than the {teacher.clip_seconds:g} s that teacher {teacher.name!r} hears; "
+            "shorten --view-seconds or lengthen --clip-seconds"
+        )
+    return replace(config, view_seconds=seconds)
+
+
+class ClipBatches(Dataset[dict[str, Tensor] | str]):
+    """Map from a batch's number to what the teacher hears: ``waveform`` float32 (clips, samples), each clip's first seconds.
+
+    With views it is (clips times views, samples), all views of a clip one after the other, and what else
+    ``heard_views`` gives. Zeros follow the end of a clip or view that is shorter than what the teacher hears.
 
     For a clip that cannot be decoded it gives the message instead: an exception would reach the main process wrapped in
     the worker's traceback.
     """
 
-    def __init__(self, clips: ClipStore, batches: Sequence[range], sample_rate_hz: int, clip_seconds: float) -> None:
+    def __init__(self, clips: ClipStore, batches: Sequence[range], teacher: Teacher, views: ViewConfig | None) -> None:
         self.clips = clips
         self.batches = batches
-        self.sample_rate_hz = sample_rate_hz
-        self.clip_seconds = clip_seconds
+        self.sample_rate_hz = teacher.sample_rate_hz
+        self.clip_seconds = teacher.clip_seconds
+        self.frontend = teacher.log_mel.config if teacher.log_mel else None
+        self.views = views
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, index: int) -> Tensor | str:
-        rows = self.batches[index]
-        samples = round(self.clip_seconds * self.sample_rate_hz)
-        waveforms = torch.empty(len(rows), samples)
-        for place, row in enumerate(rows):
-            try:
-                waveform = self.clips.waveform(row, self.sample_rate_hz, seconds=self.clip_seconds)
-            except ValueError as error:
-                return str(error)
-            waveforms[place] = torch.from_numpy(fit_length(waveform, samples))
-        return waveforms
+    def __getitem__(self, index: int) -> dict[str, Tensor] | str:
+        try:
+            heard = [self._heard(row) for row in self.batches[index]]
+        except ValueError as error:
+            return str(error)
+        batch = {name: torch.cat([clip[name] for clip in heard]) for name in heard[0]}
+        missing = round(self.clip_seconds * self.sample_rate_hz) - batch["waveform"].shape[1]
+        return {**batch, "waveform": functional.pad(batch["waveform"], (0, missing))}
+
+    def _heard(self, row: int) -> dict[str, Tensor]:
+        """What the teacher hears of one clip: all its views, or its beginning."""
+        if self.views is None:
+            samples = round(self.clip_seconds * self.sample_rate_hz)
+            waveform = fit_length(self.clips.waveform(row, self.sample_rate_hz, seconds=self.clip_seconds), samples)
+            return {"waveform": torch.from_numpy(waveform)[None]}
+        return heard_views(
+            self.clips,
+            row,
+            range(self.views.views),
+            self.views,
+            seconds=self.views.view_seconds,
+            sample_rate_hz=self.sample_rate_hz,
+            frontend=self.frontend,
+        )
 
 
 def _load(accelerator: Accelerator, config: TeachConfig, spec: str, clips: ClipStore) -> Teacher:
@@ -258,7 +320,7 @@ def _load(accelerator: Accelerator, config: TeachConfig, spec: str, clips: ClipS
         accelerator.print(f"{spec} carries no class names; taking those of {clips.path}")
     teacher = load_teacher(spec, class_names=clips.class_names, clip_seconds=config.clip_seconds)
     check_same_classes(clips.class_names, teacher.class_names, str(clips.path), f"teacher {spec}")
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and views_for(teacher, config.views) is None:
         longer = _count_longer(clips, teacher.clip_seconds)
         if longer:
             print(f"{spec} hears only the first {teacher.clip_seconds:g} s of {longer} longer clips")

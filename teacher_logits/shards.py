@@ -31,16 +31,21 @@ def batches_of(rows: range, batch_size: int) -> list[range]:
 class ShardFolder:
     """``<store>.partial/``: ``plan.json`` and one NumPy file, float16 (rows, classes), for each finished shard.
 
+    A shard of k clips has ``views`` times k rows.
+
     The plan is everything that decides the shards' content, plain enough for JSON. Its digest is part of their names, so
     that not even two runs at the same time can mix the work of two plans.
     """
 
-    def __init__(self, store_path: Path, plan: dict[str, Any], shards: list[range], num_classes: int) -> None:
+    def __init__(
+        self, store_path: Path, plan: dict[str, Any], shards: list[range], num_classes: int, views: int = 1
+    ) -> None:
         self.store_path = store_path
         self.folder = store_path.with_name(f"{store_path.name}.partial")
         self.plan = json.loads(json.dumps(plan))  # as it is read back: lists for tuples
         self.shards = shards
         self.num_classes = num_classes
+        self.views = views
         self._digest = digest_of(json.dumps(self.plan, sort_keys=True))[:12]
 
     def begin(self, restart: bool = False) -> None:
@@ -102,7 +107,7 @@ class ShardFolder:
         return self.folder / f"shard-{index:06d}-{self._digest}.npy"
 
     def _check(self, index: int, logits: np.ndarray) -> None:
-        expected = (len(self.shards[index]), self.num_classes)
+        expected = (len(self.shards[index]) * self.views, self.num_classes)
         if logits.dtype != np.float16 or logits.shape != expected:
             raise ValueError(
                 f"{self._path(index)} holds {logits.dtype} {logits.shape}; float16 {expected} is needed. "

@@ -33,6 +33,7 @@ from audio_datasets.hdf5_arrays import (
     string_attribute,
 )
 from audio_datasets.messages import listed
+from audio_datasets.views import ViewConfig
 
 if TYPE_CHECKING:
     from audio_datasets.clip_store import ClipStore
@@ -74,13 +75,15 @@ def write_logit_store(
 ) -> None:
     """Writes a logit store aside and renames it to ``path``. The same content always gives the same bytes.
 
-    ``logit_blocks`` are float16 arrays (any number of rows, C) which follow one another in the order of ``clip_ids``;
-    only one block is in memory at a time. ``audio_digests`` is uint8 (n, 16), ``teacher`` anything that JSON can hold.
+    ``logit_blocks`` are float16 arrays (any number of rows, C) which follow one another in the order of ``clip_ids``, with a
+    row for each view of a clip if ``teacher["views"]`` says that it heard views; only one block is in memory at a time. ``audio_digests`` is uint8 (n, 16), ``teacher`` anything that JSON can hold.
 
     Raises ValueError for an id that occurs twice or holds a NUL character, and for no clips at all.
     """
     path = Path(path)
     count, num_classes = len(clip_ids), len(class_names)
+    views = views_of(teacher)
+    num_rows = count * (views.views if views else 1)
     if count == 0:
         raise ValueError(f"a logit store needs at least one clip; {path} would have none")
     identifiers = encode_ids(clip_ids)
@@ -93,7 +96,7 @@ def write_logit_store(
         file.create_dataset("clip_id", data=identifiers)
         file.create_dataset("clip_id_order", data=id_order(identifiers))
         file.create_dataset("audio_digest", data=digests)
-        stored = file.create_dataset("logits", shape=(count, num_classes), dtype=np.float16)
+        stored = file.create_dataset("logits", shape=(num_rows, num_classes), dtype=np.float16)
         filled = 0
         for block in logit_blocks:
             assert block.dtype == np.float16, block.dtype
@@ -101,7 +104,7 @@ def write_logit_store(
             stored[filled : filled + len(block)] = block
             state.update(np.ascontiguousarray(block))
             filled += len(block)
-        assert filled == count, (filled, count)
+        assert filled == num_rows, (filled, num_rows)
         file.attrs["format"] = FORMAT
         file.attrs["format_version"] = FORMAT_VERSION
         for name, text in description.items():
@@ -119,6 +122,8 @@ class LogitStore:
         path: the file.
         class_names: what the C columns mean.
         teacher: the teacher's name, fingerprint, front end and so on, as written by ``precompute.py``.
+        views: how the views were made that the teacher heard; None if it heard the clips as they are.
+        num_views: rows of logits for each clip: its views, or 1.
         clip_store_fingerprint: fingerprint of the clip store that the teacher heard.
         fingerprint: hash of everything stored here, logits included (``read_fingerprint`` computes it again).
     """
@@ -131,6 +136,8 @@ class LogitStore:
             self._check_format(file)
             self.class_names = tuple(self._json(file, "class_names"))
             self.teacher: dict[str, Any] = self._json(file, "teacher")
+            self.views = self._views()
+            self.num_views = self.views.views if self.views else 1
             self.clip_store_fingerprint = self._text(file, "clip_store_fingerprint")
             self.fingerprint = self._text(file, "fingerprint")
             self._map(file)
@@ -177,6 +184,14 @@ class LogitStore:
         except json.JSONDecodeError as error:
             raise ValueError(f"{self.path} is a damaged logit store: its {name} is not JSON: {error}") from error
 
+    def _views(self) -> ViewConfig | None:
+        try:
+            return views_of(self.teacher)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self.path} is a damaged logit store: its teacher's views are unknown: {error}"
+            ) from error
+
     def _map(self, file: h5py.File) -> None:
         """Maps what look-up needs, finds the logits, and checks types and shapes against each other."""
         arrays = {name: map_array(file, name) for name in ("clip_id", "clip_id_order", "audio_digest")}
@@ -186,7 +201,7 @@ class LogitStore:
             "clip_id": (arrays["clip_id"], "S", (count,)),
             "clip_id_order": (arrays["clip_id_order"], "i", (count,)),
             "audio_digest": (arrays["audio_digest"], "u", (count, DIGEST_BYTES)),
-            "logits": (logits, "f", (count, len(self.class_names))),
+            "logits": (logits, "f", (count * self.num_views, len(self.class_names))),
         }
         for name, (found, kind, shape) in needed.items():
             if found.dtype.kind != kind or found.shape != shape:
@@ -228,15 +243,23 @@ class LogitStore:
         """Row numbers int64 (k,) of the ids; -1 where the store does not have one."""
         return find_ids(self.encoded_clip_ids, self.clip_id_order, ids)
 
-    def read_rows(self, rows: np.ndarray) -> np.ndarray:
-        """Logits float32 (k, C) of the given row numbers."""
+    def read_rows(self, rows: np.ndarray, views: np.ndarray | None = None) -> np.ndarray:
+        """Logits float32 (k, C) of the given row numbers: of one view each, or the mean over all views."""
         rows = np.asarray(rows, dtype=np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise ValueError(f"rows must be from 0 to {len(self) - 1}; found {rows.min()} to {rows.max()}")
-        return self._opened()._logits.read(rows).astype(np.float32)
+        logits = self._opened()._logits
+        if views is not None:
+            views = np.asarray(views, dtype=np.int64)
+            if len(views) and (views.min() < 0 or views.max() >= self.num_views):
+                raise ValueError(f"views must be from 0 to {self.num_views - 1}; found {views.min()} to {views.max()}")
+            return logits.read(rows * self.num_views + views).astype(np.float32)
+        every_view = (rows[:, None] * self.num_views + np.arange(self.num_views)).ravel()
+        read = logits.read(every_view).astype(np.float32)
+        return read if self.num_views == 1 else read.reshape(len(rows), self.num_views, -1).mean(axis=1)
 
-    def read(self, ids: Sequence[str]) -> np.ndarray:
-        """Logits float32 (k, C) of the clips with these ids, in this order.
+    def read(self, ids: Sequence[str], views: np.ndarray | None = None) -> np.ndarray:
+        """Logits float32 (k, C) of the clips with these ids, in this order: of one view each, or the mean over all views.
 
         Raises ValueError, naming the first, for ids that the store does not have.
         """
@@ -244,17 +267,18 @@ class LogitStore:
         missing = [identifier for identifier, row in zip(ids, rows, strict=True) if row < 0]
         if missing:
             raise ValueError(f"{self.path} has no logits for {len(missing)} of {len(ids)} clips: {listed(missing)}")
-        return self.read_rows(rows)
+        return self.read_rows(rows, views)
 
     def audio_digests(self, rows: np.ndarray) -> np.ndarray:
         """uint8 (k, 16): hash of the stored audio that the teacher heard; zeros where it was not known."""
         return self._opened()._arrays["audio_digest"][rows]
 
     def blocks(self, rows_per_block: int = ROWS_PER_BLOCK) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Goes through the store once: (row numbers int64 (k,), logits float16 (k, C))."""
+        """Goes through the store once: (row numbers int64 (k,), logits float16 (k, C)); a row for each view of a clip."""
+        views = self.num_views
         for start in range(0, len(self), rows_per_block):
             rows = np.arange(start, min(start + rows_per_block, len(self)))
-            yield rows, self._opened()._logits.read_run(rows[0], len(rows))
+            yield np.repeat(rows, views), self._opened()._logits.read_run(start * views, len(rows) * views)
 
     def read_fingerprint(self) -> str:
         """``fingerprint`` computed again from what the file holds now; differs if a byte of it has changed."""
@@ -345,12 +369,29 @@ class LogitEnsemble:
             for store, weight in zip(self.stores, self.weights, strict=True)
         ]
 
+    @property
+    def views(self) -> ViewConfig | None:
+        """How the views were made that all teachers heard; None if they heard the clips as they are.
+
+        Raises ValueError if they heard different ones.
+        """
+        first, *others = self.stores
+        for store in others:
+            if store.views != first.views:
+                raise ValueError(
+                    f"teachers heard different views: {first.path} has {first.views or 'none'}, "
+                    f"{store.path} has {store.views or 'none'}"
+                )
+        return first.views
+
     def present(self, ids: Sequence[str]) -> np.ndarray:
         """bool (k,): whether every store has the clip."""
         return np.logical_and.reduce([store.rows(ids) >= 0 for store in self.stores])
 
-    def read(self, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, ids: Sequence[str], views: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Mean logits float32 (k, C), and bool (k,): whether every store has the clip. Zeros where one does not.
+
+        ``views`` (k,) chooses a view of each clip; without it, logits are the mean over the views that a store has.
 
         What to do about a missing clip is left to the caller.
         """
@@ -359,7 +400,9 @@ class LogitEnsemble:
         mean = np.zeros((len(ids), len(self.class_names)), dtype=np.float32)
         total = sum(self.weights)
         for store, weight, store_rows in zip(self.stores, self.weights, rows, strict=True):
-            mean[present] += np.float32(weight / total) * store.read_rows(store_rows[present])
+            mean[present] += np.float32(weight / total) * store.read_rows(
+                store_rows[present], None if views is None else np.asarray(views)[present]
+            )
         return mean, present
 
     def check_against(self, clip_store: "ClipStore", rows: np.ndarray | None = None) -> np.ndarray:
@@ -412,6 +455,19 @@ def check_same_classes(first: Sequence[str], second: Sequence[str], first_name: 
             )
     if len(first) != len(second):
         raise ValueError(f"class lists differ: {len(first)} classes in {first_name} and {len(second)} in {second_name}")
+
+
+def views_of(teacher: dict[str, Any]) -> ViewConfig | None:
+    """The views that a teacher's description in a store tells of; None if there are none.
+
+    Raises ValueError or TypeError for a description that is damaged.
+    """
+    if "views" not in teacher:
+        return None
+    views = ViewConfig(**teacher["views"])
+    if views.views < 1:
+        raise ValueError(f"at least one view is needed; found {views.views}")
+    return views
 
 
 def _as_text(class_names: Sequence[str], teacher: dict[str, Any], clip_store_fingerprint: str) -> dict[str, str]:

@@ -22,7 +22,7 @@ from audio_datasets.class_lists import check_class_names
 from audio_datasets.files import digest_of
 from students import create_student, load_weights
 from students.blocks import Student
-from students.frontend import LogMel, LogMelConfig
+from students.frontend import LogMel, LogMelConfig, mask_stripes
 from students.weights import CARD_FILE, load_student, weights_fingerprint
 
 DEFAULT_CLIP_SECONDS = 10.0  # the clips of AudioSet, which most teachers were trained on
@@ -41,6 +41,8 @@ class Teacher(nn.Module):
         clip_seconds: length of the waveforms it wants; shorter clips are padded with zeros, longer ones cut.
         frontend: settings between waveform and network, for the fingerprint and for people; plain enough for JSON.
         architecture: whatever else tells this teacher from another with equal weights; plain enough for JSON.
+        log_mel: our front end, for a teacher that has it and defines ``logits_of_mel`` too; None for others. Views with
+            jittered mel bands or masked stripes need it.
     """
 
     def __init__(
@@ -63,11 +65,31 @@ class Teacher(nn.Module):
         self.sample_rate_hz = sample_rate_hz
         self.clip_seconds = float(clip_seconds)
         self.frontend = frontend or {}
+        self.log_mel: LogMel | None = None
         self.architecture = architecture or {"class": f"{type(self).__module__}.{type(self).__qualname__}"}
 
     def forward(self, waveform: Tensor) -> Tensor:
         """(batch, samples) at ``sample_rate_hz``, in [-1, 1] -> (batch, classes)"""
         raise NotImplementedError
+
+    def logits_of_mel(self, mel: Tensor) -> Tensor:
+        """(batch, 1, bands, frames), as ``log_mel`` gives it -> (batch, classes)"""
+        raise NotImplementedError
+
+    def hear_view(self, waveform: Tensor, band_edges: Tensor | None = None, stripes: Tensor | None = None) -> Tensor:
+        """Logits (batch, classes) of views: waveforms (batch, samples), mel bands' limits (batch, 2), masks (batch, 4).
+
+        Raises ValueError for limits or masks if the teacher has not our front end.
+        """
+        if band_edges is None and stripes is None:
+            return self(waveform)
+        if self.log_mel is None:
+            raise ValueError(
+                f"teacher {self.name!r} has a front end of its own and can hear neither jittered mel bands nor masks; "
+                "turn them off with --no-view-mel-jitter and masks of 0"
+            )
+        mel = self.log_mel(waveform, band_edges)
+        return self.logits_of_mel(mel if stripes is None else mask_stripes(mel, stripes))
 
     @property
     def fingerprint(self) -> str:
@@ -114,7 +136,11 @@ class StudentTeacher(Teacher):
 
     def forward(self, waveform: Tensor) -> Tensor:
         """(batch, samples) -> (batch, classes)"""
-        return self.student(self.log_mel(waveform)).logits
+        return self.logits_of_mel(self.log_mel(waveform))
+
+    def logits_of_mel(self, mel: Tensor) -> Tensor:
+        """(batch, 1, bands, frames) -> (batch, classes)"""
+        return self.student(mel).logits
 
 
 def load_teacher(

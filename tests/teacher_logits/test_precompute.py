@@ -78,7 +78,9 @@ def test_number_of_threads_does_not_change_the_logits(clips, run_folder, tmp_pat
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     threads = []
     run = precompute.run_teacher
-    monkeypatch.setattr(precompute, "run_teacher", lambda *a: threads.append(torch.get_num_threads()) or run(*a))
+    monkeypatch.setattr(
+        precompute, "run_teacher", lambda *a, **k: threads.append(torch.get_num_threads()) or run(*a, **k)
+    )
     try:
         torch.set_num_threads(2)
         teach(config(clips, [str(run_folder)], tmp_path))
