@@ -86,7 +86,7 @@ def main() -> None:
 
     def train(job: tuple[int, str]) -> dict:
         seed, arm = job
-        run = config.out / f"{config.student}-{arm.replace(' ', '-').replace(',', '')}-{seed}"
+        run = config.out / f"{config.student}-{arm.replace(' ', '-').replace(',', '').replace('-=-', '')}-{seed}"
         kd(
             *("pretrain", "--clips", clips, "--folds", 1, 2, "--out", run, "--student", config.student, "--seed", seed),
             *("--epochs", config.epochs, "--batch-size", config.batch_size, "--learning-rate", config.learning_rate),
