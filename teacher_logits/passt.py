@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from students.blocks import KeyedModule, Student, StudentOutput, checked_mel
-from students.catalog import Catalog, CatalogEntry
+from students.catalog import STUDENTS, Catalog, CatalogEntry
 from students.frontend import LogMelConfig
 from students.profile import MAC_COUNTERS
 from students.weights import StateDict, StudentCard, fill_weights, load_student, read_state_dict, save_student
@@ -282,6 +282,11 @@ def create_passt(name: str, num_classes: int, **options: Any) -> Passt:
     network = PASSTS.create(name, num_classes, **options)
     assert isinstance(network, Passt)
     return network
+
+
+def catalog_of(name: str) -> Catalog:
+    """The catalog that is asked for a network of this name: PaSST's if it knows it, otherwise that of the students."""
+    return PASSTS if name in PASSTS.names() else STUDENTS
 
 
 # --- Weights and folders -----------------------------------------------------------------------------------------------

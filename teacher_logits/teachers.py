@@ -27,7 +27,7 @@ from students import create_student, load_weights
 from students.blocks import Student
 from students.frontend import LogMel, LogMelConfig, mask_stripes
 from students.weights import CARD_FILE, StudentCard, load_student, read_card, weights_fingerprint
-from teacher_logits.passt import PASSTS, create_passt, list_passts, load_passt_weights, passt_from_weights
+from teacher_logits.passt import catalog_of, create_passt, list_passts, load_passt_weights, passt_from_weights
 
 AST_PREFIX = "ast:"
 ONNX_SUFFIX = ".onnx"
@@ -205,8 +205,7 @@ def load_network(folder: str | Path) -> tuple[Student, StudentCard]:
 
     Raises ValueError if the folder holds none, or if weights and card do not belong together.
     """
-    is_passt = read_card(folder).config.name in list_passts()
-    return load_student(folder, PASSTS) if is_passt else load_student(folder)
+    return load_student(folder, catalog_of(read_card(folder).config.name))
 
 
 def _from_run_folder(folder: Path) -> Teacher:
