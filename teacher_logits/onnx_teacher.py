@@ -136,7 +136,6 @@ class OnnxModel:
 def _open_session(path: Path, threads: int) -> Any:
     try:
         import onnxruntime
-        from onnxruntime.capi import onnxruntime_pybind11_state as failures
     except ModuleNotFoundError as error:
         raise ValueError(f"ONNX models need onnxruntime: pip install 'audio-kd[export]' ({error})") from error
     if not path.is_file():
@@ -147,8 +146,22 @@ def _open_session(path: Path, threads: int) -> Any:
     providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
     try:
         return onnxruntime.InferenceSession(path, options, providers=providers)
-    except (failures.Fail, failures.InvalidProtobuf, failures.InvalidGraph, failures.NotImplemented) as error:
+    except _failures() as error:
         raise ValueError(f"{path} is no ONNX model that onnxruntime can run: {error}") from error
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises for a model or an input that it cannot take."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return (
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.InvalidProtobuf,
+        state.NotImplemented,
+        state.RuntimeException,
+    )
 
 
 class OnnxTeacher(Teacher):
@@ -200,7 +213,10 @@ class OnnxTeacher(Teacher):
             part = array[start : start + (self.model.batch or len(array))]
             padding = (self.model.batch or len(part)) - len(part)
             full = np.pad(part, [(0, padding)] + [(0, 0)] * (part.ndim - 1)) if padding else part
-            (logits,) = self._session.run([self.model.output_name], {self.model.input_name: full})
+            try:
+                (logits,) = self._session.run([self.model.output_name], {self.model.input_name: full})
+            except _failures() as error:
+                raise ValueError(f"{self.model.path} cannot take an input of shape {full.shape}: {error}") from error
             outputs.append(logits[: len(part)])
         return torch.from_numpy(np.concatenate(outputs)).to(inputs.device)
 
