@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kd.objectives import DistillationConfig, DistillationObjective
 from students.blocks import set_sample_keys
 from students.frontend import LogMel, LogMelConfig
 from students.profile import profile_student
@@ -291,6 +292,27 @@ def test_patchout_that_leaves_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="leaves nothing of a clip of 8 rows and 3 columns"):
         network(mels(1, 48))
     assert network.eval()(mels(1, 48)).logits.isfinite().all()
+
+
+def test_the_objective_of_the_training_loop_trains_it() -> None:
+    network = small_passt(patchout_rows=1, patchout_columns=1).train()
+    objective = DistillationObjective(LogMel(LogMelConfig()), DistillationConfig(label_weight=0.5))
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    torch.manual_seed(0)
+    batch = {
+        "waveform": torch.linspace(0.01, 0.5, 4)[:, None] * torch.randn(4, 16000),
+        "targets": torch.eye(4, 3),
+        "teacher_logits": 8.0 * torch.eye(4, 3) - 4.0,
+        "has_teacher": torch.ones(4, dtype=torch.bool),
+    }
+    losses = []
+    for step in range(8):
+        loss = objective(network, {**batch, "sample_key": torch.arange(4) + 4 * step})["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
 
 
 # --- Weights and folders -----------------------------------------------------------------------------------------------
