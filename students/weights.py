@@ -10,7 +10,6 @@ import io
 import json
 import logging
 import os
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,14 +50,15 @@ def read_state_dict(path: str | Path) -> StateDict:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no such weights file: {path}")
-    content = path.read_bytes()  # so that an OSError below can only mean that the content is damaged
-    try:
-        if path.suffix == ".safetensors":
+    content = path.read_bytes()  # so that a failure below can only mean that the content is damaged
+    if path.suffix == ".safetensors":
+        try:
             return load(content)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
+    try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
+    except Exception as error:  # a text file, taken for a pickle, fails with an IndexError, and others in other ways
         # Not torch's own message: it advises to load the file in a way that can run code.
         raise ValueError(f"{path} is truncated, no PyTorch checkpoint, or holds more than plain tensors") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):

@@ -129,6 +129,10 @@ def test_what_is_no_weights_file_is_refused(checkpoint: Path, tmp_path: Path) ->
     torch.save({"model": {}, "epoch": 3}, tmp_path / "training.pt")
     with pytest.raises(ValueError, match=r"is not a state dict .* found a dict with 'model', 'epoch'"):
         read_state_dict(tmp_path / "training.pt")
+    for text in ("teacher_class,class\nBark,dog\n", "index,mid\n", "# AudioSet\n", "{}"):
+        (tmp_path / "text.pt").write_text(text)
+        with pytest.raises(ValueError, match="no PyTorch checkpoint"):
+            read_state_dict(tmp_path / "text.pt")
     torch.save(torch.ones(3), tmp_path / "tensor.pt")
     with pytest.raises(ValueError, match="is not a state dict"):
         read_state_dict(tmp_path / "tensor.pt")
