@@ -15,8 +15,8 @@ from audio_datasets.manifest import select_rows
 from kd.evaluation import class_table, evaluation_loader, listed_absent, predict_logits
 from kd.metrics import category_accuracy, category_columns, tagging_metrics
 from kd.threads import leave_a_core_to_the_workers
-from teacher_logits.store import check_same_classes
-from teacher_logits.teachers import load_teacher
+from teacher_logits.class_mapping import MappedTeacher, read_class_map, with_classes_of_clips
+from teacher_logits.teachers import knows_its_classes, load_teacher
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class EvaluateConfig:
     """Evaluate a tagger on a clip store."""
 
     tagger: str
-    """A run folder, NAME@WEIGHTS (as mn04@mn04_as_mAP_432.pt) or module:function."""
+    """A run folder, NAME@WEIGHTS (as mn04@mn04_as_mAP_432.pt), FILE.onnx, ast:FOLDER_OR_NAME or module:function."""
     clips: Path
     """Clip store to evaluate on."""
     split: str | None = None
@@ -33,6 +33,11 @@ class EvaluateConfig:
     """Only the clips of these folds."""
     class_names: Path | None = None
     """Class list for weights or stores that carry none (AudioSet's class_labels_indices.csv, or one name a line)."""
+    tagger_class_names: Path | None = None
+    """Class list of a tagger that carries none, where it is not that of the clips (see class_map)."""
+    class_map: Path | None = None
+    """CSV file (columns teacher_class, class) for a tagger whose classes are not those of the clips: each class of the clips
+    is the maximum over the tagger's classes that are mapped to it."""
     label_map: str | None = None
     """Also give the accuracy of choosing the manifest's category whose class names score highest: a map's file or name."""
     clip_seconds: float | None = None
@@ -62,8 +67,13 @@ def evaluate(config: EvaluateConfig) -> dict:
     leave_a_core_to_the_workers(accelerator)
     class_names = read_class_names(config.class_names) if config.class_names else None
     clips = ClipStore.open(config.clips, class_names=class_names)
-    tagger = load_teacher(config.tagger, class_names=class_names or clips.class_names)
-    check_same_classes(clips.class_names, tagger.class_names, str(config.clips), config.tagger)
+    names = read_class_names(config.tagger_class_names) if config.tagger_class_names else clips.class_names
+    class_map = read_class_map(config.class_map) if config.class_map else None
+    tagger = with_classes_of_clips(load_teacher(config.tagger, names), config.tagger, clips, class_map)
+    if config.class_map is not None and not isinstance(tagger, MappedTeacher):
+        raise ValueError("--class-map would not be used: the tagger has the classes of the clips; leave it out")
+    if config.tagger_class_names is not None and knows_its_classes(config.tagger):
+        raise ValueError("--tagger-class-names would not be used: the tagger knows its own classes; leave it out")
     rows = select_rows(clips, split=config.split, folds=config.folds or None)
     categories, columns = [], {}
     if config.label_map is not None:

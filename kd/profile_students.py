@@ -27,10 +27,11 @@ from audio_datasets.files import write_json, written_aside
 from kd.config import as_json, parse_options
 from students import create_student, list_students
 from students.blocks import Student
-from students.catalog import default_options
 from students.frontend import LogMelConfig
 from students.profile import profile_student
-from students.weights import CARD_FILE, load_student
+from students.weights import CARD_FILE
+from teacher_logits.passt import catalog_of
+from teacher_logits.teachers import load_network
 
 Flat = tyro.conf.arg(name="")
 
@@ -43,7 +44,7 @@ class ProfileConfig:
     """Show what students cost for one clip: as a table, and with --chart as a chart of MACs against parameters."""
 
     student: tuple[str, ...] = ()
-    """Names in the catalog, or folders of trained students; all of the catalog if left out."""
+    """Names in the catalog (or passt_s, passt_tiny), or folders of trained students; all of the catalog if left out."""
     student_options: tuple[str, ...] = ()
     """Options of all students named in the catalog, each NAME=VALUE."""
     num_classes: int = 527
@@ -149,17 +150,18 @@ def student_builder(name: str, config: ProfileConfig) -> Callable[[], tuple[Stud
             raise ValueError(f"--student-options are for students of the catalog; {name} is a trained one")
 
         def load() -> tuple[Student, LogMelConfig]:
-            student, card = load_student(name)
+            student, card = load_network(name)
             return student, card.frontend
 
         return load
 
     options = parse_options(config.student_options)
-    if "n_mels" in default_options(name):
+    catalog = catalog_of(name)
+    if "n_mels" in catalog.default_options(name):
         options.setdefault("n_mels", config.frontend.n_mels)
     with torch.device("meta"):
-        create_student(name, config.num_classes, **options)
-    return lambda: (create_student(name, config.num_classes, **options), config.frontend)
+        catalog.create(name, config.num_classes, **options)
+    return lambda: (catalog.create(name, config.num_classes, **options), config.frontend)
 
 
 def student_cost(name: str, student: Student, frontend: LogMelConfig, config: ProfileConfig) -> StudentCost:

@@ -201,7 +201,7 @@ def initialize_weights(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-# --- Dropout -----------------------------------------------------------------------------------------------------------
+# --- Random numbers by sample key, dropout -----------------------------------------------------------------------------
 
 
 def _signed(word: int) -> int:
@@ -238,12 +238,31 @@ def keyed_uniform(keys: Tensor, stream: int, count: int) -> Tensor:
     return bits.to(torch.float32) * 2.0**-24
 
 
-class KeyedDropout(nn.Module):
-    """Dropout whose mask depends on the sample's key, not on a global generator (see ``set_sample_keys``).
+class KeyedModule(nn.Module):
+    """A module that draws random numbers in training from the sample's key (see ``set_sample_keys``).
 
-    The mask of a sample is a pure function of its key, this layer's place among the model's dropouts and the feature's
-    index. It is therefore the same in whatever batch, process or resumed run the sample appears. Without keys it is
-    ``functional.dropout``. Identity in evaluation mode.
+    What a sample meets is a pure function of its key and of this module's place among the network's keyed modules. It is
+    therefore the same in whatever batch, process or resumed run the sample appears.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer_index = 0
+        self.sample_keys: Tensor | None = None
+
+    def draw_uniform(self, batch: int, count: int, device: torch.device) -> Tensor:
+        """Uniform numbers in [0, 1), (batch, count); from torch's global generator if no keys are set."""
+        if self.sample_keys is None:
+            return torch.rand(batch, count, device=device)
+        if len(self.sample_keys) != batch:
+            raise ValueError(f"{len(self.sample_keys)} sample keys were set for a batch of {batch}")
+        return keyed_uniform(self.sample_keys.to(device), self.layer_index, count)
+
+
+class KeyedDropout(KeyedModule):
+    """Dropout whose mask depends on the sample's key; without keys it is ``functional.dropout``.
+
+    Identity in evaluation mode.
     """
 
     def __init__(self, probability: float) -> None:
@@ -251,8 +270,6 @@ class KeyedDropout(nn.Module):
         if not 0.0 <= probability < 1.0:
             raise ValueError(f"a dropout probability is at least 0 and below 1; found {probability}")
         self.probability = probability
-        self.layer_index = 0
-        self.sample_keys: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ...) -> (B, ...)"""
@@ -260,9 +277,7 @@ class KeyedDropout(nn.Module):
             return x
         if self.sample_keys is None:
             return functional.dropout(x, self.probability)
-        if len(self.sample_keys) != len(x):
-            raise ValueError(f"{len(self.sample_keys)} sample keys were set for a batch of {len(x)}")
-        uniform = keyed_uniform(self.sample_keys.to(x.device), self.layer_index, math.prod(x.shape[1:]))
+        uniform = self.draw_uniform(len(x), math.prod(x.shape[1:]), x.device)
         kept = (uniform >= self.probability).view(x.shape)
         return x * kept / (1.0 - self.probability)
 
@@ -271,17 +286,17 @@ class KeyedDropout(nn.Module):
 
 
 def set_sample_keys(module: nn.Module, keys: Tensor | None) -> None:
-    """Gives every KeyedDropout in ``module`` the keys of the coming batch's samples; ``None`` takes them away.
+    """Gives every KeyedModule in ``module`` the keys of the coming batch's samples; ``None`` takes them away.
 
     ``keys`` (B,) int64: one number per sample that names the sample and the moment, such as a hash of (run seed, epoch,
     position in the epoch).
     """
     if keys is not None and (keys.ndim != 1 or keys.dtype != torch.int64):
         raise ValueError(f"sample keys are int64 of shape (batch,); found {keys.dtype} of shape {tuple(keys.shape)}")
-    dropouts = (layer for layer in module.modules() if isinstance(layer, KeyedDropout))
-    for layer_index, dropout in enumerate(dropouts):
-        dropout.layer_index = layer_index
-        dropout.sample_keys = keys
+    keyed = (layer for layer in module.modules() if isinstance(layer, KeyedModule))
+    for layer_index, layer in enumerate(keyed):
+        layer.layer_index = layer_index
+        layer.sample_keys = keys
 
 
 # --- Squeeze-excitation ------------------------------------------------------------------------------------------------

@@ -24,8 +24,8 @@ class StudentProfile:
     parameters: int
     """Trained numbers; the running statistics of batch norms are not among them."""
     macs: int
-    """Multiply-accumulates of convolutions and linear layers, as the field counts them: biases, batch norms, activations
-    and pooling are left out."""
+    """Multiply-accumulates of convolutions, linear layers and a transformer's attention, as the field counts them: biases,
+    norms, activations and pooling are left out."""
     activation_bytes: int
     """Most memory that inputs, outputs and intermediate maps occupy at the same time in inference, in float32."""
 

@@ -10,7 +10,6 @@ import io
 import json
 import logging
 import os
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from students.blocks import Student, StudentConfig
-from students.catalog import create_student, list_students
+from students.catalog import STUDENTS, Catalog
 from students.frontend import LogMelConfig
 from students.image_backbones import EfficientNet
 from students.mn import MN, STAGES
@@ -44,21 +43,26 @@ Shapes = dict[str, tuple[int, ...]]
 def read_state_dict(path: str | Path) -> StateDict:
     """The tensors by name in a .safetensors file or in a PyTorch checkpoint that holds a plain state dict.
 
+    A checkpoint that holds one under the name "state_dict", beside a training loop's other state, gives that one.
+
     Raises ValueError for a missing file and for one that is something else.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no such weights file: {path}")
-    content = path.read_bytes()  # so that an OSError below can only mean that the content is damaged
-    try:
-        if path.suffix == ".safetensors":
+    content = path.read_bytes()  # so that a failure below can only mean that the content is damaged
+    if path.suffix == ".safetensors":
+        try:
             return load(content)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
+    try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
+    except Exception as error:  # a text file, taken for a pickle, fails with an IndexError, and others in other ways
         # Not torch's own message: it advises to load the file in a way that can run code.
         raise ValueError(f"{path} is truncated, no PyTorch checkpoint, or holds more than plain tensors") from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
@@ -75,23 +79,32 @@ def load_weights(student: Student, path: str | Path, new_classes: bool = False) 
 
     Raises ValueError, saying what differs and which student the file fits, if it does not fit this one.
     """
+    fill_weights(student, read_state_dict(path), str(path), new_classes)
+
+
+def fill_weights(
+    student: Student, state: StateDict, origin: str, new_classes: bool = False, catalog: Catalog = STUDENTS
+) -> None:
+    """``load_weights`` for tensors that were read already, and for networks of any catalog.
+
+    ``origin`` tells messages where the tensors come from.
+    """
     config = _config_of(student)
-    state = read_state_dict(path)
     if _shapes_of(state) != _shapes_of(student.state_dict()):
-        num_classes = _fitting_num_classes(config.name, config.options, state)
+        num_classes = _fitting_num_classes(catalog, config.name, config.options, state)
         if num_classes is None:
-            raise ValueError(_describe_mismatch(student, config, state, path))
+            raise ValueError(_describe_mismatch(catalog, student, config, state, origin))
         if not new_classes:
             raise ValueError(
-                f"{path} has {num_classes} classes, the student {config.num_classes}; create it with"
+                f"{origin} has {num_classes} classes, the {catalog.kind} {config.num_classes}; create it with"
                 f" {num_classes} classes, or ask for new_classes, which initialises the last layer anew"
             )
     if new_classes:
-        replaced = _class_dependent_names(config)
-        fresh = create_student(config.name, config.num_classes, **config.options).state_dict()
-        state |= {name: fresh[name] for name in replaced}
+        replaced = _class_dependent_names(catalog, config)
+        fresh = catalog.create(config.name, config.num_classes, **config.options).state_dict()
+        state = state | {name: fresh[name] for name in replaced}
         _log.warning(
-            "%s: not loaded but initialised anew for %d classes: %s", path, config.num_classes, ", ".join(replaced)
+            "%s: not loaded but initialised anew for %d classes: %s", origin, config.num_classes, ", ".join(replaced)
         )
     student.load_state_dict(state)
 
@@ -106,21 +119,23 @@ def _shapes_of(state: Mapping[str, Tensor]) -> Shapes:
     return {name: tuple(value.shape) for name, value in state.items()}
 
 
-def _catalog_shapes(name: str, num_classes: int, options: Mapping[str, Any]) -> Shapes:
+def _catalog_shapes(catalog: Catalog, name: str, num_classes: int, options: Mapping[str, Any]) -> Shapes:
     with torch.device("meta"):  # shapes without memory or random numbers
-        return _shapes_of(create_student(name, num_classes, **options).state_dict())
+        return _shapes_of(catalog.create(name, num_classes, **options).state_dict())
 
 
-def _class_dependent_names(config: StudentConfig) -> list[str]:
+def _class_dependent_names(catalog: Catalog, config: StudentConfig) -> list[str]:
     """The names of the tensors whose shape depends on the number of classes: those of the last layer."""
-    two, three = (_catalog_shapes(config.name, number, config.options) for number in (2, 3))
+    two, three = (_catalog_shapes(catalog, config.name, number, config.options) for number in (2, 3))
     return [name for name in two if two[name] != three[name]]
 
 
-def _fitting_num_classes(name: str, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> int | None:
+def _fitting_num_classes(
+    catalog: Catalog, name: str, options: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> int | None:
     """The number of classes with which a catalog entry has exactly the shapes of ``state``; None if with no number."""
     found = _shapes_of(state)
-    two, three = (_catalog_shapes(name, number, options) for number in (2, 3))
+    two, three = (_catalog_shapes(catalog, name, number, options) for number in (2, 3))
     if found.keys() != two.keys():
         return None
     # One size that depends on the classes gives their number, as it is linear in it; the comparison settles the rest.
@@ -130,17 +145,17 @@ def _fitting_num_classes(name: str, options: Mapping[str, Any], state: Mapping[s
     axis = next(axis for axis, size in enumerate(two[key]) if size != three[key][axis])
     num_classes, remainder = divmod(found[key][axis] - two[key][axis], three[key][axis] - two[key][axis])
     num_classes += 2
-    if remainder or num_classes < 1 or _catalog_shapes(name, num_classes, options) != found:
+    if remainder or num_classes < 1 or _catalog_shapes(catalog, name, num_classes, options) != found:
         return None
     return num_classes
 
 
-def _describe_mismatch(student: Student, config: StudentConfig, state: StateDict, path: str | Path) -> str:
+def _describe_mismatch(catalog: Catalog, student: Student, config: StudentConfig, state: StateDict, origin: str) -> str:
     wanted, found = _shapes_of(student.state_dict()), _shapes_of(state)
-    lines = [f"{path} does not hold the weights of {config.name} with the chosen options"]
+    lines = [f"{origin} does not hold the weights of {config.name} with the chosen options"]
     differences = {
         "missing": [name for name in wanted if name not in found],
-        "not known to the student": [name for name in found if name not in wanted],
+        f"not known to the {catalog.kind}": [name for name in found if name not in wanted],
         "of another shape": [
             f"{name} {found[name]} instead of {wanted[name]}"
             for name in wanted
@@ -151,8 +166,8 @@ def _describe_mismatch(student: Student, config: StudentConfig, state: StateDict
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             lines.append(f"{what}: {', '.join(names[:3])}{more}")
-    for name in list_students():
-        num_classes = _fitting_num_classes(name, {}, state)
+    for name in catalog.names():
+        num_classes = _fitting_num_classes(catalog, name, {}, state)
         if num_classes is not None:
             lines.append(f"it fits {name} with {num_classes} classes")
     return "; ".join(lines)
@@ -307,18 +322,19 @@ def read_card(folder: str | Path) -> StudentCard:
     return _card(*_read_card_file(folder))
 
 
-def load_student(folder: str | Path) -> tuple[Student, StudentCard]:
-    """A saved student on the CPU in evaluation mode, and its card.
+def load_student(folder: str | Path, catalog: Catalog = STUDENTS) -> tuple[Student, StudentCard]:
+    """A saved student, or network of another catalog, on the CPU in evaluation mode, and its card.
 
     Raises ValueError if the folder holds no student, or if weights and card do not belong together.
     """
     path, content = _read_card_file(folder)
     card = _card(path, content)
     try:
-        student = create_student(card.config.name, card.config.num_classes, **card.config.options)
+        student = catalog.create(card.config.name, card.config.num_classes, **card.config.options)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    load_weights(student, path.with_name(WEIGHTS_FILE))
+    weights = path.with_name(WEIGHTS_FILE)
+    fill_weights(student, read_state_dict(weights), str(weights), catalog=catalog)
     if weights_fingerprint(student) != content.get("weights_fingerprint"):
         raise ValueError(
             f"{path} and {WEIGHTS_FILE} beside it do not belong together: the weights are not those that the card was"

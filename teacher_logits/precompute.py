@@ -35,9 +35,10 @@ from audio_datasets.clip_store import ClipStore
 from audio_datasets.command import USER_MISTAKE, parse, progress, run_command
 from audio_datasets.manifest import read_manifest
 from audio_datasets.views import ViewConfig
+from teacher_logits.class_mapping import MappedTeacher, read_class_map, with_classes_of_clips
 from teacher_logits.heard_views import heard_views
 from teacher_logits.shards import ShardFolder, batches_of, shard_rows
-from teacher_logits.store import LogitStore, check_same_classes, to_float16, write_logit_store
+from teacher_logits.store import LogitStore, to_float16, write_logit_store
 from teacher_logits.teachers import Teacher, knows_its_classes, load_teacher
 
 Result = TypeVar("Result")
@@ -56,13 +57,19 @@ class TeachConfig:
     clips: Path
     """Clip store with the clips to hear."""
     teacher: tuple[str, ...]
-    """One or more of: a run folder, NAME@WEIGHTS (as mn04@mn04_as_mAP_432.pt), module:function."""
+    """One or more of: a run folder, NAME@WEIGHTS (as mn04@mn04_as_mAP_432.pt or passt@passt-s.pt), FILE.onnx,
+    ast:FOLDER_OR_NAME, module:function."""
     out: Path
     """Folder for the logit stores, one file NAME.h5 for each teacher."""
     name: tuple[str, ...] = ()
     """Names of the teachers, as many as there are teachers; their own if left out."""
     class_names: Path | None = None
     """Class list for weights or clip stores that carry none (AudioSet's class_labels_indices.csv, or one name a line)."""
+    teacher_class_names: Path | None = None
+    """Class list of teachers that carry none, where it is not that of the clips (see class_map)."""
+    class_map: Path | None = None
+    """CSV file (columns teacher_class, class) for teachers whose classes are not those of the clips: each class of the clips
+    is the maximum over the teacher's classes that are mapped to it."""
     clip_seconds: float | None = None
     """Length of clip that the teachers hear, in seconds; their own (mostly 10) if left out."""
     batch_size: int = 32
@@ -105,6 +112,10 @@ def teach(config: TeachConfig) -> list[Path]:
     clips = ClipStore.open(config.clips, class_names=class_names)
     # All of them before the first starts: a mistake in the last should not show after hours.
     teachers = [_load(accelerator, config, spec, clips) for spec in config.teacher]
+    if config.class_map is not None and not any(isinstance(teacher, MappedTeacher) for teacher in teachers):
+        raise ValueError("--class-map would not be used: all teachers have the classes of the clips; leave it out")
+    if config.teacher_class_names is not None and all(map(knows_its_classes, config.teacher)):
+        raise ValueError("--teacher-class-names would not be used: all teachers know their own classes; leave it out")
     for teacher, name in zip(teachers, config.name, strict=False):
         teacher.name = name
     names = unique_names([teacher.name for teacher in teachers])
@@ -316,10 +327,14 @@ class ClipBatches(Dataset[dict[str, Tensor] | str]):
 
 def _load(accelerator: Accelerator, config: TeachConfig, spec: str, clips: ClipStore) -> Teacher:
     """One teacher, checked against the clip store."""
-    if config.class_names is None and not knows_its_classes(spec):
+    class_names = clips.class_names
+    if config.teacher_class_names is not None:
+        class_names = read_class_names(config.teacher_class_names)
+    elif config.class_names is None and not knows_its_classes(spec):
         accelerator.print(f"{spec} carries no class names; taking those of {clips.path}")
-    teacher = load_teacher(spec, class_names=clips.class_names, clip_seconds=config.clip_seconds)
-    check_same_classes(clips.class_names, teacher.class_names, str(clips.path), f"teacher {spec}")
+    class_map = read_class_map(config.class_map) if config.class_map else None
+    teacher = load_teacher(spec, class_names=class_names, clip_seconds=config.clip_seconds)
+    teacher = with_classes_of_clips(teacher, spec, clips, class_map)
     if accelerator.is_main_process and views_for(teacher, config.views) is None:
         longer = _count_longer(clips, teacher.clip_seconds)
         if longer:

@@ -11,8 +11,8 @@ from audio_datasets.class_lists import read_class_names
 from audio_datasets.clip_store import ClipStore
 from audio_datasets.command import parse, progress, run_command
 from audio_datasets.messages import listed
+from teacher_logits.class_mapping import load_teacher_as_stored
 from teacher_logits.store import ROWS_PER_BLOCK, LogitEnsemble, LogitStore, check_same_classes
-from teacher_logits.teachers import load_teacher
 
 # Scores (4 bytes) and targets (1 byte) of so many clip-class pairs are held at a time to compute average precisions.
 PAIRS_AT_ONCE = 200_000_000
@@ -134,7 +134,7 @@ def check_clips(store: LogitStore, clips: ClipStore, allow_missing: bool, other_
 
 def check_teacher(store: LogitStore, spec: str, clips: ClipStore) -> list[str]:
     """What tells the teacher named by ``spec`` from the one whose logits are stored."""
-    teacher = load_teacher(spec, class_names=clips.class_names, clip_seconds=store.teacher.get("clip_seconds"))
+    teacher = load_teacher_as_stored(spec, store.teacher, clips.class_names)
     if teacher.fingerprint == store.teacher.get("fingerprint"):
         return []
     return [

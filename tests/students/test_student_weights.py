@@ -126,9 +126,13 @@ def test_what_is_no_weights_file_is_refused(checkpoint: Path, tmp_path: Path) ->
         read_state_dict(tmp_path / "nothing.pt")
     with pytest.raises(ValueError, match="no such weights file"):
         read_state_dict(tmp_path)
-    torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "training.pt")
-    with pytest.raises(ValueError, match=r"is not a state dict .* found a dict with 'state_dict', 'epoch'"):
+    torch.save({"model": {}, "epoch": 3}, tmp_path / "training.pt")
+    with pytest.raises(ValueError, match=r"is not a state dict .* found a dict with 'model', 'epoch'"):
         read_state_dict(tmp_path / "training.pt")
+    for text in ("teacher_class,class\nBark,dog\n", "index,mid\n", "# AudioSet\n", "{}"):
+        (tmp_path / "text.pt").write_text(text)
+        with pytest.raises(ValueError, match="no PyTorch checkpoint"):
+            read_state_dict(tmp_path / "text.pt")
     torch.save(torch.ones(3), tmp_path / "tensor.pt")
     with pytest.raises(ValueError, match="is not a state dict"):
         read_state_dict(tmp_path / "tensor.pt")
@@ -141,6 +145,14 @@ def test_what_is_no_weights_file_is_refused(checkpoint: Path, tmp_path: Path) ->
             path.write_bytes(content[:length])
             with pytest.raises(ValueError, match="is truncated"):
                 read_state_dict(path)
+
+
+def test_a_state_dict_inside_a_training_checkpoint_is_found(checkpoint: Path, tmp_path: Path) -> None:
+    plain = read_state_dict(checkpoint)
+    torch.save({"state_dict": plain, "epoch": 3}, tmp_path / "training.pt")
+    found = read_state_dict(tmp_path / "training.pt")
+    assert found.keys() == plain.keys()
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
 
 
 def test_code_in_a_checkpoint_does_not_run(tmp_path: Path) -> None:
