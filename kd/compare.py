@@ -26,7 +26,7 @@ from kd.document import (
     to_markdown,
     write_text,
 )
-from kd.prediction_analysis import one_label_classes, several_label_classes
+from kd.prediction_analysis import mean_over_parts, one_label_classes, several_label_classes
 from kd.report_figures import cost_and_quality, headline_points
 from kd.report_sections import (
     Cost,
@@ -34,7 +34,6 @@ from kd.report_sections import (
     capitalised,
     headline_value,
     metric_name,
-    nan_mean,
     parts_in_words,
     student_cost,
     student_name,
@@ -220,7 +219,7 @@ def class_values(run: RunFolder) -> np.ndarray:
     """(C,) accuracy or average precision of each class."""
     if run.one_label:
         return one_label_classes(run.predictions).accuracy
-    return nan_mean(several_label_classes(run.predictions).average_precision)
+    return mean_over_parts(several_label_classes(run.predictions).average_precision)
 
 
 def settings_block(runs: Sequence[RunFolder], names: Sequence[str]) -> Block:

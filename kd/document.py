@@ -220,7 +220,8 @@ a { color: var(--accent); }
 .headline .note { font-size: .85rem; overflow-wrap: anywhere; }
 nav { display: flex; flex-wrap: wrap; gap: .25rem 1.1rem; font-size: .92rem; }
 figure { margin: 1rem 0 1.5rem; }
-figure svg { display: block; width: 100%; height: auto; }
+figure { overflow-x: auto; }
+figure > svg { display: block; width: 100%; min-width: 30rem; height: auto; }
 figure svg text { font-family: inherit !important; }
 figcaption { font-size: .88rem; text-align: left; padding: .3rem 0; max-width: 48rem; }
 .wide { overflow-x: auto; }
@@ -351,12 +352,12 @@ def _html_table(table: Table) -> str:
 def _html_cell(cell: Cell) -> str:
     match cell:
         case str():
-            return f"<td>{_escaped(cell)}</td>"
+            return f"<td>{_escaped(cell).replace(' ± ', '&nbsp;±&nbsp;')}</td>"
         case Number(value, text):
-            return f'<td class="n" data-v="{"" if math.isnan(value) else f"{value:.6g}"}">{_escaped(text)}</td>'
+            return f'<td class="n" data-v="{"" if math.isnan(value) else f"{value:.10g}"}">{_escaped(text)}</td>'
         case Share(value, text):
             length = 100 * min(max(value, 0.0), 1.0)
-            return f'<td class="n share" style="--v:{length:.1f}%" data-v="{value:.6g}">{_escaped(text)}</td>'
+            return f'<td class="n share" style="--v:{length:.1f}%" data-v="{value:.10g}">{_escaped(text)}</td>'
         case Curve(values):
             return f"<td>{_small_curve(values)}</td>"
         case Sound(None):

@@ -128,7 +128,7 @@ def _true_classes(part: Part, predictions: Predictions) -> np.ndarray:
     if not predictions.one_label:
         wrong = np.flatnonzero(~predictions.known.all(axis=1) | (predictions.targets.sum(axis=1) != 1))
         raise ValueError(
-            f"{part.folder}: every clip must have exactly one class; {len(wrong)} have not, as {predictions.clip_ids[wrong[0]]!r}"
+            f"{part.folder}: every clip must have exactly one class; {len(wrong)} have not, as {str(predictions.clip_ids[wrong[0]])!r}"
         )
     return predictions.targets.argmax(axis=1)
 
@@ -419,6 +419,19 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """``above / below``, NaN where ``below`` is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(below > 0, above / below, np.nan)
+
+
+def mean_over_parts(values: np.ndarray) -> np.ndarray:
+    """(parts, C) -> (C,): the mean over the parts that have a value (are not NaN); NaN where none has."""
+    known = np.isfinite(values)
+    return _ratio(np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0))
+
+
+def std_over_parts(values: np.ndarray) -> np.ndarray:
+    """(parts, C) -> (C,): the sample standard deviation over the parts that have a value; NaN where fewer than two have."""
+    known = np.isfinite(values)
+    squares = np.where(known, (values - mean_over_parts(values)) ** 2, 0.0).sum(axis=0)
+    return np.sqrt(_ratio(squares, known.sum(axis=0) - 1))
 
 
 def _distinct_counts(parts: Sequence[PartPredictions]) -> tuple[np.ndarray, np.ndarray]:

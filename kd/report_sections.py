@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.stats import binomtest
 
 from audio_datasets.messages import listed
 from kd.document import Block, Cell, Chart, Code, Curve, Facts, Section, Sound, Table, Text, number, share
@@ -20,13 +21,15 @@ from kd.prediction_analysis import (
     choose_thresholds,
     device_rows,
     false_alarms,
+    mean_over_parts,
     misses,
     one_label_classes,
     one_label_mistakes,
     several_label_classes,
+    std_over_parts,
 )
 from kd.report_figures import Lines, class_bars, confusion_matrix, learning_curves, precision_recall
-from kd.run_folder import Headline, Part, RunFolder, flat_settings
+from kd.run_folder import Headline, Part, RunFolder, flat_settings, is_number
 from students import create_student
 from students.profile import profile_student
 from students.weights import WEIGHTS_FILE, StudentCard
@@ -82,15 +85,8 @@ def headline_note(run: RunFolder) -> str:
     if run.headline.metric != "accuracy":
         return "one training: its spread is not known"
     clips = len(run.predictions[0][1].clip_ids)
-    low, high = wilson_interval(run.headline.mean, clips)
-    return f"one training; 95% interval for {clips:,} clips: {low:.1%} to {high:.1%}"
-
-
-def wilson_interval(share_right: float, clips: int, z: float = 1.96) -> tuple[float, float]:
-    """Where a share's true value lies with 95% confidence (Wilson, 1927), from so many independent clips."""
-    centre = (share_right + z**2 / (2 * clips)) / (1 + z**2 / clips)
-    reach = z / (1 + z**2 / clips) * math.sqrt(share_right * (1 - share_right) / clips + z**2 / (4 * clips**2))
-    return centre - reach, centre + reach
+    interval = binomtest(round(run.headline.mean * clips), clips).proportion_ci(method="wilson")
+    return f"one training; 95% interval for {clips:,} clips: {interval.low:.1%} to {interval.high:.1%}"
 
 
 def parts_in_words(parts: Sequence[Part]) -> str:
@@ -164,16 +160,12 @@ def finding_sections(run: RunFolder) -> list[Section]:
 
 def parts_table(parts: Sequence[Part]) -> Table:
     """The metrics of each part, their mean and their standard deviation."""
-    metrics = list(dict.fromkeys(name for part in parts for name in part.metrics))
+    metrics = list(dict.fromkeys(name for part in parts for name, value in part.metrics.items() if is_number(value)))
     values = np.array([[part.metrics.get(name, math.nan) for name in metrics] for part in parts], dtype=np.float64)
     rows: list[tuple[Cell, ...]] = [
         (part.label, *map(metric_cell, metrics, line)) for part, line in zip(parts, values, strict=True)
     ]
-    some = [np.isfinite(column).sum() > 1 for column in values.T]
-    mean = [float(np.nanmean(column)) if enough else math.nan for column, enough in zip(values.T, some, strict=True)]
-    std = [
-        float(np.nanstd(column, ddof=1)) if enough else math.nan for column, enough in zip(values.T, some, strict=True)
-    ]
+    mean, std = mean_over_parts(values), std_over_parts(values)
     rows += [("mean", *map(metric_cell, metrics, mean)), ("standard deviation", *map(metric_cell, metrics, std))]
     return Table(("part", *map(metric_name, metrics)), tuple(rows), caption="Every part has a fresh student.")
 
@@ -273,8 +265,8 @@ def several_label_sections(run: RunFolder) -> list[Section]:
     """Classes, precision over recall, and thresholds where a clip may have several classes."""
     names, parts = run.class_names, run.predictions
     found, thresholds = several_label_classes(parts), choose_thresholds(parts)
-    precision = nan_mean(found.average_precision)
-    spread = np.nanstd(found.average_precision, axis=0, ddof=1) if len(parts) > 1 else None
+    precision = mean_over_parts(found.average_precision)
+    spread = std_over_parts(found.average_precision) if len(parts) > 1 else None
     small_curves = found.precision_at_recall.reshape(len(names), SMALL_CURVE_POINTS, -1).mean(axis=2)
     everything_known = (found.labelled == found.labelled.max()).all()
     columns: dict[str, Sequence[Cell]] = {
@@ -365,13 +357,6 @@ def absent_classes(names: Sequence[str], clips: np.ndarray) -> str:
     """A sentence that names the classes without test clips; empty if there are none."""
     absent = [name for name, count in zip(names, clips, strict=True) if not count]
     return f" Without a test clip, and left out of means: {listed(absent)}." if absent else ""
-
-
-def nan_mean(values: np.ndarray) -> np.ndarray:
-    """(parts, C) -> (C,): the mean over the parts that have a value; NaN where none has."""
-    known = np.isfinite(values)
-    counts = known.sum(axis=0)
-    return np.where(counts > 0, np.where(known, values, 0.0).sum(axis=0) / np.maximum(counts, 1), np.nan)
 
 
 def device_blocks(devices: Sequence[DeviceRow]) -> Iterator[Block]:
