@@ -38,7 +38,7 @@ from kd.report_sections import (
     student_cost,
     student_name,
 )
-from kd.run_folder import RunFolder, flat_settings
+from kd.run_folder import RunFolder, flat_settings, is_number
 
 MOST_DIFFERENT_CLASSES = 20
 
@@ -111,6 +111,7 @@ def result_blocks(runs: Sequence[RunFolder], names: Sequence[str], costs: Sequen
     """The table of runs, and charts where all are measured by the same number."""
     metrics = [metric_name(run.headline.metric) if run.headline is not None else "–" for run in runs]
     tasks = [run.task or "pretraining" for run in runs]
+    whats = [run.what or "–" for run in runs]
     same_metric, same_task = len(set(metrics)) == 1, len(set(tasks)) == 1
     columns: dict[str, list[Cell]] = {
         "run": list(names),
@@ -121,6 +122,7 @@ def result_blocks(runs: Sequence[RunFolder], names: Sequence[str], costs: Sequen
         ],
         "over": [parts_in_words(run.parts) if len(run.parts) > 1 else "1 training" for run in runs],
         f"against {names[0]}": ["–", *(paired_difference(runs[0], run) for run in runs[1:])],
+        **({"what": whats} if len(set(whats)) > 1 else {}),
         "student": [student_name(run) for run in runs],
         "begun from": [beginning(run).removeprefix("begun from ") for run in runs],
         "parameters": [number(cost.parameters if cost else None, "{:,.0f}") for cost in costs],
@@ -135,7 +137,7 @@ def result_blocks(runs: Sequence[RunFolder], names: Sequence[str], costs: Sequen
     blocks.append(Text(note))
     if same_metric and all(run.headline is not None for run in runs):
         metric = metrics[0]
-        values = [run.headline.values for run in runs]
+        values = [list(headline_values_by_part(run).values()) for run in runs]
         caption = "A point is a fold or seed, a line their mean"
         blocks.append(Chart(headline_points(names, values, metric), caption))
         if all(costs) and len({cost.macs for cost in costs}) > 1:
@@ -167,14 +169,15 @@ def paired_difference(first: RunFolder, other: RunFolder) -> str:
 
 
 def headline_values_by_part(run: RunFolder) -> dict[PartKey, float]:
-    """The headline metric of each part by its seed and fold (of a run with one seed, by its fold alone)."""
+    """The headline metric of each part by its seed and fold; of runs with one seed each, the seeds need not be the same."""
+    metric = run.headline.metric
     several_seeds = len({part.seed for part in run.parts}) > 1
-    if len(run.parts) != len(run.headline.values):
-        return {}
-    return {
-        (part.seed if several_seeds else None, part.fold): value
-        for part, value in zip(run.parts, run.headline.values, strict=True)
+    found = {
+        (part.seed if several_seeds else None, part.fold): float(part.metrics[metric])
+        for part in run.parts
+        if is_number(part.metrics.get(metric))
     }
+    return found or {(None, None): run.headline.mean}
 
 
 def last_epoch(run: RunFolder) -> int | str:

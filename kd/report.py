@@ -41,15 +41,16 @@ class ReportConfig:
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder of kd finetune or kd pretrain."""
     audio: Path | None = None
-    """Clip store, or folder of audio files named by clip id, to play mistakes from (the run's --data if left out)."""
+    """Clip store, or folder of audio files named by clip id, to play mistakes from (the run's own files if left out)."""
 
 
 def write_report(run: Path, audio: Audio | None = None) -> Path:
     """Writes ``report.html`` and ``report.md`` into a run folder, and returns the path of the former.
 
     Args:
-        audio: gives a clip's file by clip id, or None; its first seconds can then be played where the clip is named among the
-            mistakes, as far as the size of the report allows.
+        audio: gives the content of a clip's file by clip id, or None; its first seconds can then be played where the clip is
+            named among the mistakes, as far as the size of the report allows. If left out, the files that the predictions
+            name are read, where they are still there.
 
     Raises:
         ValueError: no run folder, or one that is damaged.
@@ -62,13 +63,11 @@ def write_report(run: Path, audio: Audio | None = None) -> Path:
         heard = [mistake_section(mistakes, sounds, PLAYER_NOTE)] if mistakes else []
         return Document(*first, (*findings, *heard, *circumstances))
 
-    sounds = {}
-    if audio is not None and mistakes:
-        room = LARGEST_REPORT_BYTES - len(to_html(document({})).encode())
-        sounds = previews(dict.fromkeys(mistake.clip_id for _, found in mistakes for mistake in found), audio, room)
-    finished = document(sounds)
-    write_text(folder.path / MARKDOWN_FILE, to_markdown(finished))
-    write_text(folder.path / HTML_FILE, to_html(finished))
+    room = LARGEST_REPORT_BYTES - len(to_html(document({})).encode())
+    clip_ids = dict.fromkeys(mistake.clip_id for _, found in mistakes for mistake in found)
+    sounds = previews(clip_ids, audio or audio_of_run(folder), room)
+    write_text(folder.path / MARKDOWN_FILE, to_markdown(document({})))
+    write_text(folder.path / HTML_FILE, to_html(document(sounds)))
     return folder.path / HTML_FILE
 
 
@@ -93,6 +92,20 @@ def previews(clip_ids: Iterable[str], audio: Audio, room_bytes: int) -> dict[str
             break
         found[clip_id] = sound
     return found
+
+
+def audio_of_run(run: RunFolder) -> Audio:
+    """Clips by the files that the run's predictions name."""
+    files: dict[str, str] = {}
+    for _, predictions in run.predictions:
+        if predictions.sources is not None:
+            files.update(zip(predictions.clip_ids.tolist(), predictions.sources.tolist(), strict=True))
+
+    def read(clip_id: str) -> bytes | None:
+        path = Path(files.get(clip_id, ""))
+        return path.read_bytes() if path.is_file() else None
+
+    return read
 
 
 def audio_from(path: Path) -> Audio:
@@ -132,12 +145,7 @@ def files_by_id(folder: Path) -> dict[str, Path]:
 
 def report(config: ReportConfig) -> Path:
     """Writes the report and says where it is."""
-    audio = None
-    if config.audio is not None:
-        audio = audio_from(config.audio)
-    elif (data := RunFolder.read(config.run).config.get("data")) and Path(data).exists():
-        audio = audio_from(Path(data) if Path(data).is_dir() else Path(data).parent)
-    path = write_report(config.run, audio)
+    path = write_report(config.run, audio_from(config.audio) if config.audio is not None else None)
     print(f"{path} and {path.with_name(MARKDOWN_FILE).name}, {path.stat().st_size / 1e6:.2f} MB")
     return path
 

@@ -48,14 +48,16 @@ def title_and_headline(run: RunFolder) -> tuple[str, str, tuple[tuple[str, str, 
     """Title, subtitle and the first numbers of a report."""
     student = student_name(run)
     title = f"{student} on {run.task}" if run.task else f"{student}, pretrained"
-    subtitle = f"{run.path.resolve().name}: {beginning(run)}"
+    subtitle = f"{run.path.resolve().name}: {f'{run.what}, ' if run.what else ''}{beginning(run)}"
     if not run.finished:
         subtitle += ". This run has not finished; what follows is what is there so far"
     numbers = []
     if run.headline is not None:
-        numbers.append(
-            (capitalised(metric_name(run.headline.metric)), headline_value(run.headline), headline_note(run))
-        )
+        name = capitalised(metric_name(run.headline.metric))
+        numbers.append((name, headline_value(run.headline), headline_note(run)))
+    if (probe := run.probe) is not None:
+        note = f"{metric_name(probe.headline.metric)}, on frozen embeddings before any training"
+        numbers.append(("Linear probe", headline_value(probe.headline), note))
     tested = {str(clip_id) for _, predictions in run.predictions for clip_id in predictions.clip_ids}
     if tested:
         numbers.append(("Test clips", f"{len(tested):,}", f"{len(run.class_names or ())} classes"))
@@ -76,16 +78,20 @@ def headline_value(headline: Headline) -> str:
 
 def headline_note(run: RunFolder) -> str:
     """What the headline is the mean of, and what its spread is."""
-    count = len(run.headline.values)
-    if count > 1:
-        low, high = (format_metric(run.headline.metric, end(run.headline.values)) for end in (min, max))
-        return f"mean and standard deviation over {parts_in_words(run.parts)}; {low} to {high}"
+    headline = run.headline
+    if len(headline.values) > 1:
+        low, high = (format_metric(headline.metric, end(headline.values)) for end in (min, max))
+        over = f"{len(headline.values)} {headline.over}" if headline.over else parts_in_words(run.parts)
+        folds = len({part.fold for part in run.parts})
+        if headline.over == "seeds" and folds > 1:
+            over += f", each the mean of {folds} folds"
+        return f"mean and standard deviation over {over}; {low} to {high}"
     if not run.predictions:
         return "of the last validation"
-    if run.headline.metric != "accuracy":
+    if headline.metric != "accuracy":
         return "one training: its spread is not known"
     clips = len(run.predictions[0][1].clip_ids)
-    interval = binomtest(round(run.headline.mean * clips), clips).proportion_ci(method="wilson")
+    interval = binomtest(round(headline.mean * clips), clips).proportion_ci(method="wilson")
     return f"one training; 95% interval for {clips:,} clips: {interval.low:.1%} to {interval.high:.1%}"
 
 
@@ -101,7 +107,10 @@ def parts_in_words(parts: Sequence[Part]) -> str:
 
 
 def student_name(run: RunFolder) -> str:
-    return run.card.config.name if run.card is not None else str(run.config.get("student") or "student")
+    if run.card is not None:
+        return run.card.config.name
+    # With "init", the student is that of the run named there.
+    return "student" if run.config.get("init") else str(run.config.get("student", "student"))
 
 
 def beginning(run: RunFolder) -> str:
@@ -115,6 +124,7 @@ def beginning(run: RunFolder) -> str:
 METRIC_NAMES = {
     "macro_accuracy": "accuracy, mean over classes",
     "log_loss": "log loss",
+    "macro_log_loss": "log loss, mean over classes",
     "roc_auc": "ROC AUC",
     "d_prime": "d′",
 }
@@ -288,7 +298,10 @@ def several_label_sections(run: RunFolder) -> list[Section]:
     classes = Section(
         "Classes",
         (
-            Text(f"Mean average precision over classes: {mean:.3f}." + absent_classes(names, found.positives)),
+            Text(
+                f"Mean over classes of the average precisions below: {mean:.3f}."
+                + absent_classes(names, found.positives)
+            ),
             *class_charts(names, precision, spread, "average precision", mean),
             Table(
                 tuple(columns),

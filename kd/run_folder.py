@@ -21,13 +21,15 @@ from students.weights import CARD_FILE, StudentCard, read_card
 
 CONFIG_FILE = "config.json"
 RESULTS_FILE = "results.json"
+PART_RESULT_FILE = "result.json"
+PROBE_FOLDER = "probe"
 METRICS_FILE = "metrics.jsonl"
 PREDICTIONS_FILE = "predictions.npz"
 VALIDATION_FILE = "validation_predictions.npz"
 
 PART_PATTERNS = ("fold*", "seed*", "seed*/fold*")
 NOT_MEASURED = ("kind", "step", "epoch")
-SINGLE_LABEL_METRICS = ("accuracy", "macro_accuracy", "log_loss")
+SINGLE_LABEL_METRICS = ("accuracy", "macro_accuracy", "log_loss", "macro_log_loss")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Predictions:
     """(N,) strings: what each clip was recorded with."""
     device_seen: np.ndarray | None = None
     """(N,) bool: whether the student was trained on clips from that device."""
+    sources: np.ndarray | None = None
+    """(N,) strings: the clips' audio files."""
 
     def __post_init__(self) -> None:
         shape = self.logits.shape
@@ -53,7 +57,7 @@ class Predictions:
             raise ValueError(
                 f"logits {shape}, targets {self.targets.shape} and mask {self.known.shape} must be (clips, classes)"
             )
-        for name in ("clip_ids", "devices", "device_seen"):
+        for name in ("clip_ids", "devices", "device_seen", "sources"):
             values = getattr(self, name)
             if values is not None and values.shape != shape[:1]:
                 raise ValueError(f"{name} {values.shape} must have one value for each of the {shape[0]} clips")
@@ -101,6 +105,7 @@ class Predictions:
                 known=arrays["mask"] > 0.5 if "mask" in arrays else np.ones_like(targets),
                 devices=arrays["device"].astype(str) if "device" in arrays else None,
                 device_seen=arrays["device_seen"].astype(bool) if "device_seen" in arrays else None,
+                sources=arrays["source"].astype(str) if "source" in arrays else None,
             )
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
@@ -114,7 +119,8 @@ class Part:
     class_names: tuple[str, ...] | None
     seed: int | None = None
     fold: int | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """On its test clips; numbers by name, and what else was noted with them."""
     label: str = ""
     """What tells it from the other parts, such as ``"seed 1, fold 2"``; empty if it is the only one."""
 
@@ -175,10 +181,12 @@ class Headline:
 
     metric: str
     values: tuple[float, ...]
-    """Of each part; of a pretraining run, the one of its last validation."""
+    """What it is the mean of: the value of each fold or of each seed; of a pretraining run, that of the last validation."""
     mean: float
     std: float | None
-    """Spread over the parts; None for one value."""
+    """Standard deviation of the values; None for one."""
+    over: str | None = None
+    """What the values are of: "folds" or "seeds", where the run says so."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +204,8 @@ class RunFolder:
     command: str | None = None
     """What the user called."""
     versions: Mapping[str, str] = field(default_factory=dict)
+    what: str | None = None
+    """What was done, such as "fine-tuned"."""
     labels: str | None = None
     """Whether a clip has "one" class or "several", where the run says so."""
 
@@ -207,17 +217,30 @@ class RunFolder:
             ValueError: no run folder, or one that is damaged.
         """
         path = Path(path)
-        if not (path / CONFIG_FILE).is_file():
-            found = "there is no such folder" if not path.is_dir() else f"there is no {CONFIG_FILE} in it"
-            raise ValueError(
-                f"{path} is no run folder: {found}. A run folder is what kd pretrain or kd finetune wrote to --out"
-            )
-        config = read_json(path / CONFIG_FILE)
+        config_path, results_path = path / CONFIG_FILE, path / RESULTS_FILE
+        if not config_path.is_file():
+            if not results_path.is_file():
+                found = (
+                    f"there is neither {CONFIG_FILE} nor {RESULTS_FILE} in it" if path.is_dir() else "it is not there"
+                )
+                raise ValueError(
+                    f"{path} is no run folder: {found}. A run folder is what kd pretrain or kd finetune wrote to --out"
+                )
+            config_path = path.parent / CONFIG_FILE  # results of a linear probe lie within the run
+        config = read_json(config_path) if config_path.is_file() else {}
         if not isinstance(config, dict):
-            raise ValueError(f"{path / CONFIG_FILE} must hold a JSON object; found {type(config).__name__}")
-        if (path / RESULTS_FILE).is_file():
-            return _with_results(path, config, read_json(path / RESULTS_FILE))
+            raise ValueError(f"{config_path} must hold a JSON object; found {type(config).__name__}")
+        if config.get("probe_only") and not results_path.is_file():
+            return cls.read(path / PROBE_FOLDER)
+        if results_path.is_file():
+            return _with_results(path, config, read_json(results_path))
         return _without_results(path, config)
+
+    @property
+    def probe(self) -> "RunFolder | None":
+        """The linear probe on the frozen student that the run began with, if there was one."""
+        path = self.path / PROBE_FOLDER
+        return RunFolder.read(path) if (path / RESULTS_FILE).is_file() else None
 
     @property
     def predictions(self) -> list[tuple[Part, Predictions]]:
@@ -265,10 +288,12 @@ def _with_results(path: Path, config: dict[str, Any], results: Any) -> RunFolder
                 values,
                 float(headline["mean"]),
                 float(headline["std"]) if len(values) > 1 and headline.get("std") is not None else None,
+                headline.get("spread_over"),
             ),
             finished=True,
             command=shlex.join(command) if isinstance(command, list) else command,
             versions=results.get("versions", {}),
+            what=results.get("what"),
             labels=results.get("labels"),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -282,9 +307,17 @@ def _without_results(path: Path, config: dict[str, Any]) -> RunFolder:
         folders += sorted(folder for folder in path.glob(pattern) if (folder / METRICS_FILE).is_file())
     class_names = next((card.class_names for folder in folders if (card := Part(folder, None).card)), None)
     parts = tuple(
-        Part(folder, class_names, _number(folder, path, "seed"), _number(folder, path, "fold")) for folder in folders
+        Part(
+            folder,
+            class_names,
+            _number(folder, path, "seed"),
+            _number(folder, path, "fold"),
+            _part_metrics(folder / PART_RESULT_FILE),
+        )
+        for folder in folders
     )
-    card = parts[0].card if parts and parts[0].folder == path else None
+    # A fine-tuning run is not finished without its results.
+    card = parts[0].card if parts and parts[0].folder == path and "task" not in config else None
     provenance = card.provenance if card is not None else {}
     command = provenance.get("command")
     return RunFolder(
@@ -298,6 +331,16 @@ def _without_results(path: Path, config: dict[str, Any]) -> RunFolder:
         command=shlex.join(command) if isinstance(command, list) else command,
         versions=provenance.get("versions", {}),
     )
+
+
+def _part_metrics(path: Path) -> Mapping[str, Any]:
+    """The metrics of a part that is finished while the run is not; empty if it is not."""
+    if not path.is_file():
+        return {}
+    result = read_json(path)
+    if not isinstance(result, dict) or not isinstance(result.get("metrics"), dict):
+        raise ValueError(f"{path} is damaged: it has no metrics")
+    return result["metrics"]
 
 
 def _labelled(parts: Sequence[Part]) -> tuple[Part, ...]:

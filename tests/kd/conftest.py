@@ -42,6 +42,7 @@ def write_part(
     number: int = 0,
     masked: bool = False,
     devices: bool = False,
+    sounds: Path | None = None,
     sharpness: float = 2.0,
     epochs: int = 6,
 ) -> None:
@@ -65,6 +66,8 @@ def write_part(
     if devices:
         arrays["device"] = np.array([DEVICES[index % len(DEVICES)] for index in range(shape[0])])
         arrays["device_seen"] = ~np.isin(arrays["device"], UNSEEN_DEVICES)
+    if sounds is not None:
+        arrays["source"] = np.array([str(sounds / f"{clip_id}.wav") for clip_id in clip_ids])
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "predictions.npz", **arrays)
     write_curves(folder, ["accuracy", "log_loss"] if one_label else ["mAP"], epochs, number)
@@ -92,19 +95,23 @@ def write_run(
             folder = "/".join(names) or "."
             ids = [f"clip-{index:05d}" for index in range(place, clips, max(len(folds), 1))]
             write_part(path / folder, class_names, clip_ids=ids, one_label=one_label, number=len(runs), **options)  # type: ignore[arg-type]
-            values = {metric: 0.8 + 0.01 * len(runs)} | ({"log_loss": 0.5} if one_label else {})
+            values = {metric: 0.8 + 0.01 * len(runs)} | ({"log_loss": 0.5} if one_label else {}) | {"absent": []}
             runs.append({"seed": seed, "fold": fold, "metrics": values, "folder": folder})
-    values = [run["metrics"][metric] for run in runs]
+            write_json(path / folder / "result.json", runs[-1])
+    by_seed = {seed: [run["metrics"][metric] for run in runs if run["seed"] == seed] for seed in seeds}
+    values = [float(np.mean(found)) for found in by_seed.values()] if len(seeds) > 1 else by_seed[seeds[0]]
     write_json(
         path / "results.json",
         {
             "task": "noises",
+            "what": "fine-tuned",
             "class_names": list(class_names),
             "headline": {
                 "metric": metric,
                 "mean": float(np.mean(values)),
-                "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+                "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
                 "values": values,
+                "spread_over": ("seeds" if len(seeds) > 1 else "folds") if len(values) > 1 else None,
             },
             "runs": runs,
             "command": ["kd", "finetune", "--task", "noises", "--data", "my sounds"],

@@ -63,6 +63,7 @@ def test_differences_are_taken_in_the_folds_that_both_have(make_run: Make) -> No
     assert headline_values_by_part(other) == {(None, 2): 0.5, (None, 5): 0.9}
     apart = RunFolder.read(with_values(make_run("apart", folds=(4, 5)), {4: 0.5, 5: 0.9}))
     assert paired_difference(first, apart) == "no common fold"
+    assert headline_values_by_part(RunFolder.read(make_run("one", folds=()))) == {(None, None): 0.8}
     seeds = RunFolder.read(make_run("seeds", seeds=(0, 1), folds=(1, 2)))
     assert set(headline_values_by_part(seeds)) == {(0, 1), (0, 2), (1, 1), (1, 2)}
 

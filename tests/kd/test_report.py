@@ -163,7 +163,7 @@ def test_a_run_that_has_not_finished_is_told_of_so_far(make_run: Make) -> None:
     text = write_report(run).with_suffix(".md").read_text()
     assert "This run has not finished" in text
     assert "## Classes" in text
-    assert "## Parts of the run" not in text
+    assert "mean and standard deviation" not in text
 
 
 def test_a_pretraining_run(make_run: Make) -> None:
@@ -177,6 +177,16 @@ def test_a_pretraining_run(make_run: Make) -> None:
     assert value is not None
     assert "kept no predictions" in text
     assert "The command of this run was not recorded." in text
+
+
+def test_several_seeds_and_a_probe(make_run: Make) -> None:
+    run = make_run("run", seeds=(0, 1, 2), folds=(1, 2), clips=20)
+    make_run("run/probe", clips=20)
+    text = write_report(run).with_suffix(".md").read_text()
+    note = "mean and standard deviation over 3 seeds, each the mean of 2 folds; 80.5% to 84.5%"
+    assert f"**Accuracy: 82.5 ± 2.0%** {note}" in text
+    assert "**Linear probe: 80.5 ± 0.7%** accuracy, on frozen embeddings" in text
+    assert "seed 2, fold 1" in text
 
 
 def test_one_training_has_an_interval(make_run: Make) -> None:
@@ -195,12 +205,17 @@ def test_classes_without_clips_are_named(make_run: Make) -> None:
 def test_the_command_finds_the_audio(
     make_run: Make, tmp_path: Path, tiny_store: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    (tmp_path / "sounds" / "audio").mkdir(parents=True)
+    (tmp_path / "sounds").mkdir()
     for index in range(60):
-        (tmp_path / "sounds" / "audio" / f"clip-{index:05d}.wav").write_bytes(wave())
-    run = make_run("run", sharpness=0.5, config={"data": str(tmp_path / "sounds")})
+        (tmp_path / "sounds" / f"clip-{index:05d}.wav").write_bytes(wave())
+    run = make_run("run", sharpness=0.5, sounds=tmp_path / "sounds")
     assert main([str(run)]) == 0
     assert f"{run / 'report.html'} and report.md, 0." in capsys.readouterr().out
+    assert (run / "report.html").read_text().count("<audio") == 12
+    (tmp_path / "sounds").rename(tmp_path / "moved")
+    assert main([str(run)]) == 0
+    assert (run / "report.html").read_text().count("<audio") == 0
+    assert main([str(run), "--audio", str(tmp_path / "moved")]) == 0
     assert (run / "report.html").read_text().count("<audio") == 12
     assert main([str(run), "--audio", str(tiny_store)]) == 0
     assert (run / "report.html").read_text().count("<audio") == 0  # that store has other clips

@@ -41,6 +41,22 @@ def test_a_run_that_has_not_finished(make_run: Make) -> None:
     assert run.headline is None
     assert [part.label for part in run.parts] == [f"seed {seed}, fold {fold}" for seed in (0, 1) for fold in (1, 2)]
     assert run.class_names == ("hiss", "hum, low", "click")
+    assert [part.metrics["accuracy"] for part in run.parts] == pytest.approx([0.80, 0.81, 0.82, 0.83])
+
+
+def test_a_linear_probe_within_a_run(make_run: Make) -> None:
+    path = make_run("run", config={"seed": 7})
+    assert RunFolder.read(path).probe is None
+    make_run("run/probe", folds=(1, 2, 3))
+    (path / "probe" / "config.json").unlink()
+    probe = RunFolder.read(path).probe
+    assert len(probe.headline.values) == 3
+    assert probe.config["seed"] == 7
+    assert [part.folder.name for part in RunFolder.read(path).parts] == ["fold1", "fold2"]
+    alone = make_run("alone", config={"probe_only": True})
+    (alone / "results.json").unlink()
+    make_run("alone/probe", folds=(1, 2, 3))
+    assert len(RunFolder.read(alone).parts) == 3
 
 
 def test_curves_are_means_of_an_epoch(tmp_path: Path) -> None:
@@ -101,7 +117,7 @@ def test_predictions_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("config.json", None, "is no run folder: there is no config.json"),
+        ("config.json", None, "is no run folder: there is neither config.json nor results.json"),
         ("config.json", "[]", "must hold a JSON object; found list"),
         ("results.json", '{"task": "x"}', "incomplete or damaged"),
         ("results.json", "{", "not valid JSON"),
@@ -109,7 +125,11 @@ def test_predictions_are_read(tmp_path: Path) -> None:
 )
 def test_a_damaged_run(make_run: Make, name: str, content: str | None, message: str) -> None:
     path = make_run("run", folds=())
-    (path / name).unlink() if content is None else (path / name).write_text(content)
+    if content is None:
+        (path / "config.json").unlink()
+        (path / "results.json").unlink()
+    else:
+        (path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         RunFolder.read(path)
 
