@@ -88,6 +88,7 @@ def learning_curves(panels: Sequence[Lines]) -> str:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
             if panel.logarithmic:
                 axes.set_yscale("log")
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axes.yaxis.set_major_formatter("{x:g}")
                 axes.yaxis.set_minor_formatter("")
             for colour, (name, curves) in zip(itertools.cycle(COLOURS), panel.curves.items()):

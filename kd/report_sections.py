@@ -158,7 +158,7 @@ def finding_sections(run: RunFolder) -> list[Section]:
     if curves:
         sections.append(Section("Learning curves", curves))
     if not run.predictions:
-        text = "This run kept no predictions of test clips, so nothing can be said of single classes or clips."
+        text = "There are no predictions of test clips, so nothing can be said of single classes or clips."
         return [*sections, Section("Classes", (Text(text),))]
     describe = one_label_sections if run.one_label else several_label_sections
     sections += describe(run)
@@ -177,7 +177,7 @@ def parts_table(parts: Sequence[Part]) -> Table:
     ]
     mean, std = mean_over_parts(values), std_over_parts(values)
     rows += [("mean", *map(metric_cell, metrics, mean)), ("standard deviation", *map(metric_cell, metrics, std))]
-    return Table(("part", *map(metric_name, metrics)), tuple(rows), caption="Every part has a fresh student.")
+    return Table(("part", *map(metric_name, metrics)), tuple(rows))
 
 
 def metric_cell(metric: str, value: float) -> Cell:

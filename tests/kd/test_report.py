@@ -175,7 +175,7 @@ def test_a_pretraining_run(make_run: Make) -> None:
     assert text.startswith("# mn01, pretrained\n\nrun: begun from the weights imagenet\n")
     value = re.search(r"\*\*mAP: (0\.\d+)\*\* of the last validation", text)
     assert value is not None
-    assert "kept no predictions" in text
+    assert "no predictions of test clips" in text
     assert "The command of this run was not recorded." in text
 
 
