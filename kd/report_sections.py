@@ -30,9 +30,9 @@ from kd.prediction_analysis import (
 )
 from kd.report_figures import Lines, class_bars, confusion_matrix, learning_curves, precision_recall
 from kd.run_folder import Headline, Part, RunFolder, flat_settings, is_number
-from students import create_student
 from students.profile import profile_student
 from students.weights import WEIGHTS_FILE, StudentCard
+from teacher_logits.passt import catalog_of
 
 CLASSES_IN_ONE_CHART = 60
 EXTREME_CLASSES = 20
@@ -459,7 +459,8 @@ def student_cost(run: RunFolder) -> Cost | None:
     seconds = clip_seconds(run, card)
     frames = card.frontend.frames(round(seconds * card.frontend.sample_rate_hz))
     with torch.device("meta"):
-        student = create_student(card.config.name, card.config.num_classes, **card.config.options)
+        catalog = catalog_of(card.config.name)
+        student = catalog.create(card.config.name, card.config.num_classes, **card.config.options)
     profile = profile_student(student, card.frontend.n_mels, frames)
     return Cost(
         parameters=profile.parameters,

@@ -17,6 +17,7 @@ from kd.report import LARGEST_REPORT_BYTES, audio_from, main, write_report
 from students import create_student
 from students.frontend import LogMelConfig
 from students.profile import profile_student
+from teacher_logits.passt import create_passt, save_passt
 
 Make = Callable[..., Path]
 AWKWARD = ("<b>bold</b> & co", "$x$ | y_z", "雨音", 'id="x" url(#y)')
@@ -187,6 +188,15 @@ def test_several_seeds_and_a_probe(make_run: Make) -> None:
     assert f"**Accuracy: 82.5 ± 2.0%** {note}" in text
     assert "**Linear probe: 80.5 ± 0.7%** accuracy, on frozen embeddings" in text
     assert "seed 2, fold 1" in text
+
+
+def test_a_fine_tuned_passt(make_run: Make) -> None:
+    run = make_run("run", folds=(), one_label=False)
+    network = create_passt("passt_tiny", 3)
+    save_passt(run, network, ("hiss", "hum, low", "click"), LogMelConfig())
+    text = write_report(run).with_suffix(".md").read_text()
+    assert text.startswith("# passt_tiny on noises")
+    assert f"{sum(value.numel() for value in network.parameters()):,}" in text
 
 
 def test_one_training_has_an_interval(make_run: Make) -> None:
