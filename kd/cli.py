@@ -12,6 +12,8 @@ COMMANDS = {
     "pretrain": ("kd.pretrain", "train a student on labels and teacher logits"),
     "evaluate": ("kd.evaluate", "metrics of a run, a checkpoint or a teacher on a clip store"),
     "inspect": ("kd.inspect_student", "what the dynamic parts of a trained DyMN are worth, as a table and charts"),
+    "report": ("kd.report", "the report of a run, as a page and as text"),
+    "compare": ("kd.compare", "runs side by side"),
     "profile": ("kd.profile_students", "what students cost: parameters, MACs, memory, file sizes, latency"),
 }
 

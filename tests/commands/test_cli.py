@@ -43,6 +43,7 @@ def test_a_wrong_flag_is_exit_code_2(command: str, capsys: pytest.CaptureFixture
         "teacher_logits/verify.py",
         "kd/pretrain.py",
         "kd/evaluate.py",
+        "kd/report.py",
         "kd/profile_students.py",
         "kd/inspect_student.py",
     ],

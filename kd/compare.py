@@ -1,0 +1,245 @@
+"""Puts runs side by side: what they reached, what their students cost, and in which settings they differ.
+
+The first run named is the one that the others are compared with.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from audio_datasets.command import parse, run_command
+from kd.document import (
+    Block,
+    Cell,
+    Chart,
+    Document,
+    Section,
+    Table,
+    Text,
+    number,
+    share,
+    to_html,
+    to_markdown,
+    write_text,
+)
+from kd.prediction_analysis import mean_over_parts, one_label_classes, several_label_classes
+from kd.report_figures import cost_and_quality, headline_points
+from kd.report_sections import (
+    Cost,
+    beginning,
+    capitalised,
+    headline_value,
+    metric_name,
+    parts_in_words,
+    student_cost,
+    student_name,
+)
+from kd.run_folder import RunFolder, flat_settings, is_number
+
+MOST_DIFFERENT_CLASSES = 20
+
+PartKey = tuple[int | None, int | None]
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Put runs side by side. The table goes to standard output as Markdown."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders of kd finetune or kd pretrain; the others are compared with the first."""
+    out: Path | None = None
+    """Also write a page (.html) or the text (.md) to this file."""
+
+    def __post_init__(self) -> None:
+        if len(self.runs) < 2:
+            raise ValueError(f"at least two runs are needed; found {len(self.runs)}")
+        if self.out is not None and self.out.suffix not in (".html", ".md"):
+            raise ValueError(f"--out is a .html or .md file; found {self.out}")
+
+
+def compare(config: CompareConfig) -> Document:
+    """Reads the runs, prints the comparison, writes what was asked for, and returns it.
+
+    Raises:
+        ValueError: a folder that is no run folder, or one that is damaged.
+    """
+    document = comparison([RunFolder.read(path) for path in config.runs])
+    print(to_markdown(document))
+    if config.out is not None:
+        render = to_html if config.out.suffix == ".html" else to_markdown
+        write_text(config.out, render(document))
+    return document
+
+
+def comparison(runs: Sequence[RunFolder]) -> Document:
+    """Everything that can be said of the runs together."""
+    names = run_names([run.path for run in runs])
+    costs = [student_cost(run) for run in runs]
+    sections = [
+        Section("Results", tuple(result_blocks(runs, names, costs))),
+        *class_sections(runs, names),
+        Section("Settings that differ", (settings_block(runs, names),)),
+    ]
+    tasks = list(dict.fromkeys(run.task or "pretraining" for run in runs))
+    headline = tuple(
+        (name, headline_value(run.headline), capitalised(metric_name(run.headline.metric)))
+        for name, run in zip(names, runs, strict=True)
+        if run.headline is not None
+    )
+    return Document(f"{len(runs)} runs compared", f"On {', '.join(tasks)}", headline, tuple(sections))
+
+
+def run_names(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell the runs apart (a run named twice keeps its name)."""
+    parts = [path.resolve().parts for path in paths]
+    distinct = len(set(parts))
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == distinct:
+            return names
+    return [str(path) for path in paths]
+
+
+# --- Results -----------------------------------------------------------------------------------------------------------
+
+
+def result_blocks(runs: Sequence[RunFolder], names: Sequence[str], costs: Sequence[Cost | None]) -> list[Block]:
+    """The table of runs, and charts where all are measured by the same number."""
+    metrics = [metric_name(run.headline.metric) if run.headline is not None else "–" for run in runs]
+    tasks = [run.task or "pretraining" for run in runs]
+    whats = [run.what or "–" for run in runs]
+    same_metric, same_task = len(set(metrics)) == 1, len(set(tasks)) == 1
+    columns: dict[str, list[Cell]] = {
+        "run": list(names),
+        **({} if same_task else {"task": list(tasks)}),
+        **({} if same_metric else {"metric": list(metrics)}),
+        metrics[0] if same_metric else "value": [
+            headline_value(run.headline) if run.headline is not None else "not finished" for run in runs
+        ],
+        "over": [parts_in_words(run.parts) if len(run.parts) > 1 else "1 training" for run in runs],
+        f"against {names[0]}": ["–", *(paired_difference(runs[0], run) for run in runs[1:])],
+        **({"what": whats} if len(set(whats)) > 1 else {}),
+        "student": [student_name(run) for run in runs],
+        "begun from": [beginning(run).removeprefix("begun from ") for run in runs],
+        "parameters": [number(cost.parameters if cost else None, "{:,.0f}") for cost in costs],
+        "MMACs": [number(cost.macs / 1e6 if cost else None, "{:,.1f}") for cost in costs],
+        "MB": [number(cost.file_bytes / 1e6 if cost else None, "{:.2f}") for cost in costs],
+        "epochs": [str(last_epoch(run)) for run in runs],
+    }
+    blocks: list[Block] = [Table(tuple(columns), tuple(zip(*columns.values(), strict=True)))]
+    note = "“Against” is the mean difference in the folds and seeds that both runs have, its standard deviation, their number."
+    if not same_metric or not same_task or len({run.class_names for run in runs}) > 1:
+        note += " These runs are not on the same task, classes or metric: their numbers are not comparable."
+    blocks.append(Text(note))
+    if same_metric and all(run.headline is not None for run in runs):
+        metric = metrics[0]
+        values = [list(headline_values_by_part(run).values()) for run in runs]
+        caption = "A point is a fold or seed, a line their mean"
+        blocks.append(Chart(headline_points(names, values, metric), caption))
+        if all(costs) and len({cost.macs for cost in costs}) > 1:
+            means = [run.headline.mean for run in runs]
+            blocks.append(
+                Chart(
+                    cost_and_quality(names, [cost.macs for cost in costs], means, metric),
+                    "What the runs reached, over what their students cost",
+                )
+            )
+    return blocks
+
+
+def paired_difference(first: RunFolder, other: RunFolder) -> str:
+    """How much better the other's headline is in the parts that both have: mean ± standard deviation, and their number."""
+    if first.headline is None or other.headline is None or first.headline.metric != other.headline.metric:
+        return "–"
+    metric = first.headline.metric
+    ours, theirs = headline_values_by_part(first), headline_values_by_part(other)
+    common = sorted(ours.keys() & theirs.keys(), key=str)
+    if not common:
+        return "no common fold"
+    differences = np.array([theirs[key] - ours[key] for key in common])
+    scale, unit, digits = (100, " points", 1) if "accuracy" in metric else (1, "", 3)
+    text = f"{scale * differences.mean():+.{digits}f}".replace("-", "−")
+    if len(common) == 1:
+        return text + unit
+    return f"{text} ± {scale * differences.std(ddof=1):.{digits}f}{unit} in {len(common)}"
+
+
+def headline_values_by_part(run: RunFolder) -> dict[PartKey, float]:
+    """The headline metric of each part by its seed and fold; of runs with one seed each, the seeds need not be the same."""
+    metric = run.headline.metric
+    several_seeds = len({part.seed for part in run.parts}) > 1
+    found = {
+        (part.seed if several_seeds else None, part.fold): float(part.metrics[metric])
+        for part in run.parts
+        if is_number(part.metrics.get(metric))
+    }
+    return found or {(None, None): run.headline.mean}
+
+
+def last_epoch(run: RunFolder) -> int | str:
+    """Epochs trained; the range where parts stopped at different ones."""
+    ends = {record["epoch"] + 1 for part in run.parts for record in part.records[-1:]}
+    if not ends:
+        return "–"
+    return f"{min(ends)}–{max(ends)}" if len(ends) > 1 else ends.pop()
+
+
+# --- Classes and settings ----------------------------------------------------------------------------------------------
+
+
+def class_sections(runs: Sequence[RunFolder], names: Sequence[str]) -> list[Section]:
+    """The classes in which the runs differ most; nothing if their classes are not the same or predictions are missing."""
+    if len({(run.class_names, run.one_label) for run in runs}) > 1 or not all(run.predictions for run in runs):
+        return []
+    values = np.array([class_values(run) for run in runs])
+    occurring = np.flatnonzero(np.isfinite(values).all(axis=0))
+    spans = np.ptp(values[:, occurring], axis=0)
+    order = occurring[np.argsort(-spans, kind="stable")]
+    metric, text = ("accuracy", "{:.1%}") if runs[0].one_label else ("average precision", "{:.3f}")
+
+    def table(classes: np.ndarray, caption: str, folded: bool = False) -> Table:
+        rows = tuple(
+            (
+                runs[0].class_names[index],
+                *(share(value, text) for value in values[:, index]),
+                number(float(np.ptp(values[:, index])), text),
+            )
+            for index in classes
+        )
+        return Table(("class", *names, "largest difference"), rows, caption, folded)
+
+    blocks = [table(order[:MOST_DIFFERENT_CLASSES], f"{capitalised(metric)} where the runs differ most")]
+    if len(order) > MOST_DIFFERENT_CLASSES:
+        blocks.append(table(np.sort(order), f"All {len(order)} classes", folded=True))
+    return [Section("Classes", tuple(blocks))]
+
+
+def class_values(run: RunFolder) -> np.ndarray:
+    """(C,) accuracy or average precision of each class."""
+    if run.one_label:
+        return one_label_classes(run.predictions).accuracy
+    return mean_over_parts(several_label_classes(run.predictions).average_precision)
+
+
+def settings_block(runs: Sequence[RunFolder], names: Sequence[str]) -> Block:
+    """A line for each setting that is not the same in all runs."""
+    settings = [flat_settings(run.config) for run in runs]
+    keys = dict.fromkeys(key for found in settings for key in found if key != "out")
+    rows = tuple(
+        (key, *(found.get(key, "") for found in settings))
+        for key in keys
+        if len({found.get(key) for found in settings}) > 1
+    )
+    return Table(("setting", *names), rows) if rows else Text("Every setting is the same in all runs.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run_command(lambda: compare(parse(CompareConfig, arguments, "kd compare")))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,158 @@
+"""The report of a run: ``report.html``, which stands by itself, and ``report.md``, the same in text."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from audio_datasets.audio import decode, encode
+from audio_datasets.clip_store import ClipStore
+from audio_datasets.command import parse, run_command
+from audio_datasets.sources import AUDIO_SUFFIXES
+from kd.document import Document, to_html, to_markdown, write_text
+from kd.report_sections import (
+    circumstance_sections,
+    finding_sections,
+    mistake_lists,
+    mistake_section,
+    title_and_headline,
+)
+from kd.run_folder import RunFolder
+
+HTML_FILE = "report.html"
+MARKDOWN_FILE = "report.md"
+
+LARGEST_REPORT_BYTES = 5_000_000
+PREVIEW_SECONDS = 5.0
+PREVIEW_RATE_HZ = 16_000
+
+PLAYER_NOTE = f"Players have the first {PREVIEW_SECONDS:g} s of a clip at {PREVIEW_RATE_HZ // 1000} kHz."
+
+Audio = Callable[[str], bytes | None]
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Write report.html and report.md into a run folder (anew, if they are there)."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder of kd finetune or kd pretrain."""
+    audio: Path | None = None
+    """Clip store, or folder of audio files named by clip id, to play mistakes from (the run's own files if left out)."""
+
+
+def write_report(run: Path, audio: Audio | None = None) -> Path:
+    """Writes ``report.html`` and ``report.md`` into a run folder, and returns the path of the former.
+
+    Args:
+        audio: gives the content of a clip's file by clip id, or None; its first seconds can then be played where the clip is
+            named among the mistakes, as far as the size of the report allows. If left out, the files that the predictions
+            name are read, where they are still there.
+
+    Raises:
+        ValueError: no run folder, or one that is damaged.
+    """
+    folder = RunFolder.read(run)
+    mistakes = mistake_lists(folder)
+    first, findings, circumstances = title_and_headline(folder), finding_sections(folder), circumstance_sections(folder)
+
+    def document(sounds: Mapping[str, bytes]) -> Document:
+        heard = [mistake_section(mistakes, sounds, PLAYER_NOTE)] if mistakes else []
+        return Document(*first, (*findings, *heard, *circumstances))
+
+    room = LARGEST_REPORT_BYTES - len(to_html(document({})).encode())
+    clip_ids = dict.fromkeys(mistake.clip_id for _, found in mistakes for mistake in found)
+    sounds = previews(clip_ids, audio or audio_of_run(folder), room)
+    write_text(folder.path / MARKDOWN_FILE, to_markdown(document({})))
+    write_text(folder.path / HTML_FILE, to_html(document(sounds)))
+    return folder.path / HTML_FILE
+
+
+def previews(clip_ids: Iterable[str], audio: Audio, room_bytes: int) -> dict[str, bytes]:
+    """The beginning of each clip as a small MP3 file, as many as there is room for in a page.
+
+    Clips that are not there or cannot be decoded have none.
+    """
+    found = {}
+    for clip_id in clip_ids:
+        data = audio(clip_id)
+        if data is None:
+            continue
+        try:
+            waveform = decode(data, PREVIEW_RATE_HZ, seconds=PREVIEW_SECONDS)
+        except ValueError:
+            continue
+        sound = encode(waveform, PREVIEW_RATE_HZ, "mp3")
+        # A clip may be in two lists; base64 makes four characters of three bytes.
+        room_bytes -= 2 * (len(sound) * 4 // 3 + 200)
+        if room_bytes < 0:
+            break
+        found[clip_id] = sound
+    return found
+
+
+def audio_of_run(run: RunFolder) -> Audio:
+    """Clips by the files that the run's predictions name."""
+    files: dict[str, str] = {}
+    for _, predictions in run.predictions:
+        if predictions.sources is not None:
+            files.update(zip(predictions.clip_ids.tolist(), predictions.sources.tolist(), strict=True))
+
+    def read(clip_id: str) -> bytes | None:
+        path = Path(files.get(clip_id, ""))
+        return path.read_bytes() if path.is_file() else None
+
+    return read
+
+
+def audio_from(path: Path) -> Audio:
+    """Clips of a clip store, or audio files under a folder, by clip id.
+
+    A file's id is its name or its path below the folder, with or without its suffix.
+
+    Raises:
+        ValueError: neither a clip store nor a folder.
+    """
+    if path.is_dir():
+        files = files_by_id(path)
+        return lambda clip_id: files[clip_id].read_bytes() if clip_id in files else None
+    store = ClipStore.open(path)
+    row_of = {clip_id: row for row, clip_id in enumerate(store.clip_ids)}
+    rate = PREVIEW_RATE_HZ
+    return lambda clip_id: encode(store.waveform(row_of[clip_id], rate), rate, "wav") if clip_id in row_of else None
+
+
+def files_by_id(folder: Path) -> dict[str, Path]:
+    """Every audio file below a folder, under each id that it may go by; ids that several files share are left out."""
+    files: dict[str, Path | None] = {}
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(parent, name)
+            if path.suffix.lower() not in AUDIO_SUFFIXES:
+                continue
+            relative = path.relative_to(folder)
+            for clip_id in {name, path.stem, relative.as_posix(), relative.with_suffix("").as_posix()}:
+                files[clip_id] = None if clip_id in files else path
+    return {clip_id: path for clip_id, path in files.items() if path is not None}
+
+
+# --- Command -----------------------------------------------------------------------------------------------------------
+
+
+def report(config: ReportConfig) -> Path:
+    """Writes the report and says where it is."""
+    path = write_report(config.run, audio_from(config.audio) if config.audio is not None else None)
+    print(f"{path} and {path.with_name(MARKDOWN_FILE).name}, {path.stat().st_size / 1e6:.2f} MB")
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run_command(lambda: report(parse(ReportConfig, arguments, "kd report")))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

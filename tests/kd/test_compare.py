@@ -1,0 +1,94 @@
+"""Runs side by side: differences in pairs, costs, classes, and the settings that are not the same."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from audio_datasets.files import read_json, write_json
+from kd.compare import headline_values_by_part, main, paired_difference, run_names
+from kd.run_folder import RunFolder
+
+Make = Callable[..., Path]
+
+
+def with_values(run: Path, values: dict[int, float]) -> Path:
+    """The run, with other accuracies of its folds."""
+    results = read_json(run / "results.json")
+    for part in results["runs"]:
+        part["metrics"]["accuracy"] = values[part["fold"]]
+    found = list(values.values())
+    results["headline"] |= {"values": found, "mean": sum(found) / len(found), "std": 0.1}
+    write_json(run / "results.json", results)
+    return run
+
+
+def test_the_table_of_runs(make_run: Make, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    first = with_values(make_run("first"), {1: 0.80, 2: 0.90})
+    config = {"init": "runs/mn01", "loop": {"epochs": 6, "batch_size": 16}}
+    second = with_values(make_run("second", config=config, sharpness=0.5), {1: 0.83, 2: 0.95})
+    page = tmp_path / "page.html"
+    assert main([str(first), str(second), "--out", str(page)]) == 0
+    text = capsys.readouterr().out
+    rows = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+        for line in text.splitlines()
+        if line.startswith("| ")
+    }
+    assert rows["run"][:3] == ["accuracy", "over", "against first"]
+    assert rows["first"][:5] == ["85.0 ± 10.0%", "2 folds", "–", "mn01", "random weights"]
+    assert rows["second"][:5] == ["89.0 ± 10.0%", "2 folds", "+4.0 ± 1.4 points in 2", "mn01", "the run runs/mn01"]
+    assert rows["init"] == ["–", "runs/mn01"]
+    assert rows["loop.batch_size"] == ["8", "16"]
+    assert "task" not in rows
+    assert {"hiss", "hum, low", "click"} < rows.keys()
+    shown = page.read_text()
+    assert shown.count("<figure><svg") == 1  # both students cost the same
+    assert "Settings that differ" in shown
+
+
+def test_runs_that_cannot_be_compared_say_so(make_run: Make, capsys: pytest.CaptureFixture) -> None:
+    one, several = make_run("one", folds=()), make_run("several", ("x", "y"), one_label=False, folds=())
+    assert main([str(one), str(several), "--out", str(one / "compare.md")]) == 0
+    text = capsys.readouterr().out
+    assert "not comparable" in text
+    assert "## Classes" not in text
+    assert (one / "compare.md").read_text().strip() == text.strip()
+
+
+def test_differences_are_taken_in_the_folds_that_both_have(make_run: Make) -> None:
+    first = RunFolder.read(with_values(make_run("first", folds=(1, 2, 3)), {1: 0.5, 2: 0.6, 3: 0.7}))
+    other = RunFolder.read(with_values(make_run("other", folds=(2, 5)), {2: 0.5, 5: 0.9}))
+    assert paired_difference(first, other) == "−10.0 points"
+    assert headline_values_by_part(other) == {(None, 2): 0.5, (None, 5): 0.9}
+    apart = RunFolder.read(with_values(make_run("apart", folds=(4, 5)), {4: 0.5, 5: 0.9}))
+    assert paired_difference(first, apart) == "no common fold"
+    assert headline_values_by_part(RunFolder.read(make_run("one", folds=()))) == {(None, None): 0.8}
+    seeds = RunFolder.read(make_run("seeds", seeds=(0, 1), folds=(1, 2)))
+    assert set(headline_values_by_part(seeds)) == {(0, 1), (0, 2), (1, 1), (1, 2)}
+
+
+def test_names_are_as_short_as_they_can_be() -> None:
+    assert run_names([Path("/runs/a"), Path("/runs/b")]) == ["a", "b"]
+    assert run_names([Path("/x/run"), Path("/y/run")]) == ["x/run", "y/run"]
+    assert run_names([Path("/x/run"), Path("/x/run")]) == ["run", "run"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run"], "at least two runs"),
+        (["run", "run", "--out", "page.pdf"], ".html or .md"),
+        (["run", "nowhere"], "nowhere is no run folder"),
+    ],
+)
+def test_mistakes_of_users_get_one_message(
+    make_run: Make, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(make_run("run", folds=()).parent)
+    try:
+        code = main(arguments)
+    except SystemExit as stopped:
+        code = stopped.code
+    assert code == 2
+    assert message in capsys.readouterr().err
