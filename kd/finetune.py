@@ -353,22 +353,21 @@ def configure(arguments: Sequence[str]) -> FinetuneConfig:
     """The configuration of a command line: the recipe's for its task and student, and over it what is given.
 
     Raises:
-        ValueError: no task, data or run folder given; an unknown task or recipe; an --init that holds no student.
+        ValueError: an unknown task or recipe; an --init that holds no student.
     """
     given = read_deciding(arguments)
-    missing = [f"--{name}" for name in ("task", "data", "out") if getattr(given, name) is None]
-    if missing and "--help" not in arguments and "-h" not in arguments:
-        raise ValueError(f"{', '.join(missing)} missing.\n{GUIDE}")
+    if None in (given.task, given.data, given.out):
+        return parse(FinetuneConfig, arguments, "kd finetune")  # says what is missing, or what there is (--help)
     if given.init is not None and given.weights is not None:
         raise ValueError("--weights and --init both say what to start from; leave one of the two out")
-    task = get_task(given.task or "esc50")
+    task = get_task(given.task)
     trained: dict[str, Any] = {}
     if given.init is not None:
         start, card = start_from_run(given.init)
         trained = {"student": start.name, "frontend": card.frontend, "init": given.init}
     settings = {name: getattr(given, name) for name in ("student", "weights", "recipe", "epochs")}
     settings = {name: value for name, value in settings.items() if value is not None}
-    default = recipe_config(task, given.data or Path("DATA"), given.out or Path("RUN"), **{**settings, **trained})
+    default = recipe_config(task, given.data, given.out, **{**settings, **trained})
     return parse(FinetuneConfig, arguments, "kd finetune", default)
 
 
