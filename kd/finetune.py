@@ -147,7 +147,7 @@ class Job:
         """A student as it starts, the same for every fold."""
         if seed not in self._students:
             self._students[seed] = starting_student(
-                self.start, self.clips.class_names, self.config.frontend, seed=seed, exclusive=self.exclusive
+                self.start, self.clips.class_names, self.config.frontend, seed=seed, loss=self.config.loss.loss
             )
         return copy.deepcopy(self._students[seed])
 

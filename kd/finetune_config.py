@@ -130,6 +130,8 @@ class FinetuneConfig:
             )
         if not self.probe_regularization > 0:
             raise ValueError(f"probe_regularization must be positive; found {self.probe_regularization}")
+        if self.logits and self.distillation.label_weight == 1.0:
+            raise ValueError("--logits would not be used with --label-weight 1; leave one of the two out")
         if self.loop.batch_size < 2:
             raise ValueError(f"batch_size must be at least 2 (batch normalisation); found {self.loop.batch_size}")
 
@@ -156,7 +158,8 @@ def decided_by_data(config: FinetuneConfig, task: Task, clips: TaskClips) -> Fin
         raise ValueError(f"--early-stopping must be one of {', '.join(allowed)}; found {config.early_stopping!r}")
     seconds = config.clip_seconds or task.clip_seconds
     if seconds is None:
-        seconds = min(LONGEST_CLIP_SECONDS, max(clips.duration_seconds(row) for row in range(len(clips))))
+        longest = max(clips.duration_seconds(row) for row in range(len(clips)))
+        seconds = min(LONGEST_CLIP_SECONDS, max(0.01, round(longest, 2)))
     return replace(config, loss=replace(config.loss, loss=loss), clip_seconds=seconds)
 
 

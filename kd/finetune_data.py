@@ -216,15 +216,16 @@ def equal_batches(clips: int, largest: int, batches_per_step: int, pairs: bool) 
     Raises:
         ValueError: fewer clips than a step needs.
     """
-    steps = -(-clips // (largest * batches_per_step))
-    size = min(largest, clips // (steps * batches_per_step))
-    size -= size % 2 if pairs else 0
-    if size < 2:
-        raise ValueError(
-            f"{clips} training clips are too few: {batches_per_step} batches (processes x accumulation) of at least 2 "
-            "clips are needed"
-        )
-    return size
+    fewest_steps = -(-clips // (largest * batches_per_step))
+    for steps in range(fewest_steps, 0, -1):
+        size = min(largest, clips // (steps * batches_per_step))
+        size -= size % 2 if pairs else 0
+        if size >= 2:
+            return size
+    raise ValueError(
+        f"{clips} training clips are too few: {batches_per_step} batches (processes x accumulation) of at least 2 clips are "
+        "needed"
+    )
 
 
 class EvaluationWindows(Dataset[tuple[int, Tensor]]):

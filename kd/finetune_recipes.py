@@ -18,6 +18,8 @@ from kd.schedule import ScheduleConfig
 from students.frontend import LogMelConfig, mergenet_frontend
 
 EPOCHS = 80
+AS_MERGENET = ("mergenet", "efficientnet")
+"""Students that the MergeNet paper trains, on its front end."""
 SCRATCH_LEARNING_RATE = 1e-3
 """Peak learning rate of a student without trained weights: the published ones are for pre-trained students."""
 
@@ -46,6 +48,8 @@ def mergenet(config: FinetuneConfig, task: Task, epochs: int | None) -> Finetune
     The learning rate's schedule is not given; a constant one is the plainest reading.
     """
     several = task.labels == "several"
+    # Weights of another student were not trained to hear what MergeNet hears.
+    own_ears = config.init is not None or (config.weights is not None and not config.student.startswith(AS_MERGENET))
     epochs = epochs or (30 if several else 5 if config.is_pretrained else 10)
     return replace(
         config,
@@ -55,7 +59,7 @@ def mergenet(config: FinetuneConfig, task: Task, epochs: int | None) -> Finetune
         augment=AugmentConfig(mixup_alpha=0.0, mel_jitter=False, crop="random"),
         task_augment=TaskAugmentConfig(waveform_mixup=0.5 if several else 0.0, waveform_mixup_alpha=0.0),
         short_clips="repeat",
-        frontend=config.frontend if config.init is not None else mergenet_frontend(),
+        frontend=config.frontend if own_ears else mergenet_frontend(),
     )
 
 

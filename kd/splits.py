@@ -66,12 +66,16 @@ def partitions(
             valid = np.zeros(len(clips), dtype=bool)
             grouped = ", grouped" if any(clip.group is not None for clip in clips.clips) else ""
             told = f"{test_share:.0%} of the clips test (stratified by class{grouped})"
-    if valid_share and not valid.any():
+    if valid_share and valid.any():
+        raise ValueError(
+            f"--valid-share was given, but {clips.path} has {int(valid.sum())} validation clips of its own"
+        )
+    if valid_share:
         told += f", {valid_share:.0%} of the training clips validate"
     result = []
     for number, train, test in found:
         train_rows, valid_rows, test_rows = (np.flatnonzero(part) for part in (train & ~test, valid, test))
-        if valid_share and not len(valid_rows):
+        if valid_share:
             valid_rows = stratified_share(clips, train_rows, valid_share, "validation split")
             train_rows = np.setdiff1d(train_rows, valid_rows)
         for name, rows in (("train", train_rows), ("test", test_rows)):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kd.finetune_objective import Loss
 from students import create_student, load_weights
 from students.blocks import Student
 from students.catalog import default_options
@@ -39,13 +40,13 @@ def start_from_run(folder: Path) -> tuple[Start, StudentCard]:
 
 
 def starting_student(
-    start: Start, class_names: Sequence[str], frontend: LogMelConfig, *, seed: int, exclusive: bool
+    start: Start, class_names: Sequence[str], frontend: LogMelConfig, *, seed: int, loss: Loss
 ) -> Student:
     """A student with the weights it starts from; equal arguments give equal weights, bit for bit.
 
     The layer that gives the classes is a fresh one, drawn from ``seed``, unless the weights are known to have the same
-    classes. Where classes do not exclude each other a fresh one begins at 1 / classes for each: all at 1/2 would be what
-    the first steps are spent on, and the frequencies of one fold's clips would make every fold start otherwise.
+    classes. With binary cross entropy a fresh one begins at 1 / classes for each: at 1/2 for all, the first steps would go
+    into lowering every logit, and with the frequencies of a fold's clips every fold would start otherwise.
     """
     options = dict(start.options)
     if "n_mels" in default_options(start.name):
@@ -61,7 +62,7 @@ def starting_student(
             load_imagenet_weights(student, network.state_dict())
         elif start.weights is not None:
             load_weights(student, start.weights, new_classes=not same_classes)
-    if not exclusive and not same_classes:
+    if loss == "bce" and not same_classes:
         student.set_class_prior(torch.full((len(class_names),), 1.0 / max(2, len(class_names))))
     return student
 
