@@ -26,7 +26,15 @@ from kd.finetune_config import FinetuneConfig, decided_by_data, is_exclusive, re
 from kd.finetune_data import Hearing, TaskExamples, equal_batches
 from kd.finetune_objective import FinetuneObjective, balanced_weights
 from kd.finetune_recipes import recipe_config
-from kd.finetune_results import RESULT_FILE, Predictions, headline, metrics_of, write_results
+from kd.finetune_results import (
+    PREDICTIONS_FILE,
+    RESULT_FILE,
+    VALIDATION_FILE,
+    headline,
+    metrics_of,
+    write_predictions,
+    write_results,
+)
 from kd.loop import Run, TrainState, create_optimizer, evaluated_student, fit, resume_state
 from kd.probe import probe
 from kd.runlog import RunLog
@@ -223,6 +231,10 @@ class Job:
         )  # fmt: skip
         best = evaluated_student(state, accelerator)
         stopping.load_best(best)
+        if len(part.valid):  # for what is chosen on them, such as thresholds
+            chosen_on = valid.predict(best)
+            if accelerator.is_main_process:
+                write_predictions(folder / VALIDATION_FILE, self.clips, part.valid, chosen_on, part)
         logits = self.evaluator(part.test, "test").predict(best)
         if accelerator.is_main_process:
             save_student(folder, best, self.clips.class_names, config.frontend, self.provenance(part, seed, state))
@@ -314,7 +326,7 @@ class Job:
         place = folder.relative_to(self.config.out).as_posix()
         result = {"seed": seed, "fold": part.fold, "folder": place, "metrics": metrics}
         if self.accelerator.is_main_process:
-            Predictions.of(self.clips, part.test, logits).write(folder)
+            write_predictions(folder / PREDICTIONS_FILE, self.clips, part.test, logits, part)
             write_json(folder / RESULT_FILE, result)
             shown = " ".join(f"{name} {value:.4f}" for name, value in metrics.items() if isinstance(value, float))
             print(f"{place}: {shown}")
@@ -326,7 +338,7 @@ class Job:
         metric = self.task.metric or ("accuracy" if self.exclusive else "mAP")
         found = headline(metric, runs)
         if self.accelerator.is_main_process:
-            write_results(folder, self.config, self.clips, runs, found, command, what)
+            write_results(folder, self.config, self.clips, runs, found, command, what, self.exclusive)
             spread = f" ± {found['std']:.4f} over {found['spread_over']}" if found["std"] is not None else ""
             print(f"{what}: {metric} {found['mean']:.4f}{spread} ({folder / 'results.json'})")
         self.accelerator.wait_for_everyone()

@@ -1,7 +1,6 @@
 """What a fine-tuning run leaves behind for people and for ``kd report``: predictions of each run, results of all."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,57 +15,37 @@ from kd.task_metrics import device_metrics, task_metrics
 
 RESULT_FILE = "result.json"
 PREDICTIONS_FILE = "predictions.npz"
+VALIDATION_FILE = "validation_predictions.npz"
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """A student's logits on its test clips, with all that metrics need; plain arrays, n clips and C classes."""
+def write_predictions(path: Path, clips: TaskClips, rows: np.ndarray, logits: np.ndarray, part: Partition) -> None:
+    """Writes logits (n, C) of ``rows`` as plain arrays with all that metrics need, aside and renamed.
 
-    clip_ids: np.ndarray
-    """(n,) text."""
-    logits: np.ndarray
-    """(n, C) float32; of a clip of several windows their mean."""
-    targets: np.ndarray
-    """(n, C) float32."""
-    mask: np.ndarray
-    """(n, C) bool: where the target is known."""
-    devices: np.ndarray
-    """(n,) text, empty where not known."""
-    groups: np.ndarray
-    """(n,) text, empty where not known."""
-    sources: np.ndarray
-    """(n,) text: the audio file."""
-    class_names: np.ndarray
-    """(C,) text."""
+    ``clip_ids`` (n,), ``logits`` (n, C) float32, ``targets`` (n, C) float32, ``mask`` (n, C) bool where targets are known,
+    ``class_names`` (C,), ``source`` (n,) the audio files; ``device``, ``device_seen`` (n,), whether it is among the
+    training clips', and ``group`` (n,) where every clip has one.
+    """
+    chosen = [clips.clips[row] for row in rows]
+    arrays = {
+        "clip_ids": np.array([clip.clip_id for clip in chosen]),
+        "logits": logits.astype(np.float32),
+        "targets": clips.targets(rows),
+        "mask": clips.mask(rows),
+        "class_names": np.array(clips.class_names),
+        "source": np.array([str(clip.path) for clip in chosen]),
+    }
+    if all(clip.device is not None for clip in chosen):
+        arrays["device"] = np.array([clip.device for clip in chosen])
+        arrays["device_seen"] = np.isin(arrays["device"], sorted(devices_of(clips, part.train)))
+    if all(clip.group is not None for clip in chosen):
+        arrays["group"] = np.array([clip.group for clip in chosen])
+    with written_aside(path) as aside, open(aside, "wb") as file:
+        np.savez_compressed(file, **arrays)
 
-    @classmethod
-    def of(cls, clips: TaskClips, rows: np.ndarray, logits: np.ndarray) -> "Predictions":
-        chosen = [clips.clips[row] for row in rows]
-        return cls(
-            clip_ids=np.array([clip.clip_id for clip in chosen]),
-            logits=logits.astype(np.float32),
-            targets=clips.targets(rows),
-            mask=clips.mask(rows),
-            devices=np.array([clip.device or "" for clip in chosen]),
-            groups=np.array([clip.group or "" for clip in chosen]),
-            sources=np.array([str(clip.path) for clip in chosen]),
-            class_names=np.array(clips.class_names),
-        )
 
-    def write(self, folder: Path) -> None:
-        """Writes ``predictions.npz`` into ``folder``, aside and renamed."""
-        with written_aside(folder / PREDICTIONS_FILE) as aside, open(aside, "wb") as file:
-            np.savez_compressed(file, **vars(self))
-
-    @classmethod
-    def read(cls, folder: Path) -> "Predictions":
-        """The predictions in ``folder``; ValueError if there are none or the file is damaged."""
-        path = folder / PREDICTIONS_FILE
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return cls(**{name: arrays[name] for name in arrays.files})
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path} holds no predictions: {error}") from error
+def devices_of(clips: TaskClips, rows: np.ndarray) -> set[str]:
+    """The devices that occur among ``rows``."""
+    return {device for row in rows if (device := clips.clips[row].device) is not None}
 
 
 def metrics_of(
@@ -76,9 +55,8 @@ def metrics_of(
     metrics = task_metrics(clips, rows, logits, "one" if exclusive else "several")
     devices = [clips.clips[row].device for row in rows]
     if exclusive and all(device is not None for device in devices):
-        seen = {clips.clips[row].device for row in part.train}
         classes = clips.targets(rows).argmax(axis=1)
-        metrics |= device_metrics(devices, seen, classes, logits, clips.class_names)
+        metrics |= device_metrics(devices, devices_of(clips, part.train), classes, logits, clips.class_names)
     return metrics
 
 
@@ -112,6 +90,7 @@ def write_results(
     found: dict[str, Any],
     command: str,
     what: str,
+    exclusive: bool,
 ) -> None:
     """Writes ``results.json``, which ``kd report`` and ``kd compare`` read; folders are relative to the run's."""
     write_json(
@@ -119,6 +98,7 @@ def write_results(
         {
             "task": config.task,
             "what": what,
+            "labels": "one" if exclusive else "several",
             "class_names": list(clips.class_names),
             "headline": found,
             "runs": [{**run, "folder": (config.out / run["folder"]).relative_to(folder).as_posix()} for run in runs],

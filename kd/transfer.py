@@ -17,7 +17,7 @@ from students.frontend import LogMelConfig
 from students.weights import WEIGHTS_FILE, StudentCard, imagenet_architecture, load_imagenet_weights, read_card
 
 Freeze = Literal["none", "backbone", "batch-norm"]
-HEAD = "classifier"
+HEAD = "head"
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,9 @@ def freeze(student: Student, what: Freeze) -> list[nn.Module]:
     streams and AudioRepInceptionNeXt, Section IV: "all the batch normalization layers except the first one in the stem").
     """
     if what == "backbone":
-        frozen = [module for name, module in student.named_children() if name != HEAD]
-        for name, parameter in student.named_parameters():
-            parameter.requires_grad_(name.split(".")[0] == HEAD)
-        return frozen
+        student.requires_grad_(False)
+        student.classifier.requires_grad_(True)
+        return [module for module in student.children() if module is not student.classifier]
     if what == "batch-norm":
         return [module for module in student.modules() if isinstance(module, _BatchNorm)][1:]
     return []
@@ -90,12 +89,13 @@ def layer_groups(student: Student, decay: float) -> list[dict[str, Any]]:
     The head has the whole learning rate; ``decay`` 1 gives all layers the same. A depth is one entry of the student's
     chain of layers, as in timm; what stands before the chain is one depth.
     """
+    head = {id(parameter) for parameter in student.classifier.parameters()}
     depths: dict[str, list[nn.Parameter]] = {}
     current = "stem"
     for name, parameter in student.named_parameters():
         parts = name.split(".")
         index = next((place for place, part in enumerate(parts) if part.isdigit()), None)
-        if parts[0] == HEAD:
+        if id(parameter) in head:
             current = HEAD
         elif parameter.ndim > 1 and (index is not None or current != "stem"):
             # Norms and biases belong to the layer before them.
