@@ -18,6 +18,7 @@ from audio_datasets.command import parse, run_command
 from audio_datasets.files import read_json, write_json
 from audio_datasets.impulse_responses import load_impulse_responses
 from audio_datasets.messages import listed
+from audio_datasets.pcm_cache import CachedClips, fill_cache
 from audio_datasets.task import Task, TaskClips, read_task
 from kd.building import check_run_folder, moving_average, package_versions, training_loader
 from kd.config import as_json, parse_options
@@ -91,6 +92,10 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
     clips, notes = read_task(task, config.data, config.missing_audio)
     config = decided_by_data(config, task, clips)
     parts, told = partitions(clips, folds=config.fold, test_share=config.test_share, valid_share=config.valid_share)
+    if config.cache is not None:
+        with accelerator.main_process_first():
+            fill_cache(clips, config.cache, config.frontend.sample_rate_hz, accelerator.is_main_process)
+        clips = CachedClips(clips, config.cache, config.frontend.sample_rate_hz)
     job = Job(config, task, clips, accelerator)
     for note in (*notes, told, f"{len(clips)} clips, {config.clip_seconds:g} s each, loss {config.loss.loss}"):
         accelerator.print(note)

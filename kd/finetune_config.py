@@ -87,6 +87,8 @@ class FinetuneConfig:
     """Fit the probe and train nothing."""
     probe_regularization: float = 1.0
     """Inverse strength of the probe's regularization (scikit-learn's C)."""
+    cache: Path | None = None
+    """Decode every clip once into this folder, as 16-bit samples, and read those; may be shared between runs."""
     eval_batch_size: int = 32
     """Windows in a batch of evaluation."""
     workers: int = 2

@@ -163,7 +163,8 @@ def test_options_for_small_data(make_task_folder: Callable[..., Path], tmp_path:
     options = (
         "--fold 1 --seeds 0 5 --valid-share 0.34 --early-stopping accuracy --patience 1 --layer-decay 0.5 "
         "--class-weights balanced --label-smoothing 0.1 --sampler balanced --time-masks 1 --frequency-masks 2 "
-        f"--freq-mixstyle 0.5 --impulse-responses {responses} --freeze batch-norm --ema-decay 0.5"
+        f"--freq-mixstyle 0.5 --impulse-responses {responses} --freeze batch-norm --ema-decay 0.5 "
+        f"--cache {tmp_path / 'cache'}"
     )
     assert main(arguments("esc50", data, out, *options.split())) == 0
     found = results(out)
