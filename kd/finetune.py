@@ -1,53 +1,27 @@
 """Fine-tunes a student on a task of the catalog: ``python kd/finetune.py --task esc50 --data DIR --out RUN …``."""
 
-import copy
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
-from torch import Tensor, nn
 
 from audio_datasets.catalog import get_task
 from audio_datasets.command import parse, run_command
-from audio_datasets.files import read_json, write_json
-from audio_datasets.impulse_responses import load_impulse_responses
-from audio_datasets.messages import listed
-from audio_datasets.pcm_cache import CachedClips, fill_cache
-from audio_datasets.task import Task, TaskClips, read_task
-from kd.building import check_run_folder, moving_average, package_versions, training_loader
-from kd.config import as_json, parse_options
-from kd.early_stopping import EarlyStopping
-from kd.finetune_config import FinetuneConfig, decided_by_data, is_exclusive, read_deciding
-from kd.finetune_data import Hearing, TaskExamples, equal_batches
-from kd.finetune_objective import FinetuneObjective, balanced_weights
+from audio_datasets.files import read_json
+from audio_datasets.task import read_task
+from kd.building import check_run_folder
+from kd.finetune_config import FinetuneConfig, decided_by_data, read_deciding
+from kd.finetune_job import Job, folder_name
 from kd.finetune_recipes import recipe_config
-from kd.finetune_results import (
-    PREDICTIONS_FILE,
-    RESULT_FILE,
-    VALIDATION_FILE,
-    headline,
-    metrics_of,
-    write_predictions,
-    write_results,
-)
-from kd.loop import Run, TrainState, create_optimizer, evaluated_student, fit, resume_state
-from kd.probe import probe
-from kd.runlog import RunLog
-from kd.sampling import EpochBatches
-from kd.splits import Partition, partitions
-from kd.task_evaluation import ClipEvaluator
+from kd.finetune_results import RESULT_FILE
+from kd.splits import partitions
 from kd.threads import leave_a_core_to_the_workers
-from kd.transfer import Start, freeze, layer_groups, start_from_run, starting_student
-from students.blocks import Student
-from students.frontend import LogMel
-from students.weights import save_student
-from teacher_logits.store import LogitEnsemble
+from kd.transfer import start_from_run
 
 GUIDE = """\
 finetune.py carries a student over to a task. It needs:
@@ -92,33 +66,21 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
     clips, notes = read_task(task, config.data, config.missing_audio)
     config = decided_by_data(config, task, clips)
     parts, told = partitions(clips, folds=config.fold, test_share=config.test_share, valid_share=config.valid_share)
-    if config.cache is not None:
-        with accelerator.main_process_first():
-            fill_cache(clips, config.cache, config.frontend.sample_rate_hz, accelerator.is_main_process)
-        clips = CachedClips(clips, config.cache, config.frontend.sample_rate_hz)
     job = Job(config, task, clips, accelerator)
     for note in (*notes, told, f"{len(clips)} clips, {config.clip_seconds:g} s each, loss {config.loss.loss}"):
         accelerator.print(note)
+    if not config.is_pretrained:
+        accelerator.print(
+            f"{config.student} starts from scratch; --init or --weights would start from a trained student"
+        )
     job.check(parts)
     check_run_folder(config.out, config, resume=config.resume, accelerator=accelerator, changes_nothing=CHANGES_NOTHING)
-
+    if config.cache is not None:
+        job.read_from_cache(config.cache)
     if config.probe or config.probe_only:
-        student = job.starting_student(config.seeds[0])
-        evaluator = job.evaluator(np.arange(len(clips)), "embed")
-        embeddings = evaluator.predict(student, lambda output: output.embedding)
-        runs = [
-            job.keep(
-                config.out / "probe" / folder_name(part, (0,), 0),
-                part,
-                config.seeds[0],
-                probe(clips, part, embeddings, job.exclusive, config.probe_regularization),
-            )
-            for part in parts
-        ]
-        job.summarize(config.out / "probe", runs, command, "linear probe")
+        job.probe(parts, command)
         if config.probe_only:
             return config.out
-
     runs = []
     for seed in config.seeds:
         for part in parts:
@@ -128,242 +90,6 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
     job.summarize(config.out, runs, command, "fine-tuned")
     accelerator.end_training()
     return config.out
-
-
-def folder_name(part: Partition, seeds: Sequence[int], seed: int) -> str:
-    """Where one run lies in the whole: ``fold1``, ``seed0/fold1`` with several seeds, ``seed0``, or the folder itself."""
-    names = [f"seed{seed}"] if len(seeds) > 1 else []
-    return "/".join(names if part.fold is None else [*names, f"fold{part.fold}"]) or "."
-
-
-class Job:
-    """What the runs of one call share: the task's clips, what the student starts from, the teachers, the devices."""
-
-    def __init__(self, config: FinetuneConfig, task: Task, clips: TaskClips, accelerator: Accelerator) -> None:
-        self.config = config
-        self.task = task
-        self.clips = clips
-        self.accelerator = accelerator
-        self.exclusive = is_exclusive(task, clips)
-        self.hearing = Hearing(config.frontend.sample_rate_hz, config.clip_seconds, config.short_clips)
-        self.frontend = LogMel(config.frontend).to(accelerator.device)
-        self.start = read_start(config)
-        self._students: dict[int, Student] = {}
-        self.teachers = LogitEnsemble.open(config.logits) if config.logits else None
-        self.impulse_responses = ()
-        if config.task_augment.impulse_responses is not None:
-            self.impulse_responses = load_impulse_responses(
-                config.task_augment.impulse_responses, config.frontend.sample_rate_hz
-            )
-
-    def starting_student(self, seed: int) -> Student:
-        """A student as it starts, the same for every fold."""
-        if seed not in self._students:
-            self._students[seed] = starting_student(
-                self.start, self.clips.class_names, self.config.frontend, seed=seed, loss=self.config.loss.loss
-            )
-        return copy.deepcopy(self._students[seed])
-
-    def evaluator(self, rows: np.ndarray, description: str) -> ClipEvaluator:
-        return ClipEvaluator(
-            self.accelerator,
-            self.clips,
-            rows,
-            self.hearing,
-            self.frontend,
-            batch_size=self.config.eval_batch_size,
-            workers=self.config.workers,
-            description=description,
-        )
-
-    def train(self, folder: Path, part: Partition, seed: int) -> dict[str, Any]:
-        """One student from its start to its result on the test clips of ``part``."""
-        config, accelerator = self.config, self.accelerator
-        where = "" if folder == config.out else f"{folder.relative_to(config.out).as_posix()}: "
-        batches = self.batches(part, seed)
-        student = self.starting_student(seed)
-        frozen = freeze(student, config.freeze)
-        groups = layer_groups(student, config.layer_decay)
-        ema = moving_average(student, config.loop, accelerator)
-        examples = TaskExamples(
-            self.clips,
-            part.train,
-            self.hearing,
-            frontend=config.frontend,
-            augment=config.augment,
-            task_augment=config.task_augment,
-            impulse_responses=self.impulse_responses,
-            teachers=self.teachers,
-            teacher_temperature=config.distillation.teacher_temperature,
-            exclusive=config.loss.loss == "cross-entropy",
-            seed=seed,
-        )
-        loader = training_loader(examples, batches, config.workers, accelerator)
-        student, optimizer, loader = accelerator.prepare(
-            student, create_optimizer(student, config.optimizer, groups), loader
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        run = Run(folder, config.loop, config.optimizer, config.schedule)
-        log = RunLog(run.metrics_path, accelerator)
-        state = TrainState(student, optimizer, ema)
-        if resume_state(accelerator, state, run, log):
-            accelerator.print(f"{where}going on at epoch {state.epoch}, step {state.step_in_epoch}")
-
-        stopping = EarlyStopping(config.early_stopping, config.patience, folder, accelerator)
-        validate = None
-        if len(part.valid):
-            valid = self.evaluator(part.valid, "validate")
-
-            def validate(evaluated: nn.Module) -> dict[str, Any]:
-                metrics = metrics_of(self.clips, part, part.valid, valid.predict(evaluated), self.exclusive)
-                stopping.keep_if_best(metrics, evaluated, run.metrics_path)
-                return {name: value for name, value in metrics.items() if isinstance(value, float)}
-
-        def describe(batch: dict[str, Tensor]) -> str:
-            return f"Clips of the batch: {', '.join(self.clips.clip_id(row) for row in batch['row'].tolist())}"
-
-        objective = FinetuneObjective(
-            self.frontend,
-            config.loss.loss,
-            label_weight=config.distillation.label_weight,
-            label_smoothing=config.loss.label_smoothing,
-            class_weights=self.class_weights(part.train),
-            frozen=frozen,
-        )
-        fit(
-            accelerator, state, objective, batches, loader, run, log, validate, describe,
-            stop=lambda epochs: stopping.should_stop(run.metrics_path),
-        )  # fmt: skip
-        best = evaluated_student(state, accelerator)
-        stopping.load_best(best)
-        if len(part.valid):  # for what is chosen on them, such as thresholds
-            chosen_on = valid.predict(best)
-            if accelerator.is_main_process:
-                write_predictions(folder / VALIDATION_FILE, self.clips, part.valid, chosen_on, part)
-        logits = self.evaluator(part.test, "test").predict(best)
-        if accelerator.is_main_process:
-            save_student(folder, best, self.clips.class_names, config.frontend, self.provenance(part, seed, state))
-        result = self.keep(folder, part, seed, logits)
-        accelerator.free_memory()
-        return result
-
-    def check(self, parts: Sequence[Partition]) -> None:
-        """Says which classes lack clips; ValueError for what would stop a run later."""
-        if self.config.early_stopping is not None and not all(len(part.valid) for part in parts):
-            raise ValueError(
-                f"--early-stopping needs validation clips, and {self.task.name} has none; add --valid-share 0.1"
-            )
-        for seed in self.config.seeds:
-            self.starting_student(seed)
-        for part in parts:
-            where = "" if part.fold is None else f"fold {part.fold}: "
-            self.name_absent_classes(part, where)
-            self.check_teachers(part.train, where)
-            self.batches(part, self.config.seeds[0])
-
-    def batches(self, part: Partition, seed: int) -> EpochBatches:
-        """The training batches of an epoch, all of the same size."""
-        config = self.config
-        per_step = self.accelerator.num_processes * config.loop.gradient_accumulation_steps
-        in_pairs = config.augment.mixup_alpha > 0 or config.task_augment.freq_mixstyle > 0
-        clips_per_epoch = config.sampling.clips_per_epoch or len(part.train)
-        return EpochBatches(
-            self.clips,
-            part.train,
-            config.sampling,
-            batch_size=equal_batches(clips_per_epoch, config.loop.batch_size, per_step, in_pairs),
-            batches_per_step=per_step,
-            seed=seed,
-        )
-
-    def class_weights(self, rows: np.ndarray) -> Tensor | None:
-        if self.config.loss.class_weights == "none":
-            return None
-        targets, known = self.clips.targets(rows) > 0, self.clips.mask(rows)
-        weights = balanced_weights(
-            self.config.loss.loss,
-            torch.from_numpy((targets & known).sum(axis=0)),
-            torch.from_numpy((~targets & known).sum(axis=0)),
-        )
-        return weights.to(self.accelerator.device)
-
-    def name_absent_classes(self, part: Partition, where: str) -> None:
-        for rows, what in ((part.train, "training"), (part.test, "test")):
-            counts = (self.clips.targets(rows) * self.clips.mask(rows)).sum(axis=0)
-            absent = [name for name, count in zip(self.clips.class_names, counts, strict=True) if not count]
-            if absent:
-                self.accelerator.print(f"{where}{len(absent)} classes have no {what} clips: {listed(absent)}")
-
-    def check_teachers(self, rows: np.ndarray, where: str) -> None:
-        """ValueError if teachers have other classes, or lack clips that are not allowed to go without."""
-        if self.teachers is None:
-            return
-        missing = self.teachers.check_against(self.clips, rows)
-        if missing.any():
-            first = self.clips.clip_id(int(rows[missing][0]))
-            found = f"{where}{int(missing.sum())} of {len(rows)} training clips have no teacher logits (as {first!r})"
-            if self.config.missing_logits == "refuse":
-                raise ValueError(
-                    f"{found}; run the teacher over them (kd pack, kd teach), or train them on their labels with "
-                    "--missing-logits label-only"
-                )
-            self.accelerator.print(f"{found}; they are trained on their labels alone")
-
-    def provenance(self, part: Partition, seed: int, state: TrainState) -> dict[str, Any]:
-        """What ``student.json`` tells of how the weights came about."""
-        return {
-            "config": as_json(self.config),
-            "clip_seconds": self.config.clip_seconds,
-            "task": self.task.name,
-            "licence_of_the_data": self.task.licence,
-            "clips": self.clips.fingerprint,
-            "seed": seed,
-            "test_fold": part.fold,
-            "teachers": self.teachers.describe() if self.teachers is not None else [],
-            "steps": state.step,
-            "epochs": state.epoch,
-            "versions": package_versions(),
-        }
-
-    def keep(self, folder: Path, part: Partition, seed: int, logits: np.ndarray) -> dict[str, Any]:
-        """Writes the predictions of a run and, last, its result, which marks it as finished."""
-        metrics = metrics_of(self.clips, part, part.test, logits, self.exclusive)
-        place = folder.relative_to(self.config.out).as_posix()
-        result = {"seed": seed, "fold": part.fold, "folder": place, "metrics": metrics}
-        if self.accelerator.is_main_process:
-            write_predictions(folder / PREDICTIONS_FILE, self.clips, part.test, logits, part)
-            write_json(folder / RESULT_FILE, result)
-            shown = " ".join(f"{name} {value:.4f}" for name, value in metrics.items() if isinstance(value, float))
-            print(f"{place}: {shown}")
-        self.accelerator.wait_for_everyone()
-        return result
-
-    def summarize(self, folder: Path, runs: Sequence[dict[str, Any]], command: str, what: str) -> None:
-        """Writes ``results.json`` of several runs and prints the headline."""
-        metric = self.task.metric or ("accuracy" if self.exclusive else "mAP")
-        found = headline(metric, runs)
-        if self.accelerator.is_main_process:
-            write_results(folder, self.config, self.clips, runs, found, command, what, self.exclusive)
-            spread = f" ± {found['std']:.4f} over {found['spread_over']}" if found["std"] is not None else ""
-            print(f"{what}: {metric} {found['mean']:.4f}{spread} ({folder / 'results.json'})")
-        self.accelerator.wait_for_everyone()
-
-
-def read_start(config: FinetuneConfig) -> Start:
-    """What the students of a run start from.
-
-    Raises:
-        ValueError: a run folder without a student, or settings that are not that student's.
-    """
-    options = parse_options(config.student_options)
-    if config.init is None:
-        return Start(config.student, options, config.weights)
-    start, card = start_from_run(config.init)
-    wrong = {name: value for name, value in options.items() if start.options.get(name) != value}
-    if config.student != start.name or wrong:
-        found = f"--student {config.student}" if config.student != start.name else f"--student-options {wrong}"
-        raise ValueError(f"{config.init} holds a {start.name} with the options {card.config.options}; found {found}")
-    return start
 
 
 def configure(arguments: Sequence[str]) -> FinetuneConfig:

@@ -13,7 +13,7 @@ from kd.splits import Partition
 MOST_ITERATIONS = 1000
 
 
-def probe(
+def probe_logits(
     clips: TaskClips, part: Partition, embeddings: np.ndarray, exclusive: bool, regularization: float = 1.0
 ) -> np.ndarray:
     """Logits (test clips, C) of logistic regression on the standardised embeddings (n, E) of the training clips.

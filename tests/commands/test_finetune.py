@@ -86,7 +86,7 @@ def test_folds_start_alike_and_test_on_other_recordings(
         student = arguments[1].student
         starts.append({name: value.clone() for name, value in student.state_dict().items()})
 
-    monkeypatch.setattr("kd.finetune.fit", remember)
+    monkeypatch.setattr("kd.finetune_job.fit", remember)
     data, out = make_task_folder("esc50"), tmp_path / "run"
     assert main(arguments("esc50", data, out)) == 0
     assert len(starts) == 3

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from audio_datasets.task import TaskClip, TaskClips
 from kd.loop import OptimizerConfig, create_optimizer
 from kd.metrics import tagging_metrics
-from kd.probe import probe
+from kd.probe import probe_logits
 from kd.splits import Partition
 from kd.task_metrics import device_metrics, multi_label_metrics, single_label_metrics
 from kd.transfer import Start, freeze, layer_groups, start_from_run, starting_student
@@ -90,14 +90,14 @@ def test_the_probe_is_logistic_regression_on_standardised_embeddings() -> None:
     embeddings = rng.standard_normal((60, 5)) + 2.0 * np.eye(5)[classes]
     clips = labelled([(NAMES[index],) for index in classes])
     part = Partition(None, np.arange(40), np.arange(0), np.arange(40, 60))
-    logits = probe(clips, part, embeddings, exclusive=True)
+    logits = probe_logits(clips, part, embeddings, exclusive=True)
     mean, deviation = embeddings[:40].mean(axis=0), embeddings[:40].std(axis=0)
     scaled = (embeddings - mean) / deviation
     expected = LogisticRegression(max_iter=1000).fit(scaled[:40], classes[:40]).predict_proba(scaled[40:])
     found = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(found, expected, atol=1e-4)
     absent = Partition(None, np.flatnonzero(classes != 1), np.arange(0), np.flatnonzero(classes == 1))
-    assert not (probe(clips, absent, embeddings, exclusive=True).argmax(axis=1) == 1).any()
+    assert not (probe_logits(clips, absent, embeddings, exclusive=True).argmax(axis=1) == 1).any()
 
 
 def test_the_probe_and_the_metrics_see_only_known_labels() -> None:
@@ -115,7 +115,7 @@ def test_the_probe_and_the_metrics_see_only_known_labels() -> None:
         known,
     )
     assert not np.array_equal(plain.targets(part.test), flipped.targets(part.test))
-    one, other = (probe(clips, part, embeddings, exclusive=False) for clips in (plain, flipped))
+    one, other = (probe_logits(clips, part, embeddings, exclusive=False) for clips in (plain, flipped))
     np.testing.assert_array_equal(one, other)
     first, second = (
         multi_label_metrics(clips.targets(part.test), one, clips.mask(part.test), NAMES) for clips in (plain, flipped)
