@@ -34,10 +34,18 @@ class EarlyStopping:
         return [self.sign * record[self.metric] for record in records]
 
     def keep_if_best(self, metrics: Mapping[str, Any], student: nn.Module, log: Path) -> None:
-        """Called with a validation's metrics before they are logged: keeps the weights if none were better."""
-        if self.metric is None or not self.accelerator.is_main_process:
+        """Called with a validation's metrics before they are logged: keeps the weights if none were better.
+
+        Raises:
+            ValueError: the metric is not defined on these clips.
+        """
+        if self.metric is None:
             return
-        if all(self.sign * metrics[self.metric] > value for value in self._history(log)):
+        if metrics[self.metric] is None:
+            raise ValueError(f"{self.metric} is not defined on the validation clips; stop early by another metric")
+        if self.accelerator.is_main_process and all(
+            self.sign * metrics[self.metric] > value for value in self._history(log)
+        ):
             state = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
             with written_aside(self.path) as aside:
                 save_file(state, aside)

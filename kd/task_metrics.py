@@ -63,21 +63,26 @@ def single_label_metrics(classes: np.ndarray, logits: np.ndarray, class_names: S
 def multi_label_metrics(
     targets: np.ndarray, logits: np.ndarray, mask: np.ndarray, class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """mAP, ROC AUC and d′, each class over the clips whose label is known; all (n, C)."""
+    """mAP, ROC AUC and d′, each class over the clips whose label is known; all (n, C). None where not defined or not finite."""
     found = tagging_metrics(targets, logits, class_names, mask)
     return {
-        **found.summary(),
+        **{name: _finite(value) for name, value in found.summary().items()},
         "classes": {
             name: {
                 "clips": int(found.positives[number]),
                 "average_precision": float(found.average_precision[number]),
-                "roc_auc": float(found.class_roc_auc[number]),
+                "roc_auc": _finite(found.class_roc_auc[number]),
             }
             for number, name in enumerate(class_names)
             if found.positives[number]
         },
         "absent": list(found.absent_classes),
     }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has neither NaN nor infinity."""
+    return float(value) if np.isfinite(value) else None
 
 
 def device_metrics(
