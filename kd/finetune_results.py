@@ -9,6 +9,7 @@ import numpy as np
 from audio_datasets.files import write_json, written_aside
 from audio_datasets.task import TaskClips
 from kd.building import package_versions
+from kd.config import as_json
 from kd.finetune_config import FinetuneConfig
 from kd.splits import Partition
 from kd.task_metrics import device_metrics, task_metrics
@@ -92,7 +93,12 @@ def write_results(
     what: str,
     exclusive: bool,
 ) -> None:
-    """Writes ``results.json``, which ``kd report`` and ``kd compare`` read; folders are relative to the run's."""
+    """Writes ``results.json``, which ``kd report`` and ``kd compare`` read; folders are relative to the run's.
+
+    The probe's folder gets the configuration as well, and is thereby a run folder too.
+    """
+    if folder != config.out:
+        write_json(folder / "config.json", as_json(config))
     write_json(
         folder / "results.json",
         {
