@@ -1,4 +1,7 @@
-"""How a student starts on a new task: its weights, what of it is frozen, and how fast each of its layers learns."""
+"""How a student starts on a new task: its weights, what of it is frozen, and how fast each of its layers learns.
+
+A student here is one of the catalog, or a PaSST, which is fine-tuned in the same way.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +13,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd.finetune_objective import Loss
-from students import create_student, load_weights
+from students import load_weights
 from students.blocks import Student
-from students.catalog import default_options
 from students.frontend import LogMelConfig
 from students.weights import WEIGHTS_FILE, StudentCard, imagenet_architecture, load_imagenet_weights, read_card
+from teacher_logits.passt import Passt, catalog_of, load_passt_weights
 
 Freeze = Literal["none", "backbone", "batch-norm"]
 HEAD = "head"
@@ -49,19 +52,21 @@ def starting_student(
     into lowering every logit, and with the frequencies of a fold's clips every fold would start otherwise.
     """
     options = dict(start.options)
-    if "n_mels" in default_options(start.name):
+    catalog = catalog_of(start.name)
+    if "n_mels" in catalog.default_options(start.name):
         options.setdefault("n_mels", frontend.n_mels)
     same_classes = start.class_names == tuple(class_names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        student = create_student(start.name, len(class_names), **options)
+        student = catalog.create(start.name, len(class_names), **options)
         if start.weights == "imagenet":
             import timm
 
             network = timm.create_model(imagenet_architecture(student), pretrained=True)
             load_imagenet_weights(student, network.state_dict())
         elif start.weights is not None:
-            load_weights(student, start.weights, new_classes=not same_classes)
+            load = load_passt_weights if isinstance(student, Passt) else load_weights
+            load(student, start.weights, new_classes=not same_classes)
     if loss == "bce" and not same_classes:
         student.set_class_prior(torch.full((len(class_names),), 1.0 / max(2, len(class_names))))
     return student

@@ -21,6 +21,7 @@ from kd.splits import partitions
 from students import create_student
 from students.frontend import LogMelConfig
 from students.weights import load_student, save_student
+from teacher_logits.passt import load_passt
 from teacher_logits.store import write_logit_store
 
 FINETUNE = str(Path(__file__).parents[2] / "kd" / "finetune.py")
@@ -151,6 +152,22 @@ def test_a_student_of_another_task_is_carried_over(make_task_folder: Callable[..
     probe = json.loads((out / "probe" / "results.json").read_text())
     assert probe["runs"][0]["metrics"]["accuracy"] >= 0.0
     assert (out / "probe" / probe["runs"][0]["folder"] / "predictions.npz").exists()
+
+
+def test_passt_is_fine_tuned_like_a_student(make_task_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """With patchout in training; its run folder is a start again."""
+    data, first, second = make_task_folder("folder"), tmp_path / "first", tmp_path / "second"
+    small = ["--student", "passt_tiny", "--student-options", "width=64", "depth=2", "heads=1", "patchout_patches=4"]
+    assert main([*arguments("folder", data, first), *small]) == 0
+    network, card = load_passt(first)
+    assert card.class_names == ("fan", "pump")
+    options = ["--init", str(first), "--freeze", "backbone", "--layer-decay", "0.5", "--probe"]
+    again = [option for option in arguments("folder", data, second, *options) if option not in ("--student", "mn01")]
+    assert main(again) == 0
+    tuned = load_passt(second)[0].state_dict()
+    before = network.state_dict()
+    changed = {name.split(".")[0] for name in tuned if not torch.equal(before[name], tuned[name])}
+    assert changed == {"head"}
 
 
 def test_options_for_small_data(make_task_folder: Callable[..., Path], tmp_path: Path) -> None:
