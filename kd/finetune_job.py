@@ -265,7 +265,7 @@ class Job:
             write_predictions(folder / PREDICTIONS_FILE, self.clips, part.test, logits, part)
             write_json(folder / RESULT_FILE, result)
             shown = " ".join(f"{name} {value:.4f}" for name, value in metrics.items() if isinstance(value, float))
-            print(f"{place}: {shown}")
+            print(shown if place == "." else f"{place}: {shown}")
         self.accelerator.wait_for_everyone()
         return result
 
