@@ -40,6 +40,7 @@ CHANGES_NOTHING = (
     "fold",
     "probe",
     "probe_only",
+    "report",
     "loop.keep_checkpoints",
     "loop.checkpoint_every_steps",
 )

@@ -89,6 +89,8 @@ class FinetuneConfig:
     """Inverse strength of the probe's regularization (scikit-learn's C)."""
     cache: Path | None = None
     """Decode every clip once into this folder, as 16-bit samples, and read those; may be shared between runs."""
+    report: bool = True
+    """Write report.html and report.md at the end (kd report does so later)."""
     eval_batch_size: int = 32
     """Windows in a batch of evaluation."""
     workers: int = 2

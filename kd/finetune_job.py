@@ -256,6 +256,11 @@ class Job:
             "versions": package_versions(),
         }
 
+    def audio(self, clip_id: str) -> bytes | None:
+        """A clip's file, for the players of the report; None if it is gone."""
+        path = self.clips.clips[self.clips.rows([clip_id])[0]].path
+        return path.read_bytes() if path.is_file() else None
+
     def keep(self, folder: Path, part: Partition, seed: int, logits: np.ndarray) -> dict[str, Any]:
         """Writes the predictions of a run and, last, its result, which marks it as finished."""
         metrics = metrics_of(self.clips, part, part.test, logits, self.exclusive)
@@ -277,6 +282,10 @@ class Job:
             write_results(folder, self.config, self.clips, runs, found, command, what, self.exclusive)
             spread = f" ± {found['std']:.4f} over {found['spread_over']}" if found["std"] is not None else ""
             print(f"{what}: {metric} {found['mean']:.4f}{spread} ({folder / 'results.json'})")
+            if self.config.report:
+                from kd.report import write_report  # here, since it brings matplotlib
+
+                print(f"report: {write_report(folder, self.audio)}")
         self.accelerator.wait_for_everyone()
 
 

@@ -28,6 +28,7 @@ FINETUNE = str(Path(__file__).parents[2] / "kd" / "finetune.py")
 
 # Two steps for each run: one epoch for one step each.
 SHORT = ["--student", "mn01", "--epochs", "2", "--workers", "0", "--clip-seconds", "0.4", "--eval-batch-size", "4"]
+SHORT.append("--no-report")
 
 
 def arguments(task: str, data: Path, out: Path, *more: str) -> list[str]:
@@ -307,7 +308,9 @@ def test_as_a_script_with_a_worker(
     make_task_folder: Callable[..., Path], tmp_path: Path, environment: dict[str, str]
 ) -> None:
     data, out = make_task_folder("folder", clips=3), tmp_path / "run"
-    command = [sys.executable, FINETUNE, *arguments("folder", data, out, "--workers", "1", "--epochs", "1")]
+    more = ["--workers", "1", "--epochs", "1", "--report"]
+    command = [sys.executable, FINETUNE, *arguments("folder", data, out, *more)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "accuracy" in done.stdout
+    assert "<html" in (out / "report.html").read_text()
