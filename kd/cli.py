@@ -10,6 +10,7 @@ COMMANDS = {
     "teach": ("teacher_logits.precompute", "run teachers over a clip store and keep their logits"),
     "verify": ("teacher_logits.verify", "check logit stores against a clip store"),
     "pretrain": ("kd.pretrain", "train a student on labels and teacher logits"),
+    "finetune": ("kd.finetune", "carry a student over to ESC-50, FSD50K, OpenMIC, DCASE20 or your own sounds"),
     "evaluate": ("kd.evaluate", "metrics of a run, a checkpoint or a teacher on a clip store"),
     "inspect": ("kd.inspect_student", "what the dynamic parts of a trained DyMN are worth, as a table and charts"),
     "report": ("kd.report", "the report of a run, as a page and as text"),

@@ -1,6 +1,6 @@
 """The training loop: one ``fit()`` that calls an objective. It knows nothing about audio, labels or distillation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -76,9 +76,12 @@ class OptimizerConfig:
             raise ValueError(f"weight_decay must not be negative; found {self.weight_decay}")
 
 
-def create_optimizer(student: nn.Module, config: OptimizerConfig) -> Optimizer:
+def create_optimizer(
+    student: nn.Module, config: OptimizerConfig, groups: Sequence[dict[str, Any]] | None = None
+) -> Optimizer:
+    """``groups``: parameters that learn with a share ("lr_scale") of the learning rate; all with the whole if left out."""
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return kind(student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    return kind(groups or student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
 @dataclass
@@ -167,6 +170,7 @@ def fit(
     validate: Callable[[nn.Module], dict[str, Any]] | None = None,
     describe: Callable[[dict[str, Tensor]], str] = lambda batch: "",
     before_epoch: Callable[[int], None] = lambda epoch: None,
+    stop: Callable[[int], bool] = lambda epochs: False,
 ) -> None:
     """Trains from ``state`` to the end of the run.
 
@@ -176,6 +180,7 @@ def fit(
             trackers).
         describe: names the clips of a batch, for the message about a loss that is not finite.
         before_epoch: called with the epoch's number (from 0) before its first step, also where a run goes on inside it.
+        stop: told the number of finished epochs, whether to stop before the next one.
 
     Raises:
         ValueError: a loss that is not finite.
@@ -185,14 +190,14 @@ def fit(
     bar = progress(
         total=config.epochs * steps, initial=state.step, shown=accelerator.is_main_process, desc="train", unit="step"
     )
-    while state.epoch < config.epochs:
+    while state.epoch < config.epochs and not stop(state.epoch):
         batches.start_at(state.epoch, state.step_in_epoch)
         before_epoch(state.epoch)
         state.student.train()
         for batch in loader:
             factor = learning_rate_factor(run.schedule, state.epoch, state.step_in_epoch / steps, config.epochs)
             for group in state.optimizer.param_groups:
-                group["lr"] = run.optimizer.learning_rate * factor
+                group["lr"] = run.optimizer.learning_rate * factor * group.get("lr_scale", 1.0)
             with accelerator.accumulate(state.student):
                 losses = objective(state.student, batch)
                 if not torch.isfinite(losses["loss"]):
@@ -217,7 +222,7 @@ def fit(
             if state.step % config.log_every_steps == 0 or last_of_epoch:
                 means = state.losses.take(accelerator)
                 log.write(
-                    "train", state.step, state.epoch, {**means, "learning_rate": state.optimizer.param_groups[0]["lr"]}
+                    "train", state.step, state.epoch, {**means, "learning_rate": state.optimizer.param_groups[-1]["lr"]}
                 )
                 bar.set_postfix_str(f"epoch {state.epoch + 1}/{config.epochs} loss {means['loss']:.4f}")
             every = config.checkpoint_every_steps

@@ -28,12 +28,15 @@ class TaggingMetrics:
         return {"mAP": self.mean_average_precision, "roc_auc": self.roc_auc, "d_prime": self.d_prime}
 
 
-def tagging_metrics(targets: np.ndarray, scores: np.ndarray, class_names: Sequence[str]) -> TaggingMetrics:
+def tagging_metrics(
+    targets: np.ndarray, scores: np.ndarray, class_names: Sequence[str], mask: np.ndarray | None = None
+) -> TaggingMetrics:
     """mAP, ROC AUC and d′ of multi-label scores.
 
     Args:
         targets: (N, C), 0 or 1.
         scores: (N, C), logits or probabilities; only their order within a class counts.
+        mask: (N, C) bool, where the target is known; a class's metrics are over those clips alone. None: everywhere.
 
     Raises:
         ValueError: shapes that disagree, scores that are not finite, or no positive clip at all.
@@ -44,15 +47,20 @@ def tagging_metrics(targets: np.ndarray, scores: np.ndarray, class_names: Sequen
         )
     if not np.isfinite(scores).all():
         raise ValueError(f"{int((~np.isfinite(scores)).any(axis=1).sum())} clips have scores that are not finite")
-    positives = targets.sum(axis=0).astype(np.int64)
+    if mask is None:
+        mask = np.ones(targets.shape, dtype=bool)
+    elif mask.shape != targets.shape:
+        raise ValueError(f"targets {targets.shape} and mask {mask.shape} do not fit together")
+    positives = np.where(mask, targets, 0).sum(axis=0).astype(np.int64)
     if not positives.any():
         raise ValueError("no clip has any label, so no metric is defined")
     average_precision = np.full(len(class_names), np.nan)
     roc_auc = np.full(len(class_names), np.nan)
     for index in np.flatnonzero(positives):
-        average_precision[index] = average_precision_score(targets[:, index], scores[:, index])
-        if positives[index] < len(targets):
-            roc_auc[index] = roc_auc_score(targets[:, index], scores[:, index])
+        known = mask[:, index]
+        average_precision[index] = average_precision_score(targets[known, index], scores[known, index])
+        if positives[index] < known.sum():
+            roc_auc[index] = roc_auc_score(targets[known, index], scores[known, index])
     mean_auc = float(np.nanmean(roc_auc)) if np.isfinite(roc_auc).any() else math.nan
     return TaggingMetrics(
         mean_average_precision=float(np.nanmean(average_precision)),

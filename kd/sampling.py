@@ -20,10 +20,11 @@ ROWS_AT_A_TIME = 65_536  # bounds the memory of a pass over the targets
 class SamplingConfig:
     """How the clips of an epoch are chosen."""
 
-    sampler: Literal["label-frequency", "uniform"] = "label-frequency"
-    """label-frequency draws clips of rare classes more often (PaSST paper); uniform shuffles."""
+    sampler: Literal["label-frequency", "uniform", "balanced"] = "label-frequency"
+    """label-frequency draws clips of rare classes more often (PaSST paper); uniform shuffles; balanced draws with
+    replacement, so that all classes come about equally often."""
     clips_per_epoch: int | None = None
-    """Clips drawn in an epoch, without replacement (all of them if left out; 100,000 in the papers)."""
+    """Clips drawn in an epoch, without replacement unless balanced (all of them if left out; 100,000 in the papers)."""
 
     def __post_init__(self) -> None:
         if self.clips_per_epoch is not None and self.clips_per_epoch < 1:
@@ -57,6 +58,23 @@ def label_frequency_weights(store: ClipStore, rows: np.ndarray, class_counts: np
     """
     class_weights = 1000.0 / (100.0 + class_counts)
     return np.concatenate([store.targets(chunk) @ class_weights for chunk in chunks(rows)])
+
+
+def balanced_weights(store: ClipStore, rows: np.ndarray, class_counts: np.ndarray) -> np.ndarray:
+    """Weight of each clip: the mean over its classes of 1 / clips of that class; (N,) float64, 0 without labels."""
+    class_weights = np.divide(1.0, class_counts, out=np.zeros(len(class_counts)), where=class_counts > 0)
+    weights = []
+    for chunk in chunks(rows):
+        targets = store.targets(chunk)
+        weights.append(targets @ class_weights / np.maximum(targets.sum(axis=1), 1))
+    return np.concatenate(weights)
+
+
+def draw_with_replacement(rows: np.ndarray, weights: np.ndarray, clips: int, seed: int, epoch: int) -> np.ndarray:
+    """Rows of one epoch, each draw independent with probability in proportion to the weights; (clips,) int64."""
+    cumulative = np.cumsum(weights)
+    draws = generator(seed, "epoch order", epoch).random(clips) * cumulative[-1]
+    return rows[np.minimum(np.searchsorted(cumulative, draws, side="right"), np.flatnonzero(weights)[-1])]
 
 
 def draw_epoch(rows: np.ndarray, weights: np.ndarray | None, clips_per_epoch: int, seed: int, epoch: int) -> np.ndarray:
@@ -106,9 +124,16 @@ class EpochBatches(Sampler[list[ClipRequest]]):
         self.weights = None
         if config.sampler == "label-frequency":
             self.weights = label_frequency_weights(store, self.rows, self.class_counts)
+        elif config.sampler == "balanced":
+            self.weights = balanced_weights(store, self.rows, self.class_counts)
+            if not self.weights.any():
+                raise ValueError("no training clip has a label, so the balanced sampler has nothing to draw")
+        self.with_replacement = config.sampler == "balanced"
         available = len(self.rows) if self.weights is None else int((self.weights > 0).sum())
         self.clips_per_epoch = available if config.clips_per_epoch is None else config.clips_per_epoch
-        if self.clips_per_epoch > available:
+        if self.with_replacement:
+            self.clips_per_epoch = config.clips_per_epoch or len(self.rows)
+        elif self.clips_per_epoch > available:
             raise ValueError(
                 f"clips_per_epoch is {self.clips_per_epoch}, but only {available} of {len(self.rows)} training clips can "
                 "be drawn (without replacement; clips without labels are never drawn by the label-frequency sampler)"
@@ -129,7 +154,8 @@ class EpochBatches(Sampler[list[ClipRequest]]):
         return (self.steps_per_epoch - self.first_step) * self.batches_per_step
 
     def __iter__(self) -> Iterator[list[ClipRequest]]:
-        order = draw_epoch(self.rows, self.weights, self.clips_per_epoch, self.seed, self.epoch)
+        draw = draw_with_replacement if self.with_replacement else draw_epoch
+        order = draw(self.rows, self.weights, self.clips_per_epoch, self.seed, self.epoch)
         first = self.first_step * self.batches_per_step
         for batch in range(first, self.steps_per_epoch * self.batches_per_step):
             start = batch * self.batch_size

@@ -1,11 +1,13 @@
 """Fixtures for all tests: where the reference data lie, and tiny clip and logit stores."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from audio_datasets.clip_store import ClipRecord, ClipStore, write_clip_store
@@ -135,3 +137,141 @@ def make_tiny_logits(tmp_path: Path) -> Callable[..., Path]:
 def environment() -> dict[str, str]:
     """Environment for a command started as a process of its own."""
     return command_environment()
+
+
+# -- Small copies of the data sets that `kd finetune` reads, in exactly their official layouts -------------------------
+
+
+def write_sound(path: Path, pitch_hz: float, seconds: float, sample_rate_hz: int = 8000) -> None:
+    """A tone in noise; which noise depends on the file's name."""
+    rng = generator(5, f"sound {path.name}")
+    time = np.arange(round(seconds * sample_rate_hz)) / sample_rate_hz
+    wave = 0.3 * np.sin(2 * np.pi * pitch_hz * time) + 0.03 * rng.standard_normal(len(time))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, wave, sample_rate_hz)
+
+
+def write_esc50_layout(folder: Path, per_fold: int = 2, folds: int = 3) -> Path:
+    """Three classes; each recording gives two clips (takes A and B) of one fold; one file is Ogg in place of WAV."""
+    lines = ["filename,fold,target,category,esc10,src_file,take"]
+    for fold in range(1, folds + 1):
+        for target, category in enumerate(("dog", "rain", "clock_tick")):
+            for recording in range(per_fold // 2):
+                source = 1000 * fold + 10 * target + recording
+                for take in "AB":
+                    name = f"{fold}-{source}-{take}-{target}.wav"
+                    lines.append(f"{name},{fold},{target},{category},True,{source},{take}")
+                    stored = Path(name).with_suffix(".ogg" if name == "1-1000-A-0.wav" else ".wav")
+                    write_sound(folder / "audio" / stored, 200.0 * 3**target, 0.5)
+    (folder / "meta").mkdir()
+    (folder / "meta" / "esc50.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def write_fsd50k_layout(folder: Path) -> Path:
+    """Three classes, clips of 0.3 s to 30 s; "Rain" has no training clip."""
+    truth = folder / "FSD50K.ground_truth"
+    truth.mkdir(parents=True)
+    classes = {"Accordion": 300.0, "Bark": 900.0, "Rain": 2500.0}
+    truth.joinpath("vocabulary.csv").write_text(
+        "".join(f"{index},{name},/m/0{index}\n" for index, name in enumerate(classes))
+    )
+    clips = [
+        ("dev", "64760", ("Accordion",), "train", 0.3),
+        ("dev", "16399", ("Bark", "Accordion"), "train", 30.0),
+        ("dev", "16401", ("Bark",), "train", 1.2),
+        ("dev", "16402", ("Accordion",), "train", 1.0),
+        ("dev", "345111", ("Accordion",), "val", 1.5),
+        ("dev", "389607", ("Bark",), "val", 0.7),
+        ("eval", "37199", ("Accordion", "Rain"), None, 2.6),
+        ("eval", "175151", ("Bark",), None, 0.3),
+        ("eval", "253463", ("Accordion",), None, 30.0),
+    ]
+    tables = {"dev": ["fname,labels,mids,split"], "eval": ["fname,labels,mids"]}
+    for part, name, labels, split, seconds in clips:
+        write_sound(folder / f"FSD50K.{part}_audio" / f"{name}.wav", classes[labels[0]], seconds)
+        quoted = ",".join(labels)
+        tables[part].append(f'{name},"{quoted}","/m/00"' + (f",{split}" if split else ""))
+    for part, lines in tables.items():
+        truth.joinpath(f"{part}.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def write_openmic_layout(folder: Path, keys_as_objects: bool = True) -> Path:
+    """Three instruments, of each clip one or two known; the keys as a pickled array of objects, as in the official file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ("accordion", "banjo", "bass")
+    keys = [
+        "000046_3840",
+        "000135_483840",
+        "000139_119040",
+        "001000_0",
+        "001001_0",
+        "001002_0",
+        "001003_0",
+        "999_left_out",
+    ]
+    likelihood = np.full((len(keys), 3), 0.5)
+    mask = np.zeros((len(keys), 3), dtype=bool)
+    for index, key in enumerate(keys):
+        present, absent = index % 3, (index + 1) % 3
+        likelihood[index, present], likelihood[index, absent] = 0.9, 0.1
+        mask[index, [present, absent]] = True
+        write_sound(folder / "audio" / key[:3] / f"{key}.ogg", 300.0 * 2**present, 0.6)
+    np.savez(
+        folder / "openmic-2018.npz",
+        X=np.zeros((len(keys), 10, 128), dtype=np.uint8),
+        Y_true=likelihood,
+        Y_mask=mask,
+        sample_key=np.array(keys, dtype=object if keys_as_objects else None),
+    )
+    (folder / "class-map.json").write_text(json.dumps({name: index for index, name in enumerate(names)}))
+    (folder / "partitions").mkdir()
+    (folder / "partitions" / "split01_train.csv").write_text("\n".join(keys[:4]) + "\n")
+    (folder / "partitions" / "split01_test.csv").write_text("\n".join(keys[4:7]) + "\n")
+    return folder
+
+
+def write_dcase20_layout(folder: Path) -> Path:
+    """Two scenes; devices a and s1 in training and test, s4 only in the test; one clip of meta.csv is in no list."""
+    meta = ["filename\tscene_label\tidentifier\tsource_label"]
+    lists = {"train": ["filename\tscene_label"], "test": ["filename"], "evaluate": ["filename\tscene_label"]}
+    for pitch, scene in ((300.0, "airport"), (1200.0, "bus")):
+        for place, (city, split) in enumerate((("barcelona", "train"), ("helsinki", "train"), ("lyon", "evaluate"))):
+            for device in ("a", "s1") if split == "train" else ("a", "s1", "s4"):
+                name = f"audio/{scene}-{city}-{place}-{place}-{device}.wav"
+                write_sound(folder / name, pitch, 0.5, 44100)
+                meta.append(f"{name}\t{scene}\t{city}-{place}\t{device}")
+                lists[split].append(f"{name}\t{scene}")
+                if split == "evaluate":
+                    lists["test"].append(name)
+    meta.append("audio/bus-lyon-9-9-b.wav\tbus\tlyon-9\tb")
+    (folder / "meta.csv").write_text("\n".join(meta) + "\n")
+    (folder / "evaluation_setup").mkdir()
+    for name, lines in lists.items():
+        (folder / "evaluation_setup" / f"fold1_{name}.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def write_own_folder(folder: Path, clips: int = 5) -> Path:
+    """Two classes with files of several formats, rates and lengths."""
+    for name, pitch in (("fan", 300.0), ("pump", 1500.0)):
+        for index in range(clips):
+            suffix, rate = ((".wav", 8000), (".mp3", 44100), (".flac", 22050))[index % 3]
+            write_sound(folder / name / f"take {index}{suffix}", pitch, 0.4 + 0.3 * index, rate)
+    return folder
+
+
+LAYOUTS = {
+    "esc50": write_esc50_layout,
+    "fsd50k": write_fsd50k_layout,
+    "openmic": write_openmic_layout,
+    "dcase20": write_dcase20_layout,
+    "folder": write_own_folder,
+}
+
+
+@pytest.fixture
+def make_task_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a task's layout: ``make_task_folder("esc50")``; the folder is called like the task."""
+    return lambda task, **options: LAYOUTS[task](tmp_path / "data" / task, **options)

@@ -15,12 +15,14 @@ USER_MISTAKE = 2
 INTERRUPTED = 130
 
 
-def parse(config: type[Config], arguments: Sequence[str] | None, program: str) -> Config:
+def parse(config: type[Config], arguments: Sequence[str] | None, program: str, default: Config | None = None) -> Config:
     """``config`` filled from the command line; a wrong flag or value is explained and ends with SystemExit 2.
 
-    The same holds for values that ``config`` itself refuses with a ValueError.
+    The same holds for values that ``config`` itself refuses with a ValueError. What the command line leaves out is taken
+    from ``default``, if given.
     """
-    return tyro.cli(config, args=arguments, prog=program, description=config.__doc__)
+    settings = {} if default is None else {"default": default}
+    return tyro.cli(config, args=arguments, prog=program, description=config.__doc__, **settings)
 
 
 def run_command(function: Callable[[], Any]) -> int:

@@ -42,6 +42,7 @@ def test_a_wrong_flag_is_exit_code_2(command: str, capsys: pytest.CaptureFixture
         "teacher_logits/precompute.py",
         "teacher_logits/verify.py",
         "kd/pretrain.py",
+        "kd/finetune.py",
         "kd/evaluate.py",
         "kd/report.py",
         "kd/profile_students.py",

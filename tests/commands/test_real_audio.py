@@ -10,6 +10,7 @@ import torch
 from audio_datasets.clip_store import ClipStore
 from audio_datasets.pack import main as pack
 from kd.evaluate import main as evaluate
+from kd.finetune import main as finetune
 from kd.pretrain import main as pretrain
 from kd.runlog import read_metrics
 from students.weights import load_student
@@ -63,3 +64,15 @@ def test_real_logits_distil_into_a_student(esc10: Path, checkpoint: str, tmp_pat
     assert student.config.num_classes == len(card.class_names) == 527
     assert all(torch.isfinite(value).all() for value in student.state_dict().values())
     assert 0 < read_metrics(run / "metrics.jsonl", "train")[-1]["distillation_loss"] < 1
+
+
+def test_a_linear_probe_on_the_audioset_student_names_95_percent_of_the_recordings(
+    reference_dir: Path, tmp_path: Path
+) -> None:
+    """Over the five official folds, on embeddings of a student that never saw ESC-50's classes."""
+    weights = reference_dir / "data" / "checkpoints" / "mn04_as_mAP_432.pt"
+    options = f"--task esc50 --student mn04 --weights {weights} --out {tmp_path} --probe-only --workers 0"
+    assert finetune(["--data", str(reference_dir / "data" / "ESC-10"), *options.split()]) == 0
+    found = json.loads((tmp_path / "probe" / "results.json").read_text())
+    assert [run["fold"] for run in found["runs"]] == [1, 2, 3, 4, 5]
+    assert found["headline"]["mean"] >= 0.95

@@ -1,0 +1,30 @@
+"""Tables in text files, read strictly: a missing column or a ragged line is an error that names the file."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+
+def read_csv_rows(file: Path, required: Sequence[str], delimiter: str = ",") -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, row) of a CSV file with a header.
+
+    Raises:
+        ValueError: a file that is not UTF-8, lacks a required column, or has a line of another length.
+    """
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as text:
+            reader = csv.DictReader(text, strict=True, delimiter=delimiter)
+            require_columns(file, required, list(reader.fieldnames or ()))
+            for row in reader:
+                if None in row or None in row.values():
+                    raise ValueError(f"{file}, line {reader.line_num}: expected {len(reader.fieldnames)} columns")
+                yield reader.line_num, row
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not a CSV file in UTF-8: {error}") from error
+
+
+def require_columns(file: Path, required: Sequence[str], found: list[str]) -> None:
+    """ValueError, with what was found, unless a table has all required columns."""
+    missing = [name for name in required if name not in found]
+    if missing:
+        raise ValueError(f"{file} lacks the columns {missing}; found {found}")

@@ -1,0 +1,127 @@
+"""Fine-tunes a student on a task of the catalog: ``python kd/finetune.py --task esc50 --data DIR --out RUN …``."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
+
+from audio_datasets.catalog import get_task
+from audio_datasets.command import parse, run_command
+from audio_datasets.files import read_json
+from audio_datasets.task import read_task
+from kd.building import check_run_folder
+from kd.finetune_config import FinetuneConfig, decided_by_data, read_deciding
+from kd.finetune_job import Job, folder_name
+from kd.finetune_recipes import recipe_config
+from kd.finetune_results import RESULT_FILE
+from kd.splits import partitions
+from kd.threads import leave_a_core_to_the_workers
+from kd.transfer import start_from_run
+
+GUIDE = """\
+finetune.py carries a student over to a task. It needs:
+  --task NAME   esc50, fsd50k, openmic, dcase20; folder or manifest for your own sounds
+  --data DIR    the data set in its official layout; for folder: one sub-folder of audio files per class
+  --out RUN     a folder for checkpoints, metrics, predictions and the trained student
+and, to start from a trained student, one of:
+  --init RUN                            a run folder of kd pretrain (or of this command)
+  --student mn04 --weights mn04_as.pt   a student of the catalog with weights from a file
+All options: --help."""
+
+CHANGES_NOTHING = (
+    "resume",
+    "workers",
+    "out",
+    "fold",
+    "probe",
+    "probe_only",
+    "report",
+    "loop.keep_checkpoints",
+    "loop.checkpoint_every_steps",
+)
+"""Settings that a resumed run may have otherwise, since they do not change the result of a fold."""
+
+
+def finetune(config: FinetuneConfig, command: str = "") -> Path:
+    """Runs the fine-tuning described by ``config``, one student for each seed and fold, and returns the run folder.
+
+    The folder then holds ``config.json``, ``results.json`` and, for each seed and fold in a folder of its own where there
+    are several (docs/finetune.md), ``metrics.jsonl``, ``checkpoints/``, ``predictions.npz`` and the student. ``command`` is
+    what was typed, for the record.
+
+    Raises:
+        ValueError: data, weights or settings that do not fit together, or a run folder that is already in use.
+    """
+    torch.set_flush_denormal(True)
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.loop.gradient_accumulation_steps),
+    )
+    leave_a_core_to_the_workers(accelerator)
+    task = get_task(config.task)
+    clips, notes = read_task(task, config.data, config.missing_audio)
+    config = decided_by_data(config, task, clips)
+    parts, told = partitions(clips, folds=config.fold, test_share=config.test_share, valid_share=config.valid_share)
+    job = Job(config, task, clips, accelerator)
+    for note in (*notes, told, f"{len(clips)} clips, {config.clip_seconds:g} s each, loss {config.loss.loss}"):
+        accelerator.print(note)
+    if not config.is_pretrained:
+        accelerator.print(
+            f"{config.student} starts from scratch; --init or --weights would start from a trained student"
+        )
+    job.check(parts)
+    check_run_folder(config.out, config, resume=config.resume, accelerator=accelerator, changes_nothing=CHANGES_NOTHING)
+    if config.cache is not None:
+        job.read_from_cache(config.cache)
+    if config.probe or config.probe_only:
+        job.probe(parts, command)
+        if config.probe_only:
+            return config.out
+    runs = []
+    for seed in config.seeds:
+        for part in parts:
+            folder = config.out / folder_name(part, config.seeds, seed)
+            finished = folder / RESULT_FILE
+            runs.append(read_json(finished) if finished.exists() else job.train(folder, part, seed))
+    job.summarize(config.out, runs, command, "fine-tuned")
+    accelerator.end_training()
+    return config.out
+
+
+def configure(arguments: Sequence[str]) -> FinetuneConfig:
+    """The configuration of a command line: the recipe's for its task and student, and over it what is given.
+
+    Raises:
+        ValueError: an unknown task or recipe; an --init that holds no student.
+    """
+    given = read_deciding(arguments)
+    if None in (given.task, given.data, given.out):
+        return parse(FinetuneConfig, arguments, "kd finetune")  # says what is missing, or what there is (--help)
+    if given.init is not None and given.weights is not None:
+        raise ValueError("--weights and --init both say what to start from; leave one of the two out")
+    task = get_task(given.task)
+    trained: dict[str, Any] = {}
+    if given.init is not None:
+        start, card = start_from_run(given.init)
+        trained = {"student": start.name, "frontend": card.frontend, "init": given.init}
+    settings = {name: getattr(given, name) for name in ("student", "weights", "recipe", "epochs")}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    default = recipe_config(task, given.data, given.out, **{**settings, **trained})
+    return parse(FinetuneConfig, arguments, "kd finetune", default)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments:
+        print(GUIDE, file=sys.stderr)
+        return 2
+    return run_command(lambda: finetune(configure(arguments), shlex.join(["kd", "finetune", *arguments])))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,306 @@
+"""One fine-tuning call: its task's clips, what its students start from, and a student for each fold and seed."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from audio_datasets.files import write_json
+from audio_datasets.impulse_responses import load_impulse_responses
+from audio_datasets.messages import listed
+from audio_datasets.pcm_cache import CachedClips, fill_cache
+from audio_datasets.task import Task, TaskClips
+from kd.building import moving_average, package_versions, training_loader
+from kd.config import as_json, parse_options
+from kd.early_stopping import EarlyStopping
+from kd.finetune_config import FinetuneConfig, is_exclusive
+from kd.finetune_data import Hearing, TaskExamples, equal_batches
+from kd.finetune_objective import FinetuneObjective, balanced_weights
+from kd.finetune_results import (
+    PREDICTIONS_FILE,
+    RESULT_FILE,
+    VALIDATION_FILE,
+    headline,
+    metrics_of,
+    write_predictions,
+    write_results,
+)
+from kd.loop import Run, TrainState, create_optimizer, evaluated_student, fit, resume_state
+from kd.probe import probe_logits
+from kd.runlog import RunLog
+from kd.sampling import EpochBatches
+from kd.splits import Partition
+from kd.task_evaluation import ClipEvaluator
+from kd.transfer import Start, freeze, layer_groups, start_from_run, starting_student
+from students.blocks import Student
+from students.frontend import LogMel
+from students.weights import save_student
+from teacher_logits.store import LogitEnsemble
+
+
+def folder_name(part: Partition, seeds: Sequence[int], seed: int) -> str:
+    """Where one run lies in the whole: ``fold1``, ``seed0/fold1`` with several seeds, ``seed0``, or the folder itself."""
+    names = [f"seed{seed}"] if len(seeds) > 1 else []
+    return "/".join(names if part.fold is None else [*names, f"fold{part.fold}"]) or "."
+
+
+class Job:
+    """What the runs of one call share: the task's clips, what the student starts from, the teachers, the devices."""
+
+    def __init__(self, config: FinetuneConfig, task: Task, clips: TaskClips, accelerator: Accelerator) -> None:
+        self.config = config
+        self.task = task
+        self.clips = clips
+        self.accelerator = accelerator
+        self.exclusive = is_exclusive(task, clips)
+        self.hearing = Hearing(config.frontend.sample_rate_hz, config.clip_seconds, config.short_clips)
+        self.frontend = LogMel(config.frontend).to(accelerator.device)
+        self.start = read_start(config)
+        self._students: dict[int, Student] = {}
+        self.teachers = LogitEnsemble.open(config.logits) if config.logits else None
+        self.impulse_responses = ()
+        if config.task_augment.impulse_responses is not None:
+            self.impulse_responses = load_impulse_responses(
+                config.task_augment.impulse_responses, config.frontend.sample_rate_hz
+            )
+
+    def starting_student(self, seed: int) -> Student:
+        """A student as it starts, the same for every fold."""
+        if seed not in self._students:
+            self._students[seed] = starting_student(
+                self.start, self.clips.class_names, self.config.frontend, seed=seed, loss=self.config.loss.loss
+            )
+        return copy.deepcopy(self._students[seed])
+
+    def evaluator(self, rows: np.ndarray, description: str) -> ClipEvaluator:
+        return ClipEvaluator(
+            self.accelerator,
+            self.clips,
+            rows,
+            self.hearing,
+            self.frontend,
+            batch_size=self.config.eval_batch_size,
+            workers=self.config.workers,
+            description=description,
+        )
+
+    def read_from_cache(self, folder: Path) -> None:
+        """From now on waveforms come from a cache, which the main process fills if need be."""
+        rate = self.config.frontend.sample_rate_hz
+        with self.accelerator.main_process_first():
+            fill_cache(self.clips, folder, rate, self.accelerator.is_main_process)
+        self.clips = CachedClips(self.clips, folder, rate)
+
+    def probe(self, parts: Sequence[Partition], command: str) -> None:
+        """Fits the linear probe for each of ``parts`` and leaves its results in ``probe/``."""
+        evaluator = self.evaluator(np.arange(len(self.clips)), "embed")
+        seed, folder = self.config.seeds[0], self.config.out / "probe"
+        embeddings = evaluator.predict(self.starting_student(seed), lambda output: output.embedding)
+        runs = []
+        for part in parts:
+            logits = probe_logits(self.clips, part, embeddings, self.exclusive, self.config.probe_regularization)
+            runs.append(self.keep(folder / folder_name(part, [seed], seed), part, seed, logits))
+        self.summarize(folder, runs, command, "linear probe")
+
+    def train(self, folder: Path, part: Partition, seed: int) -> dict[str, Any]:
+        """One student from its start to its result on the test clips of ``part``."""
+        config, accelerator = self.config, self.accelerator
+        where = "" if folder == config.out else f"{folder.relative_to(config.out).as_posix()}: "
+        batches = self.batches(part, seed)
+        student = self.starting_student(seed)
+        frozen = freeze(student, config.freeze)
+        groups = layer_groups(student, config.layer_decay)
+        ema = moving_average(student, config.loop, accelerator)
+        examples = TaskExamples(
+            self.clips,
+            part.train,
+            self.hearing,
+            frontend=config.frontend,
+            augment=config.augment,
+            task_augment=config.task_augment,
+            impulse_responses=self.impulse_responses,
+            teachers=self.teachers,
+            teacher_temperature=config.distillation.teacher_temperature,
+            exclusive=config.loss.loss == "cross-entropy",
+            seed=seed,
+        )
+        loader = training_loader(examples, batches, config.workers, accelerator)
+        student, optimizer, loader = accelerator.prepare(
+            student, create_optimizer(student, config.optimizer, groups), loader
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        run = Run(folder, config.loop, config.optimizer, config.schedule)
+        log = RunLog(run.metrics_path, accelerator)
+        state = TrainState(student, optimizer, ema)
+        if resume_state(accelerator, state, run, log):
+            accelerator.print(f"{where}going on at epoch {state.epoch}, step {state.step_in_epoch}")
+
+        stopping = EarlyStopping(config.early_stopping, config.patience, folder, accelerator)
+        validate = None
+        if len(part.valid):
+            valid = self.evaluator(part.valid, "validate")
+
+            def validate(evaluated: nn.Module) -> dict[str, Any]:
+                metrics = metrics_of(self.clips, part, part.valid, valid.predict(evaluated), self.exclusive)
+                stopping.keep_if_best(metrics, evaluated, run.metrics_path)
+                return {name: value for name, value in metrics.items() if isinstance(value, float)}
+
+        def describe(batch: dict[str, Tensor]) -> str:
+            return f"Clips of the batch: {', '.join(self.clips.clip_id(row) for row in batch['row'].tolist())}"
+
+        objective = FinetuneObjective(
+            self.frontend,
+            config.loss.loss,
+            label_weight=config.distillation.label_weight,
+            label_smoothing=config.loss.label_smoothing,
+            class_weights=self.class_weights(part.train),
+            frozen=frozen,
+        )
+        fit(
+            accelerator, state, objective, batches, loader, run, log, validate, describe,
+            stop=lambda epochs: stopping.should_stop(run.metrics_path),
+        )  # fmt: skip
+        best = evaluated_student(state, accelerator)
+        stopping.load_best(best)
+        if len(part.valid):  # for what is chosen on them, such as thresholds
+            chosen_on = valid.predict(best)
+            if accelerator.is_main_process:
+                write_predictions(folder / VALIDATION_FILE, self.clips, part.valid, chosen_on, part)
+        logits = self.evaluator(part.test, "test").predict(best)
+        if accelerator.is_main_process:
+            save_student(folder, best, self.clips.class_names, config.frontend, self.provenance(part, seed, state))
+        result = self.keep(folder, part, seed, logits)
+        accelerator.free_memory()
+        return result
+
+    def check(self, parts: Sequence[Partition]) -> None:
+        """Says which classes lack clips; ValueError for what would stop a run later."""
+        if self.config.early_stopping is not None and not all(len(part.valid) for part in parts):
+            raise ValueError(
+                f"--early-stopping needs validation clips, and {self.task.name} has none; add --valid-share 0.1"
+            )
+        for seed in self.config.seeds:
+            self.starting_student(seed)
+        for part in parts:
+            where = "" if part.fold is None else f"fold {part.fold}: "
+            self.name_absent_classes(part, where)
+            self.check_teachers(part.train, where)
+            self.batches(part, self.config.seeds[0])
+
+    def batches(self, part: Partition, seed: int) -> EpochBatches:
+        """The training batches of an epoch, all of the same size."""
+        config = self.config
+        per_step = self.accelerator.num_processes * config.loop.gradient_accumulation_steps
+        in_pairs = config.augment.mixup_alpha > 0 or config.task_augment.freq_mixstyle > 0
+        clips_per_epoch = config.sampling.clips_per_epoch or len(part.train)
+        return EpochBatches(
+            self.clips,
+            part.train,
+            config.sampling,
+            batch_size=equal_batches(clips_per_epoch, config.loop.batch_size, per_step, in_pairs),
+            batches_per_step=per_step,
+            seed=seed,
+        )
+
+    def class_weights(self, rows: np.ndarray) -> Tensor | None:
+        if self.config.loss.class_weights == "none":
+            return None
+        targets, known = self.clips.targets(rows) > 0, self.clips.mask(rows)
+        weights = balanced_weights(
+            self.config.loss.loss,
+            torch.from_numpy((targets & known).sum(axis=0)),
+            torch.from_numpy((~targets & known).sum(axis=0)),
+        )
+        return weights.to(self.accelerator.device)
+
+    def name_absent_classes(self, part: Partition, where: str) -> None:
+        for rows, what in ((part.train, "training"), (part.test, "test")):
+            counts = (self.clips.targets(rows) * self.clips.mask(rows)).sum(axis=0)
+            absent = [name for name, count in zip(self.clips.class_names, counts, strict=True) if not count]
+            if absent:
+                self.accelerator.print(f"{where}{len(absent)} classes have no {what} clips: {listed(absent)}")
+
+    def check_teachers(self, rows: np.ndarray, where: str) -> None:
+        """ValueError if teachers have other classes, or lack clips that are not allowed to go without."""
+        if self.teachers is None:
+            return
+        missing = self.teachers.check_against(self.clips, rows)
+        if missing.any():
+            first = self.clips.clip_id(int(rows[missing][0]))
+            found = f"{where}{int(missing.sum())} of {len(rows)} training clips have no teacher logits (as {first!r})"
+            if self.config.missing_logits == "refuse":
+                raise ValueError(
+                    f"{found}; run the teacher over them (kd pack, kd teach), or train them on their labels with "
+                    "--missing-logits label-only"
+                )
+            self.accelerator.print(f"{found}; they are trained on their labels alone")
+
+    def provenance(self, part: Partition, seed: int, state: TrainState) -> dict[str, Any]:
+        """What ``student.json`` tells of how the weights came about."""
+        return {
+            "config": as_json(self.config),
+            "clip_seconds": self.config.clip_seconds,
+            "task": self.task.name,
+            "licence_of_the_data": self.task.licence,
+            "clips": self.clips.fingerprint,
+            "seed": seed,
+            "test_fold": part.fold,
+            "teachers": self.teachers.describe() if self.teachers is not None else [],
+            "steps": state.step,
+            "epochs": state.epoch,
+            "versions": package_versions(),
+        }
+
+    def audio(self, clip_id: str) -> bytes | None:
+        """A clip's file, for the players of the report; None if it is gone."""
+        path = self.clips.clips[self.clips.rows([clip_id])[0]].path
+        return path.read_bytes() if path.is_file() else None
+
+    def keep(self, folder: Path, part: Partition, seed: int, logits: np.ndarray) -> dict[str, Any]:
+        """Writes the predictions of a run and, last, its result, which marks it as finished."""
+        metrics = metrics_of(self.clips, part, part.test, logits, self.exclusive)
+        place = folder.relative_to(self.config.out).as_posix()
+        result = {"seed": seed, "fold": part.fold, "folder": place, "metrics": metrics}
+        if self.accelerator.is_main_process:
+            write_predictions(folder / PREDICTIONS_FILE, self.clips, part.test, logits, part)
+            write_json(folder / RESULT_FILE, result)
+            shown = " ".join(f"{name} {value:.4f}" for name, value in metrics.items() if isinstance(value, float))
+            print(shown if place == "." else f"{place}: {shown}")
+        self.accelerator.wait_for_everyone()
+        return result
+
+    def summarize(self, folder: Path, runs: Sequence[dict[str, Any]], command: str, what: str) -> None:
+        """Writes ``results.json`` of several runs and prints the headline."""
+        metric = self.task.metric or ("accuracy" if self.exclusive else "mAP")
+        found = headline(metric, runs)
+        if self.accelerator.is_main_process:
+            write_results(folder, self.config, self.clips, runs, found, command, what, self.exclusive)
+            spread = f" ± {found['std']:.4f} over {found['spread_over']}" if found["std"] is not None else ""
+            print(f"{what}: {metric} {found['mean']:.4f}{spread} ({folder / 'results.json'})")
+            if self.config.report:
+                from kd.report import write_report  # here, since it brings matplotlib
+
+                print(f"report: {write_report(folder, self.audio)}")
+        self.accelerator.wait_for_everyone()
+
+
+def read_start(config: FinetuneConfig) -> Start:
+    """What the students of a run start from.
+
+    Raises:
+        ValueError: a run folder without a student, or settings that are not that student's.
+    """
+    options = parse_options(config.student_options)
+    if config.init is None:
+        return Start(config.student, options, config.weights)
+    start, card = start_from_run(config.init)
+    wrong = {name: value for name, value in options.items() if start.options.get(name) != value}
+    if config.student != start.name or wrong:
+        found = f"--student {config.student}" if config.student != start.name else f"--student-options {wrong}"
+        raise ValueError(f"{config.init} holds a {start.name} with the options {card.config.options}; found {found}")
+    return start

@@ -1,0 +1,52 @@
+"""What a student says of whole clips: the mean over the windows that cover each."""
+
+from collections.abc import Callable
+
+import numpy as np
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from audio_datasets.task import TaskClips
+from kd.evaluation import predict_logits
+from kd.finetune_data import EvaluationWindows, Hearing
+from students.blocks import StudentOutput
+from students.frontend import LogMel
+
+
+class ClipEvaluator:
+    """Applies students to chosen clips of a task, with any number of processes; may be called again and again."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        clips: TaskClips,
+        rows: np.ndarray,
+        hearing: Hearing,
+        frontend: LogMel,
+        *,
+        batch_size: int,
+        workers: int,
+        description: str,
+    ) -> None:
+        self.accelerator = accelerator
+        self.frontend = frontend
+        self.description = description
+        self.windows = EvaluationWindows(clips, rows, hearing)
+        self.loader = accelerator.prepare(
+            DataLoader(self.windows, batch_size, num_workers=workers, pin_memory=accelerator.device.type == "cuda")
+        )
+
+    def predict(
+        self, student: nn.Module, choose: Callable[[StudentOutput], Tensor] = lambda output: output.logits
+    ) -> np.ndarray:
+        """Logits (or what else ``choose`` takes from the output) of each clip, (rows, columns) float32."""
+        student = student.to(self.accelerator.device).eval()
+        values = predict_logits(
+            self.accelerator,
+            lambda waveform: choose(student(self.frontend(waveform))),
+            self.loader,
+            len(self.windows),
+            self.description,
+        )
+        return self.windows.mean_of_clips(values)

@@ -1,0 +1,316 @@
+"""`kd finetune` on small data sets in their official layouts: results, folds, resuming, options and wrong input."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from audio_datasets.catalog import get_task
+from audio_datasets.task import read_task
+from kd.checkpoint import checkpoints
+from kd.finetune import configure, main
+from kd.runlog import read_metrics
+from kd.splits import partitions
+from students import create_student
+from students.frontend import LogMelConfig
+from students.weights import load_student, save_student
+from teacher_logits.passt import load_passt
+from teacher_logits.store import write_logit_store
+
+FINETUNE = str(Path(__file__).parents[2] / "kd" / "finetune.py")
+
+# Two steps for each run: one epoch for one step each.
+SHORT = ["--student", "mn01", "--epochs", "2", "--workers", "0", "--clip-seconds", "0.4", "--eval-batch-size", "4"]
+SHORT.append("--no-report")
+
+
+def arguments(task: str, data: Path, out: Path, *more: str) -> list[str]:
+    return ["--task", task, "--data", str(data), "--out", str(out), *SHORT, *more]
+
+
+def results(out: Path) -> dict[str, Any]:
+    return json.loads((out / "results.json").read_text())
+
+
+HEADLINES = {"esc50": "accuracy", "fsd50k": "mAP", "openmic": "mAP", "dcase20": "macro_accuracy", "folder": "accuracy"}
+
+
+@pytest.mark.parametrize("task", HEADLINES)
+def test_every_task_trains_two_steps_and_evaluates(
+    task: str, make_task_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    data, out = make_task_folder(task), tmp_path / "run"
+    assert main(arguments(task, data, out, *(["--fold", "2"] if task == "esc50" else []))) == 0
+    found = results(out)
+    assert found["headline"]["metric"] == HEADLINES[task]
+    assert 0.0 <= found["headline"]["mean"] <= 1.0
+    (run,) = found["runs"]
+    folder = out / run["folder"]
+    assert len(read_metrics(folder / "metrics.jsonl", "train")) == 2
+    with np.load(folder / "predictions.npz", allow_pickle=False) as arrays:
+        predictions = dict(arrays)
+    assert predictions["logits"].shape == predictions["targets"].shape == predictions["mask"].shape
+    assert np.isfinite(predictions["logits"]).all()
+    student, card = load_student(folder)
+    assert list(card.class_names) == predictions["class_names"].tolist() == found["class_names"]
+    assert student.config.name == "mn01"
+    shown = capsys.readouterr().out
+    if task == "fsd50k":  # "Rain" occurs only in the evaluation clips
+        assert "1 classes have no training clips: 'Rain'" in shown
+        assert len(predictions["clip_ids"]) == 3  # that of 30 s counts once
+        assert (folder / "validation_predictions.npz").exists()
+    if task == "openmic":
+        assert not predictions["mask"].all()
+    if task == "dcase20":
+        assert set(run["metrics"]["devices"]) == {"a", "s1", "s4"}
+        assert not run["metrics"]["devices"]["s4"]["seen"]
+        np.testing.assert_array_equal(predictions["device_seen"], predictions["device"] != "s4")
+        assert run["metrics"]["unseen_devices"]["clips"] == 2
+    if task == "folder":
+        assert "single-label" in shown
+        assert run["folder"] == "."
+
+
+def test_folds_start_alike_and_test_on_other_recordings(
+    make_task_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is carried over: the weights before the first step are the same in every fold."""
+    starts = []
+
+    def remember(*arguments: Any, **settings: Any) -> None:
+        student = arguments[1].student
+        starts.append({name: value.clone() for name, value in student.state_dict().items()})
+
+    monkeypatch.setattr("kd.finetune_job.fit", remember)
+    data, out = make_task_folder("esc50"), tmp_path / "run"
+    assert main(arguments("esc50", data, out)) == 0
+    assert len(starts) == 3
+    for other in starts[1:]:
+        assert all(torch.equal(starts[0][name], other[name]) for name in starts[0])
+
+    clips, _ = read_task(get_task("esc50"), data)
+    tested = []
+    for part in partitions(clips)[0]:
+        sides = [{clips.clip_id(row) for row in rows} for rows in (part.train, part.test)]
+        groups = [{clips.clips[row].group for row in rows} for rows in (part.train, part.test)]
+        assert not sides[0] & sides[1]
+        assert not groups[0] & groups[1]
+        tested += sorted(sides[1])
+    assert sorted(tested) == sorted(clips.clip_ids)
+    found = results(out)
+    assert [run["folder"] for run in found["runs"]] == ["fold1", "fold2", "fold3"]
+    assert found["headline"]["spread_over"] == "folds"
+    assert found["headline"]["values"] == [run["metrics"]["accuracy"] for run in found["runs"]]
+
+
+def test_a_run_that_is_resumed_keeps_finished_folds_and_ends_bit_for_bit(
+    make_task_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    data, whole, resumed = make_task_folder("esc50"), tmp_path / "whole", tmp_path / "resumed"
+    options = ["--batch-size", "4", "--keep-checkpoints", "9", "--checkpoint-every-steps", "1"]
+    assert main(arguments("esc50", data, whole, "--fold", "1", "2", *options)) == 0
+    assert main(arguments("esc50", data, resumed, "--fold", "1", *options)) == 0
+    first = (resumed / "fold1" / "student.safetensors").stat().st_mtime_ns
+    # Fold 2 as a kill leaves it: inside the first epoch, with nothing finished.
+    assert main(arguments("esc50", data, resumed, "--fold", "2", "--resume", *options)) == 0
+    for name in ("result.json", "predictions.npz", "student.safetensors", "student.json"):
+        (resumed / "fold2" / name).unlink()
+    for path in checkpoints(resumed / "fold2" / "checkpoints")[1:]:
+        for file in path.iterdir():
+            file.unlink()
+        path.rmdir()
+    assert main(arguments("esc50", data, resumed, "--fold", "1", "2", "--resume", *options)) == 0
+    assert (resumed / "fold1" / "student.safetensors").stat().st_mtime_ns == first
+    left, right = (load_file(out / "fold2" / "student.safetensors") for out in (whole, resumed))
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert (whole / "fold2" / "metrics.jsonl").read_text() == (resumed / "fold2" / "metrics.jsonl").read_text()
+    assert results(whole)["runs"] == results(resumed)["runs"]
+    assert results(whole)["headline"] == results(resumed)["headline"]
+
+
+def test_a_student_of_another_task_is_carried_over(make_task_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """Its name, options and front end come with it; only the layer that gives the classes is new."""
+    source = tmp_path / "pretrained"
+    with torch.random.fork_rng():
+        student = create_student("mn01", 7, dropout=0.1)
+    save_student(source, student, [f"class {index}" for index in range(7)], LogMelConfig(fmax_hz=14000.0))
+    data, out = make_task_folder("folder"), tmp_path / "run"
+    options = ["--init", str(source), "--freeze", "backbone", "--probe"]
+    assert main([*arguments("folder", data, out, *options)]) == 0
+    tuned, card = load_student(out)
+    assert card.frontend.fmax_hz == 14000.0
+    assert tuned.config.options["dropout"] == 0.1
+    before, after = student.state_dict(), tuned.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("features."))
+    assert not torch.equal(before["classifier.2.weight"], after["classifier.2.weight"])
+    probe = json.loads((out / "probe" / "results.json").read_text())
+    assert probe["runs"][0]["metrics"]["accuracy"] >= 0.0
+    assert (out / "probe" / probe["runs"][0]["folder"] / "predictions.npz").exists()
+
+
+def test_passt_is_fine_tuned_like_a_student(make_task_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """With patchout in training; its run folder is a start again."""
+    data, first, second = make_task_folder("folder"), tmp_path / "first", tmp_path / "second"
+    small = ["--student", "passt_tiny", "--student-options", "width=64", "depth=2", "heads=1", "patchout_patches=4"]
+    assert main([*arguments("folder", data, first), *small]) == 0
+    network, card = load_passt(first)
+    assert card.class_names == ("fan", "pump")
+    options = ["--init", str(first), "--freeze", "backbone", "--layer-decay", "0.5", "--probe"]
+    again = [option for option in arguments("folder", data, second, *options) if option not in ("--student", "mn01")]
+    assert main(again) == 0
+    tuned = load_passt(second)[0].state_dict()
+    before = network.state_dict()
+    changed = {name.split(".")[0] for name in tuned if not torch.equal(before[name], tuned[name])}
+    assert changed == {"head"}
+
+
+def test_options_for_small_data(make_task_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """All of them at once, and several seeds."""
+    data, out = make_task_folder("esc50", per_fold=4), tmp_path / "run"
+    responses = tmp_path / "responses"
+    from_esc50 = data / "audio" / "2-2000-A-0.wav"
+    responses.mkdir()
+    (responses / "phone.wav").write_bytes(from_esc50.read_bytes())
+    options = (
+        "--fold 1 --seeds 0 5 --valid-share 0.34 --early-stopping accuracy --patience 1 --layer-decay 0.5 "
+        "--class-weights balanced --label-smoothing 0.1 --sampler balanced --time-masks 1 --frequency-masks 2 "
+        f"--freq-mixstyle 0.5 --impulse-responses {responses} --freeze batch-norm --ema-decay 0.5 "
+        f"--cache {tmp_path / 'cache'}"
+    )
+    assert main(arguments("esc50", data, out, *options.split())) == 0
+    found = results(out)
+    assert [run["folder"] for run in found["runs"]] == ["seed0/fold1", "seed5/fold1"]
+    assert found["headline"]["spread_over"] == "seeds"
+    assert len(found["headline"]["values"]) == 2
+    assert found["headline"]["std"] is not None
+    validations = read_metrics(out / "seed0" / "fold1" / "metrics.jsonl", "validation")
+    best = max(validations, key=lambda record: record["accuracy"])
+    assert best["accuracy"] >= validations[-1]["accuracy"]
+    assert (out / "seed0" / "fold1" / "best.safetensors").exists()
+
+
+def write_own_logits(path: Path, ids: list[str], class_names: tuple[str, ...]) -> Path:
+    write_logit_store(
+        path,
+        clip_ids=ids,
+        audio_digests=np.zeros((len(ids), 16), dtype=np.uint8),
+        logit_blocks=[np.eye(len(class_names), dtype=np.float16)[[len(clip_id) % 2 for clip_id in ids]]],
+        class_names=class_names,
+        teacher={"name": "own", "fingerprint": "0" * 32},
+        clip_store_fingerprint="0" * 32,
+    )
+    return path
+
+
+def test_own_teacher_logits(
+    make_task_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    data = make_task_folder("folder")
+    clips, _ = read_task(get_task("folder"), data)
+    whole = write_own_logits(tmp_path / "whole.h5", clips.clip_ids, clips.class_names)
+    assert main(arguments("folder", data, tmp_path / "run", "--logits", str(whole))) == 0
+    assert "distillation_loss" in read_metrics(tmp_path / "run" / "metrics.jsonl", "train")[0]
+    part = write_own_logits(tmp_path / "part.h5", clips.clip_ids[:3], clips.class_names)
+    capsys.readouterr()
+    assert main(arguments("folder", data, tmp_path / "other", "--logits", str(part))) == 2
+    assert "training clips have no teacher logits" in capsys.readouterr().err
+    other = write_own_logits(tmp_path / "other.h5", clips.clip_ids, ("fan", "tap"))
+    assert main(arguments("folder", data, tmp_path / "other", "--logits", str(other))) == 2
+    assert "'pump'" in capsys.readouterr().err
+
+
+def test_defaults_are_the_published_ones() -> None:
+    def chosen(line: str) -> tuple[float, int, int]:
+        config = configure([*line.split(), "--data", "x", "--out", "y"])
+        return config.optimizer.learning_rate, config.loop.batch_size, config.loop.epochs
+
+    pretrained = "--weights w.pt --student"
+    assert chosen(f"--task esc50 {pretrained} mn04") == (6e-5, 128, 80)
+    assert chosen(f"--task esc50 {pretrained} dymn04") == (4e-5, 64, 80)
+    assert chosen(f"--task fsd50k {pretrained} mn10") == (7e-5, 64, 80)
+    assert chosen(f"--task fsd50k {pretrained} dymn_m") == (4e-5, 32, 80)
+    assert chosen(f"--task openmic {pretrained} mn10") == (1e-5, 64, 80)
+    assert chosen(f"--task openmic {pretrained} dymn10") == (2e-5, 32, 80)
+    assert chosen(f"--task dcase20 {pretrained} mn10") == (8e-4, 64, 80)
+    assert chosen(f"--task dcase20 {pretrained} dymn10") == (3e-4, 32, 80)
+    assert chosen("--task fsd50k --student mergenet32 --recipe mergenet") == (1e-3, 8, 30)
+    assert chosen("--task esc50 --student mergenet32 --recipe mergenet") == (1e-3, 8, 10)
+    assert chosen(f"--task esc50 {pretrained} mergenet32 --recipe mergenet") == (1e-3, 8, 5)
+    assert chosen(f"--task esc50 {pretrained} mn04 --epochs 8 --batch-size 16 --learning-rate 1e-4") == (1e-4, 16, 8)
+    shared = configure(["--task", "esc50", "--data", "x", "--out", "y", "--epochs", "40"])
+    assert (shared.schedule.warmup_epochs, shared.schedule.ramp_down_epochs) == (5.0, 32.5)
+    assert (shared.augment.gain_db, shared.augment.roll_seconds, shared.optimizer.weight_decay) == (7.0, 0.125, 0.0)
+    heard = configure(["--task", "fsd50k", "--student", "mergenet32", "--data", "x", "--out", "y"])
+    assert heard.frontend.sample_rate_hz == 16000
+
+
+WRONG = {
+    "unknown task": ("--task esc500 --data x", "esc500"),
+    "no task": ("--data x", "--task"),
+    "no such data": ("--task esc50 --data absent", "meta/esc50.csv"),
+    "unknown student": ("--task esc50 --data esc50 --student mn99", "mn99"),
+    "unknown recipe": ("--task esc50 --data esc50 --recipe cake", "dymn, mergenet"),
+    "no such fold": ("--task esc50 --data esc50 --fold 9", "folds are [1, 2, 3]"),
+    "no such run": ("--task esc50 --data esc50 --init absent", "student.json"),
+    "no such weights": ("--task esc50 --data esc50 --student mn01 --weights absent.pt", "absent.pt"),
+    "both starts": ("--task esc50 --data esc50 --weights a.pt --init b", "leave one"),
+    "no validation clips": ("--task esc50 --data esc50 --early-stopping accuracy", "--valid-share"),
+    "unknown metric": ("--task esc50 --data esc50 --valid-share 0.2 --early-stopping mAP", "accuracy"),
+    "wrong loss": ("--task openmic --data openmic --loss cross-entropy", "bce"),
+    "wrong value": ("--task esc50 --data esc50 --epochs 0", "epochs"),
+    "folds where there are none": ("--task dcase20 --data dcase20 --fold 1", "fold"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_plain_message(
+    case: str,
+    make_task_folder: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line, expected = WRONG[case]
+    options = line.split()
+    name = options[options.index("--data") + 1]
+    if name in HEADLINES:
+        make_task_folder(name)
+    (tmp_path / "data").mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path / "data")
+    with pytest.raises(SystemExit) as stopped:
+        sys.exit(main([*options, "--out", "run", "--workers", "0"]))
+    assert stopped.value.code == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert expected in shown
+    assert "Traceback" not in shown
+    assert not Path("run").exists()
+
+
+def test_a_run_folder_in_use_is_not_written_over(
+    make_task_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    data, out = make_task_folder("folder"), tmp_path / "run"
+    assert main(arguments("folder", data, out)) == 0
+    assert main(arguments("folder", data, out)) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main(arguments("folder", data, out, "--resume", "--learning-rate", "0.5")) == 2
+    assert "learning_rate" in capsys.readouterr().err
+
+
+def test_as_a_script_with_a_worker(
+    make_task_folder: Callable[..., Path], tmp_path: Path, environment: dict[str, str]
+) -> None:
+    data, out = make_task_folder("folder", clips=3), tmp_path / "run"
+    more = ["--workers", "1", "--epochs", "1", "--report"]
+    command = [sys.executable, FINETUNE, *arguments("folder", data, out, *more)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "accuracy" in done.stdout
+    assert "<html" in (out / "report.html").read_text()
