@@ -8,7 +8,7 @@ other gains and jittered mel bands, and mixup. Rows differ in what the student i
 
 - labels: what the recording is labelled with;
 - plain offline logits: also the teacher's logits of the whole recording, stored once (views are drawn anew in each epoch);
-- consistent views: also the teacher's logits of the part, stored once for V parts of each recording, which are all that is shown.
+- consistent views: also the teacher's logits of the part, stored once for V parts of each recording, which are all that is shown (other parts for each seed).
 
 It evaluates on the whole recordings of folds 3 to 5 and prints a Markdown table with mean and sample standard deviation over the
 seeds. A run that was stopped goes on. The table goes to docs/results.md.
@@ -65,10 +65,10 @@ def main() -> None:
     )
     teach = ("teach", "--clips", clips, "--teacher", checkpoint, "--name", "mn04", "--out")
     kd(*teach, config.out / "whole")
-    for count in config.views:
+    for count, seed in itertools.product(config.views, config.seeds):
         kd(
-            *(*teach, config.out / f"views-{count}", "--views", count, "--view-seconds", VIEW_SECONDS),
-            *("--view-roll-seconds", ROLL_SECONDS, "--view-gain-db", GAIN_DB),
+            *(*teach, config.out / f"views-{count}-{seed}", "--views", count, "--view-seconds", VIEW_SECONDS),
+            *("--view-roll-seconds", ROLL_SECONDS, "--view-gain-db", GAIN_DB, "--view-seed", seed),
         )
 
     own = ("--crop", "random", "--roll-seconds", ROLL_SECONDS, "--gain-db", GAIN_DB)
@@ -76,13 +76,9 @@ def main() -> None:
     arms = {
         "labels": (*own, "--label-weight", 1),
         "labels and plain offline logits": (*own, *taught, config.out / "whole" / "mn04.h5"),
-        **{
-            f"labels and consistent views, V = {count}": (
-                *("--views", "stored", *taught, config.out / f"views-{count}" / "mn04.h5"),
-            )
-            for count in config.views
-        },
+        **{f"labels and consistent views, V = {count}": ("--views", "stored", *taught) for count in config.views},
     }
+    views_of = {f"labels and consistent views, V = {count}": f"views-{count}" for count in config.views}
 
     def train(job: tuple[int, str]) -> dict:
         seed, arm = job
@@ -91,6 +87,7 @@ def main() -> None:
             *("pretrain", "--clips", clips, "--folds", 1, 2, "--out", run, "--student", config.student, "--seed", seed),
             *("--epochs", config.epochs, "--batch-size", config.batch_size, "--learning-rate", config.learning_rate),
             *("--clip-seconds", VIEW_SECONDS, "--workers", 0, "--log-every-steps", 50, "--resume", *arms[arm]),
+            *((config.out / f"{views_of[arm]}-{seed}" / "mn04.h5",) if arm in views_of else ()),
         )
         results = run / "folds345.json"
         kd(
