@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Literal
@@ -27,7 +27,7 @@ from audio_datasets import audio as audio_codec
 from audio_datasets.class_lists import check_class_names, read_class_names, read_label_map
 from audio_datasets.clip_store import ClipRecord, ClipStore, concatenate, write_clip_store
 from audio_datasets.command import parse, progress, run_command
-from audio_datasets.files import digest_of, flush_folder, read_json, write_json, written_aside
+from audio_datasets.files import digest_of, digest_of_pieces, flush_folder, read_json, write_json, written_aside
 from audio_datasets.manifest import ManifestRow, manifest_path, write_manifest
 from audio_datasets.messages import listed
 from audio_datasets.sources import Source, SourceClip, describe, read_source
@@ -253,15 +253,11 @@ def _plan(
 
     The digest leaves out times, so that the same files give the same store.
     """
-    descriptions = [
-        _described(clip) | {"bytes": size, "class_names": clip.class_names}
-        for clip, (size, _) in zip(clips, sizes, strict=True)
-    ]
     options = {
         "audio": config.audio,
         "sample_rate_hz": config.stored_rate_hz,
         "class list": digest_of(*class_names),
-        "labels, files and their sizes": digest_of(json.dumps(descriptions)),
+        "labels, files and their sizes": _digest_of_clips(clips, sizes),
     }
     source_digest = digest_of(json.dumps(options, sort_keys=True))
     plan = options | {
@@ -273,12 +269,24 @@ def _plan(
     return plan, source_digest
 
 
-def _described(clip: LabelledClip) -> dict:
-    """What the source says about a clip. Not the path itself: a source that was moved as a whole is the same source."""
-    description = asdict(clip.source) | {"path": None}
-    if clip.source.seconds is None:
-        del description["seconds"]  # stores that were packed before there were listed lengths keep their digest
-    return description
+def _digest_of_clips(clips: Sequence[LabelledClip], sizes: Sequence[tuple[int, int]]) -> str:
+    """``digest_of`` the JSON list of what the source says about every clip, with file sizes and classes.
+
+    The list is made piece by piece, and twice, since a digest begins with the length: for millions of clips it would not
+    fit in memory.
+    """
+
+    def pieces() -> Iterator[bytes]:
+        for index, (clip, (size, _)) in enumerate(zip(clips, sizes, strict=True)):
+            description = {field.name: getattr(clip.source, field.name) for field in fields(clip.source)}
+            # Not the path itself: a source that was moved as a whole is the same source.
+            description |= {"path": None, "bytes": size, "class_names": clip.class_names}
+            if clip.source.seconds is None:
+                del description["seconds"]  # stores that were packed before there were listed lengths keep their digest
+            yield f"{', ' if index else '['}{json.dumps(description)}".encode()
+        yield b"]" if clips else b"[]"
+
+    return digest_of_pieces(pieces)
 
 
 def _already_packed(store_path: Path, source_digest: str, missing: int) -> PackResult | None:
