@@ -78,7 +78,9 @@ class ClipStore:
         Raises ValueError, with the path, if the file is missing, truncated, no clip store or of another class list.
         """
         store = cls(Path(path), None if class_names is None else check_class_names(class_names))
-        store._contents  # noqa: B018 - opening is the check
+        contents = store._contents  # opening is most of the check
+        if isinstance(contents, _ForeignContents):
+            contents.check_ids()
         return store
 
     def __getstate__(self) -> dict:
@@ -135,9 +137,13 @@ class ClipStore:
         """All ids in row order. Made anew on each call: O(n) time and memory."""
         return decode_ids(self._contents.ids)
 
+    def find(self, clip_ids: Sequence[str]) -> np.ndarray:
+        """The rows of these clips, int64 (k,); -1 for an id that is not there."""
+        return find_ids(self._contents.ids, self._contents.order, clip_ids)
+
     def rows(self, clip_ids: Sequence[str]) -> np.ndarray:
         """The rows of these clips, int64 (k,); ValueError that names the ids that are not there."""
-        rows = find_ids(self._contents.ids, self._contents.order, clip_ids)
+        rows = self.find(clip_ids)
         if (rows < 0).any():
             missing = [clip_ids[index] for index in np.flatnonzero(rows < 0)]
             raise ValueError(f"{len(missing)} of {len(rows)} clip ids are not in {self.path}: {listed(missing)}")
@@ -347,6 +353,12 @@ class _ForeignContents:
     def order(self) -> np.ndarray:
         return id_order(self.ids)
 
+    def check_ids(self) -> None:
+        """ValueError for a name that is there twice. Sorts all names: once is enough, not in every worker."""
+        in_order = self.ids[self.order]
+        if (in_order[1:] == in_order[:-1]).any():
+            raise ValueError(f"{self._file.filename}: audio_name must hold each name once")
+
     def packed_targets(self, rows: np.ndarray) -> np.ndarray:
         if isinstance(self._targets, np.ndarray):
             return self._targets[rows]
@@ -378,11 +390,13 @@ def _foreign_class_names(path: Path, class_names: tuple[str, ...] | None) -> tup
 
 
 def _foreign_ids(path: Path, names: h5py.Dataset) -> np.ndarray:
+    if names.ndim == 1 and names.dtype.kind == "S" and is_mappable(names):
+        return map_array(names.file, names.name)
     ids = names[:]
     if ids.dtype.kind != "S":
         ids = np.array([name if isinstance(name, bytes) else str(name).encode("utf-8") for name in ids])
-    if ids.ndim != 1 or ids.dtype.kind != "S" or len(np.unique(ids)) < len(ids):
-        raise ValueError(f"{path}: audio_name must hold one name per clip, each once")
+    if ids.ndim != 1 or ids.dtype.kind != "S":
+        raise ValueError(f"{path}: audio_name must hold one name per clip; found {names.dtype} {names.shape}")
     return ids
 
 
