@@ -87,7 +87,7 @@ def import_logits(config: ImportConfig) -> LogitStore:
         config.out,
         clip_ids=ids,
         audio_digests=np.zeros((len(ids), DIGEST_BYTES), dtype=np.uint8),
-        logit_blocks=_blocks(array, rows, ids, config),
+        logit_blocks=_blocks(rows, ids, config),
         class_names=class_names,
         teacher=describe_teacher(config),
         clip_store_fingerprint=clips.fingerprint if clips is not None else "unknown",
@@ -258,12 +258,14 @@ class _NameTable:
         return find_ids(self._encoded, self._order, names)
 
 
-def _blocks(array: np.ndarray, rows: np.ndarray, ids: Sequence[str], config: ImportConfig) -> Iterator[np.ndarray]:
+def _blocks(rows: np.ndarray, ids: Sequence[str], config: ImportConfig) -> Iterator[np.ndarray]:
     """float16 (k, C): the rows in this order, a block at a time."""
     with progress(total=len(rows), desc="importing", unit="clip") as bar:
         for start in range(0, len(rows), ROWS_PER_BLOCK):
             part = slice(start, start + ROWS_PER_BLOCK)
-            values, part_ids = np.asarray(array[rows[part]], dtype=np.float32), ids[part]
+            # Mapped anew for each block: what has been read stays in the memory of whoever keeps the map.
+            values = np.load(config.logits, mmap_mode="r")[rows[part]].astype(np.float32)
+            part_ids = ids[part]
             probable = ((values >= 0) & (values <= 1)).all(axis=1)
             if config.probabilities:
                 if not probable.all():

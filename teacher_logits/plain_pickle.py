@@ -141,6 +141,8 @@ def _call(stack: list) -> None:
             stack.append(int.from_bytes(content, order, signed=kind.code[0] == "i"))
         case _Name("_codecs encode"), (str(text), "latin1"):  # how older protocols write bytes
             stack.append(text.encode("latin1"))
+        case _Name("__builtin__ bytes" | "builtins bytes"), ():
+            stack.append(b"")
         case _:
             named = function.text.replace(" ", ".") if isinstance(function, _Name) else type(function).__name__
             raise ValueError(f"it would call {named}; nothing was executed")
