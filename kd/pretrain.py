@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +15,6 @@ import torch
 import tyro
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -24,10 +22,10 @@ from audio_datasets.augment import AugmentConfig
 from audio_datasets.class_lists import read_class_names
 from audio_datasets.clip_store import ClipStore
 from audio_datasets.command import parse, run_command
-from audio_datasets.files import read_json, write_json
 from audio_datasets.joined import AnyClips, open_clips
 from audio_datasets.manifest import select_rows
-from kd.config import as_json, differences, parse_options
+from kd.building import check_run_folder, moving_average, package_versions, training_loader
+from kd.config import as_json, parse_options
 from kd.dry_run import estimate
 from kd.evaluation import evaluation_loader, predict_logits
 from kd.loop import LoopConfig, OptimizerConfig, Run, TrainState, create_optimizer, evaluated_student, fit, resume_state
@@ -198,9 +196,7 @@ def prepare(config: PretrainConfig, accelerator: Accelerator) -> Training:
         student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
 
     frontend = LogMel(config.frontend).to(accelerator.device)
-    ema = None
-    if config.loop.ema_decay is not None:
-        ema = ModelEmaV3(student, decay=config.loop.ema_decay, device=accelerator.device)
+    ema = moving_average(student, config.loop, accelerator)
     dataset = TrainingClips(
         clips,
         teachers,
@@ -210,13 +206,7 @@ def prepare(config: PretrainConfig, accelerator: Accelerator) -> Training:
         seed=config.seed,
         views=teachers.views if teachers and config.views == "stored" else None,
     )
-    loader = DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=config.workers,
-        persistent_workers=config.workers > 0,
-        pin_memory=accelerator.device.type == "cuda",
-    )
+    loader = training_loader(dataset, batches, config.workers, accelerator)
     student, optimizer, loader = accelerator.prepare(student, create_optimizer(student, config.optimizer), loader)
     return Training(
         clips,
@@ -244,7 +234,7 @@ def pretrain(config: PretrainConfig) -> Path:
     """
     accelerator = create_accelerator(config)
     training = prepare(config, accelerator)
-    check_run_folder(config, accelerator)
+    check_run_folder(config.out, config, resume=config.resume, accelerator=accelerator, changes_nothing=CHANGES_NOTHING)
 
     clips, state, batches = training.clips, training.state, training.batches
     run = Run(config.out, config.loop, config.optimizer, config.schedule)
@@ -407,25 +397,6 @@ def student_options(config: PretrainConfig) -> dict[str, Any]:
     return options
 
 
-def check_run_folder(config: PretrainConfig, accelerator: Accelerator) -> None:
-    """Writes ``config.json``, or checks that a resumed run has the configuration that it began with.
-
-    Raises:
-        ValueError: a folder with a run in it and no ``--resume``, or a setting that would change the result.
-    """
-    path = config.out / "config.json"
-    new = as_json(config)
-    if path.exists():
-        if not config.resume:
-            raise ValueError(f"{config.out} holds a run already; go on with it by --resume, or choose another --out")
-        changed = differences(read_json(path), new, CHANGES_NOTHING)
-        if changed:
-            raise ValueError(f"{config.out} was begun with another configuration:\n  " + "\n  ".join(changed))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        write_json(path, new)
-
-
 def provenance(
     config: PretrainConfig, clips: AnyClips, teachers: LogitEnsemble | None, state: TrainState
 ) -> dict[str, Any]:
@@ -437,7 +408,7 @@ def provenance(
         "teachers": teachers.describe() if teachers is not None else [],
         "steps": state.step,
         "epochs": state.epoch,
-        "versions": {name: version(name) for name in ("audio-kd", "torch", "torchaudio", "timm", "accelerate")},
+        "versions": package_versions(),
     }
 
 
