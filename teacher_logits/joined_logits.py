@@ -78,8 +78,9 @@ class JoinedLogits:
 
     @property
     def clip_store_fingerprint(self) -> str:
-        """That of the clip stores, joined in this order (``JoinedClips.fingerprint``)."""
-        return digest_of(*(store.clip_store_fingerprint for store in self.stores))
+        """That of the clip stores that the teacher heard, joined (``JoinedClips.fingerprint``); of one store, its own."""
+        different = sorted({store.clip_store_fingerprint for store in self.stores})
+        return different[0] if len(different) == 1 else digest_of(*different)
 
     @property
     def fingerprint(self) -> str:

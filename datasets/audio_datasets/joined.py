@@ -64,8 +64,8 @@ class JoinedClips:
 
     @property
     def fingerprint(self) -> str:
-        """32 hexadecimal digits over the stores' fingerprints in their order."""
-        return digest_of(*(store.fingerprint for store in self.stores))
+        """32 hexadecimal digits over the stores' fingerprints, in whatever order they are joined."""
+        return digest_of(*sorted(store.fingerprint for store in self.stores))
 
     # -- Ids and targets
 

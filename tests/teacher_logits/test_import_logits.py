@@ -96,7 +96,7 @@ def test_ids_of_clip_stores_are_taken_over(published: Path, capsys: pytest.Captu
     assert "0 of 2 clips" in capsys.readouterr().err
 
     assert run(published, "--clips", str(a), "--overwrite") == 0
-    verify(VerifyConfig(logits=(str(published / "teacher.h5"),), clips=a))
+    verify(VerifyConfig(logits=(str(published / "teacher.h5"),), clips=(a,)))
     assert not LogitEnsemble.open([published / "teacher.h5"]).check_against(ClipStore.open(a)).any()
 
 

@@ -4,12 +4,14 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
-from audio_datasets.clip_store import ClipStore
+from audio_datasets.clip_store import ClipRecord, ClipStore, write_clip_store
 from teacher_logits.joined_logits import JoinedLogits
 from teacher_logits.store import LogitEnsemble, LogitStore, open_logits, write_logit_store
+from teacher_logits.verify import main as verify
 
 
 def write_part(path: Path, clips: ClipStore, logits: np.ndarray, first: int, **teacher) -> Path:
@@ -52,6 +54,29 @@ def test_two_stores_of_a_teacher_read_as_one(clips: ClipStore, tmp_path: Path) -
     assert present.tolist() == [True] * 5 + [False]
     assert not ensemble.check_against(clips).any()
     assert LogitEnsemble.open([f"{a}"]).check_against(clips).sum() == 7
+
+
+def test_joined_logits_are_verified_against_joined_clips(
+    make_tiny_store: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    a = make_tiny_store("clips-a.h5", clips=6)
+    clips_a = ClipStore.open(a)
+    records = [ClipRecord(f"more-{row}", np.full(100, row, np.int16), ("hiss",)) for row in range(4)]
+    write_clip_store(tmp_path / "clips-b.h5", records, clips_a.class_names, audio_kind="pcm16", sample_rate_hz=32000)
+    clips_b = ClipStore.open(tmp_path / "clips-b.h5")
+    logits_a = write_part(tmp_path / "a.h5", clips_a, np.ones((6, 3)), 0)
+    logits_b = write_part(tmp_path / "b.h5", clips_b, np.ones((4, 3)), 0)
+    command = ["--logits", f"{logits_a}+{logits_b}", "--clips", str(clips_b.path), str(a)]
+    assert verify(command) == 0
+    assert "covers 10 of 10 clips" in capsys.readouterr().out
+    assert verify([*command, str(make_tiny_store("clips-c.h5", clips=3))]) == 2
+    capsys.readouterr()
+    assert verify([*command[:3], str(a)]) == 2
+    assert "made from another clip store" in capsys.readouterr().err
+    with h5py.File(logits_b, "r+") as file:
+        file["logits"][2, 1] = np.nan
+    assert verify(command) == 2
+    assert "logits that are not finite, the first: 'more-2'" in capsys.readouterr().err
 
 
 def test_each_clip_has_its_views(clips: ClipStore, tmp_path: Path) -> None:
