@@ -198,17 +198,7 @@ def fit(
             factor = learning_rate_factor(run.schedule, state.epoch, state.step_in_epoch / steps, config.epochs)
             for group in state.optimizer.param_groups:
                 group["lr"] = run.optimizer.learning_rate * factor * group.get("lr_scale", 1.0)
-            with accelerator.accumulate(state.student):
-                losses = objective(state.student, batch)
-                if not torch.isfinite(losses["loss"]):
-                    raise ValueError(
-                        f"the loss is not finite in epoch {state.epoch}, step {state.step_in_epoch}. {describe(batch)}"
-                    )
-                accelerator.backward(losses["loss"])
-                if accelerator.sync_gradients and config.max_gradient_norm is not None:
-                    accelerator.clip_grad_norm_(state.student.parameters(), config.max_gradient_norm)
-                state.optimizer.step()
-                state.optimizer.zero_grad()
+            losses = train_on_batch(accelerator, state, objective, batch, config.max_gradient_norm, describe)
             state.losses.add(losses)
             if not accelerator.sync_gradients:
                 continue
@@ -240,6 +230,33 @@ def fit(
         if rate:
             log.track("speed", state.step, {"steps_per_second": rate})
     bar.close()
+
+
+def train_on_batch(
+    accelerator: Accelerator,
+    state: TrainState,
+    objective: Objective,
+    batch: dict[str, Tensor],
+    max_gradient_norm: float | None = None,
+    describe: Callable[[dict[str, Tensor]], str] = lambda batch: "",
+) -> dict[str, Tensor]:
+    """Adds a batch to the gradients, and steps the optimizer if it completes a step; returns its losses.
+
+    Raises:
+        ValueError: a loss that is not finite.
+    """
+    with accelerator.accumulate(state.student):
+        losses = objective(state.student, batch)
+        if not torch.isfinite(losses["loss"]):
+            raise ValueError(
+                f"the loss is not finite in epoch {state.epoch}, step {state.step_in_epoch}. {describe(batch)}"
+            )
+        accelerator.backward(losses["loss"])
+        if accelerator.sync_gradients and max_gradient_norm is not None:
+            accelerator.clip_grad_norm_(state.student.parameters(), max_gradient_norm)
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+    return losses
 
 
 def save_state(accelerator: Accelerator, state: TrainState, run: Run, log: RunLog) -> None:

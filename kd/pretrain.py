@@ -1,9 +1,12 @@
 """Trains a student on labels and teacher logits: ``accelerate launch kd/pretrain.py --clips … --logits … --out …``."""
 
+import argparse
+import json
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +15,6 @@ import torch
 import tyro
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -20,16 +22,19 @@ from audio_datasets.augment import AugmentConfig
 from audio_datasets.class_lists import read_class_names
 from audio_datasets.clip_store import ClipStore
 from audio_datasets.command import parse, run_command
-from audio_datasets.files import read_json, write_json
+from audio_datasets.joined import AnyClips, open_clips
 from audio_datasets.manifest import select_rows
-from kd.config import as_json, differences, parse_options
+from kd.building import check_run_folder, moving_average, package_versions, training_loader
+from kd.config import as_json, parse_options
+from kd.dry_run import estimate
 from kd.evaluation import evaluation_loader, predict_logits
 from kd.loop import LoopConfig, OptimizerConfig, Run, TrainState, create_optimizer, evaluated_student, fit, resume_state
 from kd.metrics import tagging_metrics
 from kd.objectives import DistillationConfig, DistillationObjective
+from kd.recipes import GLOBAL_BATCH, RECIPES, RecipeName, recipe_for
 from kd.runlog import RunLog, check_trackers
 from kd.sampling import EpochBatches, SamplingConfig
-from kd.schedule import ScheduleConfig
+from kd.schedule import ScheduleConfig, phases
 from kd.threads import leave_a_core_to_the_workers
 from kd.training_data import TrainingClips
 from students import create_student, load_weights
@@ -43,23 +48,23 @@ Flat = tyro.conf.arg(name="")
 
 GUIDE = """\
 pretrain.py trains a student on a clip store and the logits of teachers. It needs:
-  --clips clips.h5     audio and labels, made by: kd pack FOLDER_OR_MANIFEST --out clips.h5
+  --clips clips.h5     audio and labels, made by: kd pack FOLDER_OR_MANIFEST --out clips.h5 (several count as one)
   --logits teacher.h5  teacher logits, made by:   kd teach --clips clips.h5 --teacher SPEC --out logits/
                        (or --label-weight 1 to train on labels alone)
   --out runs/NAME      a folder for checkpoints, metrics and the trained student
-All options: --help. No data at hand? `kd demo` (or `make demo`) runs every stage on synthetic sound scenes."""
+Settings of the papers: --recipe mn10, dymn_m …; what a run will take: --dry-run. All options: --help. No data at hand? `kd demo` (or `make demo`) runs every stage on synthetic sound scenes."""
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
     """Train a student on labels and teacher logits."""
 
-    clips: Path
-    """Clip store with the training clips."""
+    clips: tuple[Path, ...]
+    """Clip stores with the training clips; several count as one."""
     out: Path
     """Run folder to write."""
     logits: tuple[str, ...] = ()
-    """Logit stores of the teachers, each PATH or PATH:WEIGHT."""
+    """Logit stores of the teachers, each PATH or PATH:WEIGHT; A.h5+B.h5 is one teacher's logits for clips in two stores."""
     student: str = "mn10"
     """Name of the student in the catalog."""
     student_options: tuple[str, ...] = ()
@@ -109,7 +114,9 @@ class PretrainConfig:
             raise ValueError(f"clip_seconds must be positive; found {self.clip_seconds}")
         if self.seed < 0 or self.workers < 0:
             raise ValueError(f"seed and workers must not be negative; found {self.seed} and {self.workers}")
-        if not self.logits and self.distillation.label_weight < 1.0:
+        # A recipe on its own (and the command line's defaults) have no clips yet, and so no logits.
+        has_clips = isinstance(self.clips, tuple) and len(self.clips) > 0
+        if has_clips and not self.logits and self.distillation.label_weight < 1.0:
             raise ValueError(
                 f"label_weight is {self.distillation.label_weight}, but no --logits are given; give teacher logits, or "
                 "--label-weight 1 to train on labels alone"
@@ -136,15 +143,8 @@ CHANGES_NOTHING = ("resume", "workers", "log_with", "out", "loop.keep_checkpoint
 """Settings that a resumed run may have otherwise, since they do not change what is trained."""
 
 
-def pretrain(config: PretrainConfig) -> Path:
-    """Runs the training described by ``config`` and returns the run folder.
-
-    The folder then holds ``config.json``, ``metrics.jsonl``, ``checkpoints/`` and ``student.safetensors`` with
-    ``student.json``.
-
-    Raises:
-        ValueError: data, weights or settings that do not fit together, or a run folder that is already in use.
-    """
+def create_accelerator(config: PretrainConfig) -> Accelerator:
+    """Accelerate as the run wants it; nothing is written yet."""
     torch.set_flush_denormal(True)
     check_trackers(config.log_with)
     accelerator = Accelerator(
@@ -154,6 +154,33 @@ def pretrain(config: PretrainConfig) -> Path:
         project_config=ProjectConfiguration(project_dir=str(config.out), logging_dir=str(config.out / "trackers")),
     )
     leave_a_core_to_the_workers(accelerator)
+    return accelerator
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that a run needs, built and checked against one another; nothing is written yet."""
+
+    clips: AnyClips
+    rows: np.ndarray
+    """Of the training clips."""
+    teachers: LogitEnsemble | None
+    valid_clips: AnyClips | None
+    valid_rows: np.ndarray | None
+    batches: EpochBatches
+    dataset: TrainingClips
+    loader: DataLoader
+    frontend: LogMel
+    state: TrainState
+    objective: DistillationObjective
+
+
+def prepare(config: PretrainConfig, accelerator: Accelerator) -> Training:
+    """Opens the data and builds student, optimizer, loader and objective.
+
+    Raises:
+        ValueError: data, weights or settings that do not fit together.
+    """
     clips, rows, teachers = open_training_data(config, accelerator)
     valid_clips, valid_rows = open_validation_data(config, clips)
     batches = EpochBatches(
@@ -168,11 +195,8 @@ def pretrain(config: PretrainConfig) -> Path:
     if config.sync_batch_norm and accelerator.num_processes > 1:
         student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
 
-    check_run_folder(config, accelerator)
     frontend = LogMel(config.frontend).to(accelerator.device)
-    ema = None
-    if config.loop.ema_decay is not None:
-        ema = ModelEmaV3(student, decay=config.loop.ema_decay, device=accelerator.device)
+    ema = moving_average(student, config.loop, accelerator)
     dataset = TrainingClips(
         clips,
         teachers,
@@ -182,41 +206,63 @@ def pretrain(config: PretrainConfig) -> Path:
         seed=config.seed,
         views=teachers.views if teachers and config.views == "stored" else None,
     )
-    loader = DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=config.workers,
-        persistent_workers=config.workers > 0,
-        pin_memory=accelerator.device.type == "cuda",
-    )
+    loader = training_loader(dataset, batches, config.workers, accelerator)
     student, optimizer, loader = accelerator.prepare(student, create_optimizer(student, config.optimizer), loader)
+    return Training(
+        clips,
+        rows,
+        teachers,
+        valid_clips,
+        valid_rows,
+        batches,
+        dataset,
+        loader,
+        frontend,
+        TrainState(student, optimizer, ema),
+        DistillationObjective(frontend, config.distillation),
+    )
 
+
+def pretrain(config: PretrainConfig) -> Path:
+    """Runs the training described by ``config`` and returns the run folder.
+
+    The folder then holds ``config.json``, ``metrics.jsonl``, ``checkpoints/`` and ``student.safetensors`` with
+    ``student.json``.
+
+    Raises:
+        ValueError: data, weights or settings that do not fit together, or a run folder that is already in use.
+    """
+    accelerator = create_accelerator(config)
+    training = prepare(config, accelerator)
+    check_run_folder(config.out, config, resume=config.resume, accelerator=accelerator, changes_nothing=CHANGES_NOTHING)
+
+    clips, state, batches = training.clips, training.state, training.batches
     run = Run(config.out, config.loop, config.optimizer, config.schedule)
     log = RunLog(run.metrics_path, accelerator)
-    state = TrainState(student, optimizer, ema)
     if resume_state(accelerator, state, run, log):
         accelerator.print(f"going on at epoch {state.epoch}, step {state.step_in_epoch} of {batches.steps_per_epoch}")
     if config.log_with:
         accelerator.init_trackers("audio-kd", config=flat_values(as_json(config)))
 
     validate = None
-    if valid_clips is not None:
+    if training.valid_clips is not None:
+        valid_rows = training.valid_rows
         valid_loader = evaluation_loader(
             accelerator,
-            valid_clips,
+            training.valid_clips,
             valid_rows,
             sample_rate_hz=config.frontend.sample_rate_hz,
             clip_seconds=config.clip_seconds,
             batch_size=config.loop.batch_size,
             workers=config.workers,
         )
-        valid_targets = valid_clips.targets(valid_rows)
+        valid_targets = training.valid_clips.targets(valid_rows)
 
         def validate(evaluated: nn.Module) -> dict[str, Any]:
             evaluated.eval()
             logits = predict_logits(
                 accelerator,
-                lambda waveform: evaluated(frontend(waveform)).logits,
+                lambda waveform: evaluated(training.frontend(waveform)).logits,
                 valid_loader,
                 len(valid_rows),
                 "validate",
@@ -228,12 +274,11 @@ def pretrain(config: PretrainConfig) -> Path:
         return f"Clips of the batch: {', '.join(clips.clip_id(row) for row in batch['row'].tolist())}"
 
     def before_epoch(epoch: int) -> None:
-        accelerator.unwrap_model(student).start_epoch(epoch)
-        if ema is not None:
-            ema.module.start_epoch(epoch)
+        accelerator.unwrap_model(state.student).start_epoch(epoch)
+        if state.ema is not None:
+            state.ema.module.start_epoch(epoch)
 
-    objective = DistillationObjective(frontend, config.distillation)
-    fit(accelerator, state, objective, batches, loader, run, log, validate, describe, before_epoch)
+    fit(accelerator, state, training.objective, batches, training.loader, run, log, validate, describe, before_epoch)
 
     if accelerator.is_main_process:
         save_student(
@@ -241,7 +286,7 @@ def pretrain(config: PretrainConfig) -> Path:
             evaluated_student(state, accelerator),
             clips.class_names,
             config.frontend,
-            provenance(config, clips, teachers, state),
+            provenance(config, clips, training.teachers, state),
         )
     accelerator.end_training()
     accelerator.print(f"student written to {config.out}")
@@ -250,10 +295,10 @@ def pretrain(config: PretrainConfig) -> Path:
 
 def open_training_data(
     config: PretrainConfig, accelerator: Accelerator
-) -> tuple[ClipStore, np.ndarray, LogitEnsemble | None]:
-    """The clip store, the rows to train on, and the teachers, checked against one another."""
+) -> tuple[AnyClips, np.ndarray, LogitEnsemble | None]:
+    """The training clips, the rows to train on, and the teachers, checked against one another."""
     class_names = read_class_names(config.class_names) if config.class_names else None
-    clips = ClipStore.open(config.clips, class_names=class_names)
+    clips = open_clips(config.clips, class_names)
     rows = select_rows(clips, split=config.split, folds=config.folds or None)
     if not config.logits:
         return clips, rows, None
@@ -300,14 +345,14 @@ def check_views(config: PretrainConfig, teachers: LogitEnsemble) -> None:
         )
 
 
-def open_validation_data(config: PretrainConfig, clips: ClipStore) -> tuple[ClipStore | None, np.ndarray | None]:
+def open_validation_data(config: PretrainConfig, clips: AnyClips) -> tuple[AnyClips | None, np.ndarray | None]:
     """The clip store and rows to validate on; (None, None) if the configuration names none."""
     if config.valid_clips is None and config.valid_split is None and not config.valid_folds:
         return None, None
     store = clips
     if config.valid_clips is not None:
         store = ClipStore.open(config.valid_clips, class_names=clips.class_names)
-        check_same_classes(clips.class_names, store.class_names, str(config.clips), str(config.valid_clips))
+        check_same_classes(clips.class_names, store.class_names, str(clips.path), str(config.valid_clips))
     return store, select_rows(store, split=config.valid_split, folds=config.valid_folds or None)
 
 
@@ -315,6 +360,27 @@ def build_student(config: PretrainConfig, class_frequencies: np.ndarray) -> Stud
     """A student initialised from the run's seed, or from ``config.weights``.
 
     Where the layer that gives the classes is a fresh one, it begins at their frequencies in the training clips.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        student = create_student(config.student, len(class_frequencies), **student_options(config))
+        if config.weights == "imagenet":
+            import timm
+
+            network = timm.create_model(imagenet_architecture(student), pretrained=True)
+            load_imagenet_weights(student, network.state_dict())
+        elif config.weights is not None:
+            load_weights(student, config.weights)
+    if config.weights in (None, "imagenet"):
+        student.set_class_prior(torch.from_numpy(class_frequencies))
+    return student
+
+
+def student_options(config: PretrainConfig) -> dict[str, Any]:
+    """The options that the student is built with: those given, and those that follow from the rest of the configuration.
+
+    Raises:
+        ValueError: an unknown student, an option given twice or without a value, or annealing that does not end in time.
     """
     options = parse_options(config.student_options)
     defaults = default_options(config.student)
@@ -328,42 +394,11 @@ def build_student(config: PretrainConfig, class_frequencies: np.ndarray) -> Stud
                 f"temperature_epochs ({options['temperature_epochs']}) must be less than epochs ({config.loop.epochs}): the "
                 "student is used at the temperature that annealing ends with"
             )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        student = create_student(config.student, len(class_frequencies), **options)
-        if config.weights == "imagenet":
-            import timm
-
-            network = timm.create_model(imagenet_architecture(student), pretrained=True)
-            load_imagenet_weights(student, network.state_dict())
-        elif config.weights is not None:
-            load_weights(student, config.weights)
-    if config.weights in (None, "imagenet"):
-        student.set_class_prior(torch.from_numpy(class_frequencies))
-    return student
-
-
-def check_run_folder(config: PretrainConfig, accelerator: Accelerator) -> None:
-    """Writes ``config.json``, or checks that a resumed run has the configuration that it began with.
-
-    Raises:
-        ValueError: a folder with a run in it and no ``--resume``, or a setting that would change the result.
-    """
-    path = config.out / "config.json"
-    new = as_json(config)
-    if path.exists():
-        if not config.resume:
-            raise ValueError(f"{config.out} holds a run already; go on with it by --resume, or choose another --out")
-        changed = differences(read_json(path), new, CHANGES_NOTHING)
-        if changed:
-            raise ValueError(f"{config.out} was begun with another configuration:\n  " + "\n  ".join(changed))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        write_json(path, new)
+    return options
 
 
 def provenance(
-    config: PretrainConfig, clips: ClipStore, teachers: LogitEnsemble | None, state: TrainState
+    config: PretrainConfig, clips: AnyClips, teachers: LogitEnsemble | None, state: TrainState
 ) -> dict[str, Any]:
     """What ``student.json`` tells of how the weights came about."""
     return {
@@ -373,7 +408,7 @@ def provenance(
         "teachers": teachers.describe() if teachers is not None else [],
         "steps": state.step,
         "epochs": state.epoch,
-        "versions": {name: version(name) for name in ("audio-kd", "torch", "torchaudio", "timm", "accelerate")},
+        "versions": package_versions(),
     }
 
 
@@ -388,12 +423,84 @@ def flat_values(values: dict[str, Any], prefix: str = "") -> dict[str, int | flo
     return flat
 
 
+# -- Command -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PretrainCommand:
+    """Train a student on labels and teacher logits."""
+
+    config: Annotated[PretrainConfig, Flat]
+    recipe: RecipeName | None = None
+    """Take a paper's settings in place of the defaults below; what is given on the command line overrides them."""
+    dry_run: bool = False
+    """Print the whole configuration as JSON, with what the run will take (steps, hours, memory, disk) by a few measured
+    steps, and write nothing. Without --clips: the configuration alone."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if not arguments:
         print(GUIDE, file=sys.stderr)
         return 2
-    return run_command(lambda: pretrain(parse(PretrainConfig, arguments, "kd pretrain")))
+    return run_command(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> None:
+    command = parse(PretrainCommand, arguments, "kd pretrain", default=_defaults(arguments))
+    config = command.config
+    if command.recipe is not None and int(os.environ.get("RANK", "0")) == 0:
+        clips = config.loop.batch_size * config.loop.gradient_accumulation_steps * processes_of_this_run()
+        if clips != GLOBAL_BATCH:
+            print(
+                f"recipe {command.recipe}: a step has {clips} clips here, {GLOBAL_BATCH} in the paper", file=sys.stderr
+            )
+    if command.dry_run:
+        dry_run(config)
+    else:
+        pretrain(config)
+
+
+def _defaults(arguments: Sequence[str]) -> PretrainCommand:
+    """What holds where the command line is silent: the recipe's settings, if it names one."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--recipe")
+    early.add_argument("--dry-run", "--dry_run", action="store_true")
+    early.add_argument("--clips")
+    given, _ = early.parse_known_args(arguments)
+    settings: dict[str, Any] = {}
+    if given.recipe in RECIPES:  # another name is refused with all of the command line
+        settings = recipe_for(given.recipe, processes_of_this_run()).settings()
+    if given.dry_run and given.clips is None:
+        return PretrainCommand(PretrainConfig(clips=(), out=Path("runs"), **settings))
+    return PretrainCommand(PretrainConfig(clips=tyro.MISSING, out=tyro.MISSING, **settings))
+
+
+def processes_of_this_run() -> int:
+    """How many processes the launcher has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def dry_run(config: PretrainConfig) -> None:
+    """Prints the configuration and what a run with it will take, as JSON on standard output; all else goes to standard error.
+
+    Raises:
+        ValueError: what ``pretrain`` would raise before its first step.
+    """
+    result: dict[str, Any] = {
+        "config": as_json(config),
+        "student_options": default_options(config.student) | student_options(config),
+        "schedule": phases(config.schedule, config.loop.epochs)._asdict(),
+    }
+    accelerator = None
+    with redirect_stdout(sys.stderr):
+        if config.clips:
+            accelerator = create_accelerator(config)
+            result["estimate"] = estimate(config, prepare(config, accelerator), accelerator)
+    if accelerator is None or accelerator.is_main_process:
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+    if accelerator is not None:
+        accelerator.end_training()
 
 
 if __name__ == "__main__":

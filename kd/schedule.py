@@ -5,7 +5,7 @@ A pure function of the epoch, so there is no scheduler state to save.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,23 @@ class ScheduleConfig:
             raise ValueError(f"last_factor must lie in [0, 1]; found {self.last_factor}")
 
 
+class Phases(NamedTuple):
+    """Lengths and beginning of the phases, in epochs."""
+
+    warmup_epochs: float
+    ramp_down_start: float
+    ramp_down_epochs: float
+
+
+def phases(config: ScheduleConfig, epochs: int) -> Phases:
+    """The phases of a run of so many epochs: as configured, or else the paper's shares of it."""
+    return Phases(
+        0.04 * epochs if config.warmup_epochs is None else config.warmup_epochs,
+        0.4 * epochs if config.ramp_down_start is None else config.ramp_down_start,
+        0.475 * epochs if config.ramp_down_epochs is None else config.ramp_down_epochs,
+    )
+
+
 def learning_rate_factor(config: ScheduleConfig, epoch: int, epoch_share: float, epochs: int) -> float:
     """Share of the peak learning rate, in (0, 1].
 
@@ -43,9 +60,7 @@ def learning_rate_factor(config: ScheduleConfig, epoch: int, epoch_share: float,
         epoch_share: share of the running epoch that is finished, in [0, 1); used with ``lr_update="step"``.
         epochs: length of the run, from which phases that the configuration leaves out are derived.
     """
-    warmup = 0.04 * epochs if config.warmup_epochs is None else config.warmup_epochs
-    start = 0.4 * epochs if config.ramp_down_start is None else config.ramp_down_start
-    length = 0.475 * epochs if config.ramp_down_epochs is None else config.ramp_down_epochs
+    warmup, start, length = phases(config, epochs)
     now = epoch + (epoch_share if config.lr_update == "step" else 0.0)
 
     factor = 1.0

@@ -34,6 +34,7 @@ from audio_datasets.hdf5_arrays import (
 )
 from audio_datasets.messages import listed
 from audio_datasets.views import ViewConfig
+from teacher_logits.joined_logits import JoinedLogits
 
 if TYPE_CHECKING:
     from audio_datasets.clip_store import ClipStore
@@ -335,7 +336,7 @@ class LogitEnsemble:
     positive, or there is no store.
     """
 
-    stores: tuple[LogitStore, ...]
+    stores: tuple[LogitStore | JoinedLogits, ...]
     weights: tuple[float, ...]
 
     def __post_init__(self) -> None:
@@ -353,9 +354,12 @@ class LogitEnsemble:
 
     @classmethod
     def open(cls, specs: Sequence[str | Path]) -> "LogitEnsemble":
-        """Stores given as ``path`` or ``path:weight``; the weight is 1 if not given."""
+        """Stores given as ``path`` or ``path:weight``; the weight is 1 if not given.
+
+        ``a.h5+b.h5`` names two stores of one teacher over different clips, which count as one.
+        """
         paths, weights = zip(*(parse_weighted_path(str(spec)) for spec in specs), strict=True) if specs else ((), ())
-        return cls(tuple(LogitStore.open(path) for path in paths), weights)
+        return cls(tuple(open_logits(path) for path in paths), weights)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -431,6 +435,16 @@ class LogitEnsemble:
                         f"{store.path}; run the teacher again over this clip store"
                     )
         return missing
+
+
+def open_logits(path: Path) -> LogitStore | JoinedLogits:
+    """The store at ``path``; for ``a.h5+b.h5``, unless there is a file of that name, the stores ``a.h5`` and ``b.h5`` as one."""
+    parts = str(path).split("+")
+    if len(parts) == 1 or path.exists():
+        return LogitStore.open(path)
+    if not all(parts):
+        raise ValueError(f"stores of one teacher are joined as A.h5+B.h5; found {str(path)!r}")
+    return JoinedLogits([LogitStore.open(part) for part in parts])
 
 
 def parse_weighted_path(spec: str) -> tuple[Path, float]:

@@ -8,8 +8,8 @@ import numpy as np
 from sklearn.metrics import average_precision_score
 
 from audio_datasets.class_lists import read_class_names
-from audio_datasets.clip_store import ClipStore
 from audio_datasets.command import parse, progress, run_command
+from audio_datasets.joined import AnyClips, open_clips
 from audio_datasets.messages import listed
 from teacher_logits.class_mapping import load_teacher_as_stored
 from teacher_logits.store import ROWS_PER_BLOCK, LogitEnsemble, LogitStore, check_same_classes
@@ -24,8 +24,8 @@ class VerifyConfig:
 
     logits: tuple[str, ...]
     """Logit stores, each PATH or PATH:WEIGHT."""
-    clips: Path
-    """Clip store that the logits are meant for."""
+    clips: tuple[Path, ...]
+    """Clip store that the logits are meant for; several count as one."""
     teacher: tuple[str, ...] = ()
     """Also check that the logits are of these teachers, one for each logit store, named as for kd teach."""
     class_names: Path | None = None
@@ -50,13 +50,13 @@ def verify(config: VerifyConfig) -> None:
     Raises ValueError that lists all mismatches, one a line.
     """
     class_names = read_class_names(config.class_names) if config.class_names else None
-    clips = ClipStore.open(config.clips, class_names=class_names)
+    clips = open_clips(config.clips, class_names)
     ensemble = LogitEnsemble.open(config.logits)
     check_same_classes(clips.class_names, ensemble.class_names, str(clips.path), str(ensemble.stores[0].path))
     mismatches: list[str] = []
     for number, store in enumerate(ensemble.stores):
         print(f"{store.path}: {len(store)} clips × {len(store.class_names)} classes of {store.teacher.get('name')!r}")
-        found = check_content(store)
+        found = [mismatch for part in getattr(store, "stores", (store,)) for mismatch in check_content(part)]
         found += check_clips(store, clips, config.allow_missing, config.other_clip_store)
         if config.teacher:
             found += check_teacher(store, config.teacher[number], clips)
@@ -97,7 +97,7 @@ def check_content(store: LogitStore) -> list[str]:
     return mismatches
 
 
-def check_clips(store: LogitStore, clips: ClipStore, allow_missing: bool, other_clip_store: bool) -> list[str]:
+def check_clips(store: LogitStore, clips: AnyClips, allow_missing: bool, other_clip_store: bool) -> list[str]:
     """What does not fit between a logit store and a clip store with the same classes."""
     mismatches = []
     other = store.clip_store_fingerprint != clips.fingerprint
@@ -132,7 +132,7 @@ def check_clips(store: LogitStore, clips: ClipStore, allow_missing: bool, other_
     return mismatches
 
 
-def check_teacher(store: LogitStore, spec: str, clips: ClipStore) -> list[str]:
+def check_teacher(store: LogitStore, spec: str, clips: AnyClips) -> list[str]:
     """What tells the teacher named by ``spec`` from the one whose logits are stored."""
     teacher = load_teacher_as_stored(spec, store.teacher, clips.class_names)
     if teacher.fingerprint == store.teacher.get("fingerprint"):
@@ -143,7 +143,7 @@ def check_teacher(store: LogitStore, spec: str, clips: ClipStore) -> list[str]:
     ]
 
 
-def mean_average_precision(ensemble: LogitEnsemble, clips: ClipStore) -> float:
+def mean_average_precision(ensemble: LogitEnsemble, clips: AnyClips) -> float:
     """Mean over the classes that occur of scikit-learn's average precision, over the clips that have logits.
 
     Goes through the store once for every block of classes, so that memory stays bounded for any number of clips.

@@ -135,9 +135,13 @@ class ClipStore:
         """All ids in row order. Made anew on each call: O(n) time and memory."""
         return decode_ids(self._contents.ids)
 
+    def find(self, clip_ids: Sequence[str]) -> np.ndarray:
+        """The rows of these clips, int64 (k,); -1 for an id that is not there."""
+        return find_ids(self._contents.ids, self._contents.order, clip_ids)
+
     def rows(self, clip_ids: Sequence[str]) -> np.ndarray:
         """The rows of these clips, int64 (k,); ValueError that names the ids that are not there."""
-        rows = find_ids(self._contents.ids, self._contents.order, clip_ids)
+        rows = self.find(clip_ids)
         if (rows < 0).any():
             missing = [clip_ids[index] for index in np.flatnonzero(rows < 0)]
             raise ValueError(f"{len(missing)} of {len(rows)} clip ids are not in {self.path}: {listed(missing)}")

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,4 +60,13 @@ def digest_of(*parts: bytes | str) -> str:
         data = part.encode() if isinstance(part, str) else part
         state.update(len(data).to_bytes(8, "little"))
         state.update(data)
+    return state.hexdigest()
+
+
+def digest_of_pieces(pieces: Callable[[], Iterable[bytes]]) -> str:
+    """``digest_of`` one part that is too long to be held at once. ``pieces`` is called twice: a digest begins with the length."""
+    state = hashlib.blake2b(digest_size=16)
+    state.update(sum(len(piece) for piece in pieces()).to_bytes(8, "little"))
+    for piece in pieces():
+        state.update(piece)
     return state.hexdigest()

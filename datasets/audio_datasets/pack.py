@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Literal
@@ -27,7 +27,7 @@ from audio_datasets import audio as audio_codec
 from audio_datasets.class_lists import check_class_names, read_class_names, read_label_map
 from audio_datasets.clip_store import ClipRecord, ClipStore, concatenate, write_clip_store
 from audio_datasets.command import parse, progress, run_command
-from audio_datasets.files import digest_of, flush_folder, read_json, write_json, written_aside
+from audio_datasets.files import digest_of, digest_of_pieces, flush_folder, read_json, write_json, written_aside
 from audio_datasets.manifest import ManifestRow, manifest_path, write_manifest
 from audio_datasets.messages import listed
 from audio_datasets.sources import Source, SourceClip, describe, read_source
@@ -36,15 +36,17 @@ STORE_SUFFIXES = (".h5", ".hdf5")
 DEFAULT_SAMPLE_RATE_HZ = 32000
 SHARD_BYTES = 256 * 2**20
 SOURCE_DIGEST = "source_digest"
+# Encoders pad a clip to whole frames, and tools cut at key frames: this much is no sign of another clip.
+LONGER_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
 class PackConfig:
     """Packs audio files into a clip store (HDF5) with a manifest (Parquet) beside it.
 
-    SOURCE is a folder in ESC-50's layout, a folder with one sub-folder per class, or a CSV or Parquet manifest with the
-    columns clip_id, path, labels (separated by ";") and perhaps split, fold, group. A run that was killed goes on when
-    the same command is given again.
+    SOURCE is a folder in ESC-50's layout, a folder with one sub-folder per class, a folder with AudioSet's lists of
+    segments, or a CSV or Parquet manifest with the columns clip_id, path, labels (separated by ";") and perhaps split,
+    fold, group. A run that was killed goes on when the same command is given again.
     """
 
     source: tyro.conf.Positional[Path]
@@ -59,10 +61,14 @@ class PackConfig:
     """The class list: AudioSet's CSV, JSON, or text with one name per line. Without it: the labels that occur."""
     label_map: str | None = None
     """From the source's labels to class names: a CSV of two columns, or a built-in map (esc50_to_audioset)."""
-    layout: Literal["auto", "esc50", "folders", "manifest"] = "auto"
+    layout: Literal["auto", "audioset", "esc50", "folders", "manifest"] = "auto"
     """The source's layout, if it should not be found out."""
+    audio_root: Path | None = None
+    """AudioSet: folder with the audio files, at any depth, named by YouTube id; SOURCE unless given."""
+    segments: tuple[str, ...] = ()
+    """AudioSet: lists to take, as balanced_train (of balanced_train_segments.csv); all in SOURCE unless given."""
     strict: bool = False
-    """Refuse broken and empty files instead of skipping them."""
+    """Refuse broken, empty and missing files instead of leaving them out."""
     workers: int = 0
     """Processes; 0: one per core."""
     shard_clips: int = 128
@@ -101,6 +107,8 @@ class PackResult:
     clips: int
     skipped: tuple[tuple[str, str], ...]
     """(file as its source names it, reason) of each clip that could not be read."""
+    missing: int = 0
+    """Clips that the source lists and that have no audio file."""
     already_there: bool = False
     """Whether the store was complete before, so that nothing was done."""
 
@@ -113,7 +121,12 @@ def pack(config: PackConfig, show_progress: bool = True) -> PackResult:
     Raises ValueError for a source that cannot be read, labels outside the class list, files that ``strict`` refuses, an
     existing store of other content, and unfinished work with another plan.
     """
-    source = read_source(config.source, config.layout)
+    source = read_source(config.source, config.layout, audio_root=config.audio_root, segments=config.segments)
+    if config.strict and source.missing:
+        raise ValueError(
+            f"there is no audio for {len(source.missing)} of the clips that {config.source} lists: "
+            f"{listed(source.missing)}; leave out --strict to do without them"
+        )
     class_names, clips = _with_class_names(source, config)
     if show_progress:
         print(f"{config.source}: {describe(source)}", file=sys.stderr)
@@ -123,7 +136,7 @@ def pack(config: PackConfig, show_progress: bool = True) -> PackResult:
     work = config.out.with_name(config.out.name + ".partial")
     if config.out.exists() and not config.overwrite:
         # Last of all a finished run removes its work folder; one that was killed just before left it here.
-        result = _already_packed(config.out, source_digest)
+        result = _already_packed(config.out, source_digest, len(source.missing))
         if result is None:
             raise ValueError(
                 f"{config.out} exists, with other content than this command makes; replace it with --overwrite"
@@ -144,7 +157,8 @@ def pack(config: PackConfig, show_progress: bool = True) -> PackResult:
     reports = [read_json(task.report_path) for task in tasks]
     rows = [ManifestRow(**row) for report in reports for row in report["rows"]]
     skipped = tuple((name, reason) for report in reports for name, reason in report["skipped"])
-    _write_skipped(skipped_path(config.out), skipped)
+    _write_lines(skipped_path(config.out), [f"{name}\t{reason}" for name, reason in skipped])
+    _write_lines(missing_path(config.out), source.missing)
     _refuse_skipped(config, len(rows), skipped)
     merged = work / "merged.h5"
     with progress(total=len(rows), desc="merging", unit="clip", shown=show_progress) as bar:
@@ -154,7 +168,7 @@ def pack(config: PackConfig, show_progress: bool = True) -> PackResult:
     os.replace(merged, config.out)
     flush_folder(config.out.parent)
     shutil.rmtree(work)
-    return PackResult(config.out, len(rows), skipped)
+    return PackResult(config.out, len(rows), skipped, len(source.missing))
 
 
 def _refuse_skipped(config: PackConfig, packed: int, skipped: Sequence[tuple[str, str]]) -> None:
@@ -173,6 +187,11 @@ def _refuse_skipped(config: PackConfig, packed: int, skipped: Sequence[tuple[str
 def skipped_path(store_path: Path) -> Path:
     """``clips.h5`` -> ``clips.skipped.txt``: the files that were left out, one per line with the reason."""
     return store_path.with_suffix(".skipped.txt")
+
+
+def missing_path(store_path: Path) -> Path:
+    """``clips.h5`` -> ``clips.missing.txt``: ids of the clips that are listed and have no audio, one per line."""
+    return store_path.with_suffix(".missing.txt")
 
 
 # -- The plan ----------------------------------------------------------------------------------------------------------
@@ -234,16 +253,11 @@ def _plan(
 
     The digest leaves out times, so that the same files give the same store.
     """
-    descriptions = [
-        # Not the path itself: a source that was moved as a whole is the same source.
-        asdict(clip.source) | {"path": None, "bytes": size, "class_names": clip.class_names}
-        for clip, (size, _) in zip(clips, sizes, strict=True)
-    ]
     options = {
         "audio": config.audio,
         "sample_rate_hz": config.stored_rate_hz,
         "class list": digest_of(*class_names),
-        "labels, files and their sizes": digest_of(json.dumps(descriptions)),
+        "labels, files and their sizes": _digest_of_clips(clips, sizes),
     }
     source_digest = digest_of(json.dumps(options, sort_keys=True))
     plan = options | {
@@ -255,7 +269,27 @@ def _plan(
     return plan, source_digest
 
 
-def _already_packed(store_path: Path, source_digest: str) -> PackResult | None:
+def _digest_of_clips(clips: Sequence[LabelledClip], sizes: Sequence[tuple[int, int]]) -> str:
+    """``digest_of`` the JSON list of what the source says about every clip, with file sizes and classes.
+
+    The list is made piece by piece, and twice, since a digest begins with the length: for millions of clips it would not
+    fit in memory.
+    """
+
+    def pieces() -> Iterator[bytes]:
+        for index, (clip, (size, _)) in enumerate(zip(clips, sizes, strict=True)):
+            description = {field.name: getattr(clip.source, field.name) for field in fields(clip.source)}
+            # Not the path itself: a source that was moved as a whole is the same source.
+            description |= {"path": None, "bytes": size, "class_names": clip.class_names}
+            if clip.source.seconds is None:
+                del description["seconds"]  # stores that were packed before there were listed lengths keep their digest
+            yield f"{', ' if index else '['}{json.dumps(description)}".encode()
+        yield b"]" if clips else b"[]"
+
+    return digest_of_pieces(pieces)
+
+
+def _already_packed(store_path: Path, source_digest: str, missing: int) -> PackResult | None:
     """The result of the earlier run, if the store was packed from the same files with the same options."""
     try:
         store = ClipStore.open(store_path)
@@ -267,7 +301,7 @@ def _already_packed(store_path: Path, source_digest: str) -> PackResult | None:
         skipped_path(store_path).read_text(encoding="utf-8").splitlines() if skipped_path(store_path).exists() else []
     )
     skipped = tuple((name, reason) for name, _, reason in (line.partition("\t") for line in lines))
-    return PackResult(store_path, len(store), skipped, already_there=True)
+    return PackResult(store_path, len(store), skipped, missing, already_there=True)
 
 
 def _open_work_folder(work: Path, plan: dict, restart: bool) -> None:
@@ -359,7 +393,7 @@ def _pack_shard(task: ShardTask) -> int:
     records, rows, skipped = [], [], []
     for clip in task.clips:
         try:
-            audio, info = _stored_audio(clip.path, task.audio, task.sample_rate_hz)
+            audio, info = _stored_audio(clip.path, task.audio, task.sample_rate_hz, clip.source.seconds)
         except (ValueError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             skipped.append([clip.source.source, " ".join(reason.split())])
@@ -372,13 +406,19 @@ def _pack_shard(task: ShardTask) -> int:
     return len(task.clips)
 
 
-def _stored_audio(path: Path, kind: str, sample_rate_hz: int) -> tuple[bytes | np.ndarray, audio_codec.AudioInfo]:
+def _stored_audio(
+    path: Path, kind: str, sample_rate_hz: int, listed_seconds: float | None
+) -> tuple[bytes | np.ndarray, audio_codec.AudioInfo]:
     """One clip's audio as it will be stored, and what the file was. The whole file is decoded, also if it is kept.
 
-    Raises ValueError or OSError for a file that is broken, empty or not there.
+    Raises ValueError or OSError for a file that is broken, empty, not there, or much longer than its source says.
     """
     data = path.read_bytes()
     info = audio_codec.audio_info(data)
+    if listed_seconds is not None and info.duration_seconds > listed_seconds + LONGER_SECONDS:
+        raise ValueError(
+            f"{info.duration_seconds:.1f} s long, listed as {listed_seconds:.1f} s: it was not cut to its segment"
+        )
     waveform = audio_codec.decode(data)
     info = replace(info, samples=len(waveform))  # headers of damaged files may promise more
     if kind == "keep":
@@ -404,12 +444,13 @@ def _manifest_row(clip: LabelledClip, info: audio_codec.AudioInfo) -> ManifestRo
     )
 
 
-def _write_skipped(path: Path, skipped: Sequence[tuple[str, str]]) -> None:
-    if not skipped:
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    """Writes the lines; without any, there is no file."""
+    if not lines:
         path.unlink(missing_ok=True)
         return
     with written_aside(path) as aside:
-        aside.write_text("".join(f"{name}\t{reason}\n" for name, reason in skipped), encoding="utf-8")
+        aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 # -- Command -----------------------------------------------------------------------------------------------------------
@@ -421,6 +462,9 @@ def _run(arguments: Sequence[str] | None) -> None:
         print(f"skipped {name}: {reason}")
     state = "already packed from files of these names and sizes" if result.already_there else "packed"
     print(f"{state}: {result.clips} clips in {result.store} ({len(result.skipped)} skipped)")
+    if result.missing:
+        share = result.missing / (result.missing + result.clips + len(result.skipped))
+        print(f"no audio for {result.missing} listed clips ({100 * share:.1f} %): {missing_path(result.store)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

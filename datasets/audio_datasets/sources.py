@@ -1,11 +1,11 @@
-"""Where clips come from: a folder in ESC-50's layout, a folder with one sub-folder per class, or a manifest file.
+"""Where clips come from: AudioSet, a folder in ESC-50's layout, one with a sub-folder per class, or a manifest file.
 
 One function per layout; ``read_source`` finds out which it is.
 """
 
 import csv
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from audio_datasets.audioset import index_audio, is_segment_list, read_class_ids, read_segments, segment_lists
 from audio_datasets.messages import listed
 
 LABEL_SEPARATOR = ";"
@@ -21,7 +22,7 @@ _WITH_SUFFIX = "wav wave w64 rf64 flac ogg oga opus mp3 aif aiff aifc au snd caf
 AUDIO_SUFFIXES = frozenset(f".{name}" for name in _WITH_SUFFIX.split())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SourceClip:
     """One clip before packing."""
 
@@ -33,6 +34,8 @@ class SourceClip:
     split: str | None = None
     fold: int | None = None
     group: str | None = None
+    seconds: float | None = None
+    """Length that the source says the clip has; a file that is much longer was not cut to it."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,23 @@ class Source:
     layout: str
     ignored: tuple[str, ...] = ()
     """Files that were passed over because their suffix is not one of audio."""
+    missing: tuple[str, ...] = ()
+    """Ids of clips that a list names without saying in which file, and for which no file was found."""
+
+    @property
+    def missing_share(self) -> float:
+        """Share of all clips of the source that are missing, from 0 to 1."""
+        return len(self.missing) / max(1, len(self.missing) + len(self.clips))
 
 
-def read_source(path: str | Path, layout: str = "auto") -> Source:
+def read_source(
+    path: str | Path, layout: str = "auto", *, audio_root: Path | None = None, segments: Sequence[str] = ()
+) -> Source:
     """The clips at ``path``; ``layout`` is ``auto`` or one of ``LAYOUTS``.
 
-    Files that a list names and that are not there are kept: packing reports them with the broken ones. Raises ValueError
-    if the path is missing, in no known layout, holds no clips, or a clip id is there twice.
+    ``audio_root`` and ``segments`` are for AudioSet alone, see ``read_audioset``. Files that a list names and that are not
+    there are kept: packing reports them with the broken ones. Raises ValueError if the path is missing, in no known
+    layout, holds no clips, or a clip id is there twice.
     """
     path = Path(path)
     if not path.exists():
@@ -60,7 +73,17 @@ def read_source(path: str | Path, layout: str = "auto") -> Source:
         layout = _detect_layout(path)
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be auto or one of {sorted(LAYOUTS)}; found {layout!r}")
-    source = LAYOUTS[layout](path)
+    if layout == "audioset":
+        source = read_audioset(path, audio_root, segments)
+    elif audio_root is not None or segments:
+        raise ValueError(f"an audio root and segments are for the layout audioset; {path} has the layout {layout}")
+    else:
+        source = LAYOUTS[layout](path)
+    if not source.clips and source.missing:
+        raise ValueError(
+            f"no audio in {audio_root or path} for any of the {len(source.missing)} clips that {path} lists, the first: "
+            f"{listed(source.missing, limit=3)}"
+        )
     if not source.clips:
         raise ValueError(f"{path} (layout {layout}) has no audio files")
     seen: dict[str, str] = {}
@@ -76,6 +99,8 @@ def read_source(path: str | Path, layout: str = "auto") -> Source:
 
 
 def _detect_layout(path: Path) -> str:
+    if is_segment_list(path) or (path.is_dir() and any(map(is_segment_list, path.iterdir()))):
+        return "audioset"
     if path.is_file():
         return "manifest"
     if (path / "meta" / "esc50.csv").is_file():
@@ -84,7 +109,7 @@ def _detect_layout(path: Path) -> str:
         return "folders"
     raise ValueError(
         f"{path} is in none of the known layouts: a folder with meta/esc50.csv and audio/, a folder with one sub-folder "
-        "per class, or a CSV or Parquet file with the columns clip_id, path, labels"
+        "per class, a folder with AudioSet's lists of segments, or a CSV or Parquet file with the columns clip_id, path, labels"
     )
 
 
@@ -168,7 +193,48 @@ def read_manifest_file(file: Path) -> Source:
     return Source(tuple(clips), tuple(sorted({label for clip in clips for label in clip.labels})), "manifest")
 
 
+def read_audioset(path: Path, audio_root: Path | None = None, segments: Sequence[str] = ()) -> Source:
+    """AudioSet's lists of segments and whatever share of the audio is there.
+
+    Args:
+        path: the folder with the lists and ``class_labels_indices.csv``, or one list that lies beside it.
+        audio_root: folder with the audio files at any depth, named by YouTube id; the lists' folder if left out.
+        segments: names of the lists to take (``balanced_train`` …); all that are there if left out.
+
+    Clip ids are ``Y`` and the YouTube id, whatever the files are called; labels are display names; a clip's split is the
+    name of its list. Raises ValueError for a file in another format, and a class that is not in the class list.
+    """
+    lists = segment_lists(path, segments)
+    folder = path if path.is_dir() else path.parent
+    name_of = read_class_ids(folder)
+    index = index_audio(audio_root or folder, AUDIO_SUFFIXES)
+    clips, missing = [], []
+    for split, file in lists.items():
+        for segment in read_segments(file):
+            unknown = [class_id for class_id in segment.class_ids if class_id not in name_of]
+            if unknown:
+                raise ValueError(
+                    f"{file}: segment {segment.youtube_id} has classes of no class list: {listed(unknown)}"
+                )
+            name = index.find(segment)
+            if name is None:
+                missing.append(segment.clip_id)
+                continue
+            clips.append(
+                SourceClip(
+                    clip_id=segment.clip_id,
+                    path=index.root / name,
+                    source=name,
+                    labels=tuple(name_of[class_id] for class_id in segment.class_ids),
+                    split=split,
+                    seconds=segment.end_seconds - segment.start_seconds,
+                )
+            )
+    return Source(tuple(clips), tuple(name_of.values()), "audioset", index.ignored, tuple(missing))
+
+
 LAYOUTS: dict[str, Callable[[Path], Source]] = {
+    "audioset": read_audioset,
     "esc50": read_esc50,
     "folders": read_folders,
     "manifest": read_manifest_file,
@@ -241,5 +307,10 @@ def describe(source: Source) -> str:
     """One line on what was found, for the start of a run."""
     text = f"{len(source.clips)} clips with {len(source.label_names)} labels (layout: {source.layout})"
     if source.ignored:
-        text += f"; passed over, as not audio or in no class folder: {listed(source.ignored, limit=3)}"
+        text += f"; passed over, as not audio or not in its place: {listed(source.ignored, limit=3)}"
+    if source.missing:
+        text += (
+            f"; no audio for {len(source.missing)} more ({100 * source.missing_share:.1f} % of those listed): "
+            f"{listed(source.missing, limit=3)}"
+        )
     return text

@@ -223,7 +223,7 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "step", ["_pack_shard", "_write_skipped", "concatenate", "write_manifest", "flush_folder", "shutil.rmtree"]
+    "step", ["_pack_shard", "_write_lines", "concatenate", "write_manifest", "flush_folder", "shutil.rmtree"]
 )
 def test_a_run_stopped_at_any_step_goes_on_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
@@ -247,7 +247,7 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_bytes(
             run_pack(source, tmp_path / "clips.h5", shard_clips=3)
     shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "clips.h5.partial").glob("shard-*.h5")}
     assert len(shards) == (2 if name == "_pack_shard" else 4)
-    if step in ("_write_skipped", "concatenate", "write_manifest"):
+    if step in ("_write_lines", "concatenate", "write_manifest"):
         with monkeypatch.context() as patched:
             patched.setattr(packing, "_pack_shard", lambda task: pytest.fail("a finished shard was packed again"))
             run_pack(source, tmp_path / "clips.h5", shard_clips=3)

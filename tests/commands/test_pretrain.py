@@ -14,13 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from audio_datasets.clip_store import ClipStore
+from audio_datasets.clip_store import ClipRecord, ClipStore, write_clip_store
 from kd.checkpoint import checkpoints
 from kd.evaluate import EvaluateConfig, evaluate
 from kd.pretrain import main
 from kd.runlog import read_metrics
 from students.dymn import DyMN
 from students.weights import load_student
+from teacher_logits.store import LogitStore, write_logit_store
 
 PRETRAIN = str(Path(__file__).parents[2] / "kd" / "pretrain.py")
 
@@ -153,6 +154,42 @@ def test_dymn_trains_with_its_temperature_annealed(
     assert student.options.width == 0.1
     assert main([*arguments(tiny_store, tmp_path / "other", *options), "temperature_epochs=3"]) == 2
     assert "temperature_epochs (3) must be less than epochs (3)" in capsys.readouterr().err
+
+
+def test_clips_and_logits_in_several_stores_train_as_in_one(
+    tiny_store: Path, tiny_logits: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    clips, logits = ClipStore.open(tiny_store), LogitStore.open(tiny_logits)
+    names = np.array(clips.class_names)
+    clip_parts, logit_parts = [], []
+    for rows in (np.arange(5), np.arange(5, 12)):
+        targets = clips.targets(rows).astype(bool)
+        pcm = [np.round(32768 * clips.waveform(row, 32000)).astype(np.int16) for row in rows]
+        records = [
+            ClipRecord(clips.clip_id(row), samples, tuple(names[has]))
+            for row, samples, has in zip(rows, pcm, targets, strict=True)
+        ]
+        clip_parts.append(tmp_path / f"clips-{rows[0]}.h5")
+        write_clip_store(clip_parts[-1], records, clips.class_names, audio_kind="pcm16", sample_rate_hz=32000)
+        logit_parts.append(tmp_path / f"logits-{rows[0]}.h5")
+        write_logit_store(
+            logit_parts[-1],
+            clip_ids=[record.clip_id for record in records],
+            audio_digests=clips.audio_digests(rows),
+            logit_blocks=[logits.read_rows(rows).astype(np.float16)],
+            class_names=clips.class_names,
+            teacher=logits.teacher,
+            clip_store_fingerprint=ClipStore.open(clip_parts[-1]).fingerprint,
+        )
+    options = ["--workers", "1", "--clips"]
+    assert main(arguments(tiny_store, tmp_path / "one", "--logits", str(tiny_logits), *options, str(tiny_store))) == 0
+    joined = "+".join(map(str, logit_parts))
+    assert main(arguments(tiny_store, tmp_path / "two", "--logits", joined, *options, *map(str, clip_parts))) == 0
+    same_result(tmp_path / "one", tmp_path / "two")
+    _, card = load_student(tmp_path / "two")
+    assert card.provenance["config"]["clips"] == [str(path) for path in clip_parts]
+    assert main(arguments(tiny_store, tmp_path / "three", "--logits", joined, *options, *[str(clip_parts[0])] * 2)) == 2
+    assert "both hold the clips 'clip-0000'" in capsys.readouterr().err
 
 
 def test_tracker(tiny_store: Path, tmp_path: Path) -> None:

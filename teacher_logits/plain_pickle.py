@@ -1,0 +1,177 @@
+"""Reads pickles of plain data – dicts, lists, text, numbers – without being able to do anything else.
+
+``pickle.load`` calls whatever a file tells it to call. Here nothing is unpickled: the file's instructions, as
+``pickletools.genops`` lists them, are followed by the few lines below, which know containers, text and numbers and nothing
+that could be called. NumPy's whole numbers, which are pickled as a call to NumPy, are recognised by that call's
+description and made from their bytes.
+"""
+
+import pickletools
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_MARK = object()
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_NUMBERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT")
+_TEXTS = ("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
+_BYTES = ("BINBYTES", "SHORT_BINBYTES", "BINBYTES8")
+_VALUES = frozenset((*_NUMBERS, *_TEXTS, *_BYTES))
+_NUMPY_SCALARS = ("numpy.core.multiarray scalar", "numpy._core.multiarray scalar")
+_WHOLE_NUMBERS = frozenset(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8))
+
+
+class _Name(NamedTuple):
+    """What a pickle would import; never looked up."""
+
+    text: str
+
+
+class _NumberType:
+    """What takes the place of ``numpy.dtype`` in a pickle."""
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+        self.byte_order = "<"
+
+
+def read_plain_pickle(path: Path) -> Any:
+    """The content of a pickle file of plain data.
+
+    Raises ValueError, with the path, for anything else: a damaged file, and one that would import or call something, of which
+    nothing is executed.
+    """
+    data = path.read_bytes()
+    try:
+        return _follow(data)
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, struct.error) as error:
+        raise ValueError(f"{path} is not a pickle of plain data (dicts, lists, text and numbers): {error}") from error
+
+
+def _follow(data: bytes) -> Any:
+    stack: list[Any] = []
+    memo: dict[int, Any] = {}
+    for opcode, argument, _ in pickletools.genops(data):
+        name = opcode.name
+        if name in _VALUES:
+            stack.append(argument)
+        elif name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
+            memo[argument] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET", "GET"):
+            stack.append(memo[argument])
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name])
+        elif name in _ACTIONS:
+            _ACTIONS[name](stack)
+        elif name == "GLOBAL":
+            stack.append(_Name(argument))
+        elif name == "STOP":
+            return _only(stack)
+        elif name not in ("PROTO", "FRAME"):
+            raise ValueError(f"it holds the instruction {name}, which plain data does not need")
+    raise ValueError("it ends too early")
+
+
+def _only(stack: list) -> Any:
+    if len(stack) != 1 or isinstance(stack[0], _Name | _NumberType):
+        raise ValueError("it does not end with one value")
+    return stack[0]
+
+
+def _above_mark(stack: list) -> list:
+    """Takes the values above the last mark, and the mark, off the stack."""
+    start = next((index for index in range(len(stack) - 1, -1, -1) if stack[index] is _MARK), None)
+    if start is None:
+        raise ValueError("it takes values up to a mark that is not there")
+    values = stack[start + 1 :]
+    del stack[start:]
+    return values
+
+
+def _fill_dict(stack: list, values: list) -> None:
+    """Puts keys and values, in turn, into the dict on top of the stack."""
+    target = stack[-1]
+    if not isinstance(target, dict) or len(values) % 2:
+        raise ValueError("entries are added to what is no dict")
+    for key in values[::2]:
+        if not isinstance(key, str | bytes | int | float | tuple | None):
+            raise ValueError(f"a dict has a key that is a {type(key).__name__}")
+    target.update(zip(values[::2], values[1::2], strict=True))
+
+
+def _fill_list(stack: list, values: list) -> None:
+    """Puts values at the end of the list on top of the stack."""
+    if not isinstance(stack[-1], list):
+        raise ValueError("elements are added to what is no list")
+    stack[-1].extend(values)
+
+
+def _pop(stack: list, count: int) -> list:
+    if len(stack) < count:
+        raise ValueError("it takes more values than there are")
+    values = stack[-count:]
+    del stack[-count:]
+    return values
+
+
+def _dict_above_mark(stack: list) -> None:
+    values = _above_mark(stack)
+    stack.append({})
+    _fill_dict(stack, values)
+
+
+def _global_on_stack(stack: list) -> None:
+    module, name = _pop(stack, 2)
+    stack.append(_Name(f"{module} {name}"))
+
+
+def _call(stack: list) -> None:
+    """What a pickle would call: only NumPy's way of writing down a whole number is understood."""
+    function, arguments = _pop(stack, 2)
+    match function, arguments:
+        case _Name("numpy dtype"), (str(code), *_) if code in _WHOLE_NUMBERS:
+            stack.append(_NumberType(code))
+        case _Name(name), (_NumberType() as kind, bytes(content)) if name in _NUMPY_SCALARS:
+            if len(content) != int(kind.code[1:]):
+                raise ValueError(f"a number of type {kind.code} has {len(content)} bytes")
+            order = "big" if kind.byte_order == ">" else "little"
+            stack.append(int.from_bytes(content, order, signed=kind.code[0] == "i"))
+        case _Name("_codecs encode"), (str(text), "latin1"):  # how older protocols write bytes
+            stack.append(text.encode("latin1"))
+        case _Name("__builtin__ bytes" | "builtins bytes"), ():
+            stack.append(b"")
+        case _:
+            named = function.text.replace(" ", ".") if isinstance(function, _Name) else type(function).__name__
+            raise ValueError(f"it would call {named}; nothing was executed")
+
+
+def _set_state(stack: list) -> None:
+    (state,) = _pop(stack, 1)
+    if not isinstance(stack[-1], _NumberType) or not isinstance(state, tuple) or state[1] not in ("<", ">", "|", "="):
+        raise ValueError("it would change an object; nothing was executed")
+    stack[-1].byte_order = state[1]
+
+
+_ACTIONS: dict[str, Callable[[list], None]] = {
+    "MARK": lambda stack: stack.append(_MARK),
+    "EMPTY_DICT": lambda stack: stack.append({}),
+    "EMPTY_LIST": lambda stack: stack.append([]),
+    "EMPTY_TUPLE": lambda stack: stack.append(()),
+    "DICT": _dict_above_mark,
+    "LIST": lambda stack: stack.append(_above_mark(stack)),
+    "TUPLE": lambda stack: stack.append(tuple(_above_mark(stack))),
+    "TUPLE1": lambda stack: stack.append(tuple(_pop(stack, 1))),
+    "TUPLE2": lambda stack: stack.append(tuple(_pop(stack, 2))),
+    "TUPLE3": lambda stack: stack.append(tuple(_pop(stack, 3))),
+    # The values are taken off the stack before what is then on top of it is filled.
+    "SETITEM": lambda stack: _fill_dict(stack, _pop(stack, 2)),
+    "SETITEMS": lambda stack: _fill_dict(stack, _above_mark(stack)),
+    "APPEND": lambda stack: _fill_list(stack, _pop(stack, 1)),
+    "APPENDS": lambda stack: _fill_list(stack, _above_mark(stack)),
+    "STACK_GLOBAL": _global_on_stack,
+    "REDUCE": _call,
+    "BUILD": _set_state,
+}
