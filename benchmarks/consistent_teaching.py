@@ -86,7 +86,7 @@ def main() -> None:
         kd(
             *("pretrain", "--clips", clips, "--folds", 1, 2, "--out", run, "--student", config.student, "--seed", seed),
             *("--epochs", config.epochs, "--batch-size", config.batch_size, "--learning-rate", config.learning_rate),
-            *("--clip-seconds", VIEW_SECONDS, "--workers", 0, "--log-every-steps", 50, "--resume", *arms[arm]),
+            *("--clip-seconds", VIEW_SECONDS, "--workers", 0, "--log-every-steps", 50, *arms[arm]),
             *((config.out / f"{views_of[arm]}-{seed}" / "mn04.h5",) if arm in views_of else ()),
         )
         results = run / "folds345.json"

@@ -86,7 +86,7 @@ def main() -> None:
         kd(
             *("pretrain", "--clips", clips, "--folds", 1, 2, 3, 4, "--out", run, "--student", student, "--seed", seed),
             *("--epochs", config.epochs, "--batch-size", config.batch_size, "--learning-rate", config.learning_rate),
-            *("--clip-seconds", 5, "--workers", 0, "--log-every-steps", 20, "--resume"),
+            *("--clip-seconds", 5, "--workers", 0, "--log-every-steps", 20),
             *("--label-weight", label_weight, *(() if label_weight == 1 else ("--logits", logits))),
         )
         return evaluate(run, run / "fold5.json")

@@ -1,9 +1,10 @@
 """Kills ``kd teach`` at random moments, runs it again, and compares the store with that of an uninterrupted run.
 
-    python benchmarks/kill_teach.py --kills 20
+    python benchmarks/kill_teach.py --kills 100
 
 Half of the kills hit a run of one process. The others hit a run of two: in turn one of the two (the launcher then ends
-the other) and everything at once, launcher and data loaders included. All are SIGKILL. A moment is drawn evenly from the
+the other) and everything at once, launcher and data loaders included. Every fifth is SIGTERM, to the process or launcher
+that was started; the others are SIGKILL. A moment is drawn evenly from the
 time between the first trace of the run on disk and its end; a run that ends before its moment is drawn again. Clips are
 noise, the teacher is a random mn01. Exits with 1 if any store differs by a byte or any rerun fails.
 """
@@ -94,7 +95,7 @@ def wait_for_plan(process: subprocess.Popen, out: Path) -> None:
 
 
 def kill(process: subprocess.Popen, what: str, random: Random) -> bool:
-    """SIGKILL for one of the two processes that a launcher started, or for a process and all below it.
+    """SIGKILL for one of the two processes that a launcher started, or for a process and all below it; or SIGTERM.
 
     False if the run had already ended.
     """
@@ -103,11 +104,13 @@ def kill(process: subprocess.Popen, what: str, random: Random) -> bool:
         top = psutil.Process(process.pid)
         below = top.children(recursive=what == "all")
         victims = [top, *below] if what == "all" else random.sample(below, min(1, len(below)))
+        if what == "SIGTERM":
+            victims = [top]
     except psutil.NoSuchProcess:
         victims = []
     for victim in victims:
         try:
-            victim.kill()
+            victim.terminate() if what == "SIGTERM" else victim.kill()
             killed = True
         except psutil.NoSuchProcess:
             continue
@@ -145,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         done = 0
         while done < config.kills:
             processes = 1 if done < config.kills // 2 else 2
-            what = "all" if processes == 1 or done % 2 else "one of two"
+            what = "SIGTERM" if done % 5 == 4 else "all" if processes == 1 or done % 2 else "one of two"
             command = ONE if processes == 1 else TWO
             out = scene.folder / "killed"
             shutil.rmtree(out, ignore_errors=True)

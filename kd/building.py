@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from audio_datasets.files import read_json, write_json
+from audio_datasets.stop_signals import outlive_stop_signals
 from kd.config import as_json, differences
 from kd.loop import LoopConfig
 from kd.sampling import EpochBatches
@@ -22,6 +23,7 @@ def training_loader(dataset: Dataset, batches: EpochBatches, workers: int, accel
         dataset,
         batch_sampler=batches,
         num_workers=workers,
+        worker_init_fn=outlive_stop_signals,
         persistent_workers=workers > 0,
         pin_memory=accelerator.device.type == "cuda",
     )

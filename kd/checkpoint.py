@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from audio_datasets.files import flush_folder, read_json, write_json
+from audio_datasets.files import flush_folder, make_folder, read_json, write_json
 
 NAME = re.compile(r"step-(\d{8})")
 
@@ -37,7 +37,7 @@ def save_checkpoint(
     keep: int,
 ) -> Path:
     """Writes a checkpoint and removes all but the newest ``keep``. Called by one process only."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for leftover in folder.glob(".step-*.tmp"):
         shutil.rmtree(leftover)
     aside = folder / f".step-{step:08d}.tmp"
@@ -52,13 +52,20 @@ def save_checkpoint(
             os.fsync(handle.fileno())
     flush_folder(aside)
     final = folder / f"step-{step:08d}"
-    if final.exists():  # a run that was killed after the rename and before its next step writes the same state again
-        shutil.rmtree(final)
+    if final.exists():
+        discard(final)
     os.rename(aside, final)
     flush_folder(folder)
     for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        discard(old)
     return final
+
+
+def discard(checkpoint: Path) -> None:
+    """Removes a checkpoint; if it is killed meanwhile, what is left does not look like one."""
+    leftover = checkpoint.with_name(f".{checkpoint.name}.old.tmp")
+    os.rename(checkpoint, leftover)
+    shutil.rmtree(leftover)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def demo(config: DemoConfig) -> list[dict]:
             "--learning-rate",
             3e-3,
         ),  # half the bands and frames: fast, good enough
-        *("--workers", config.workers, "--log-every-steps", 10, "--resume"),
+        *("--workers", config.workers, "--log-every-steps", 10),
     ]
     teachers = [out / f"teacher-{number}" for number in range(1, len(TEACHER_SEEDS) + 1)]
     for folder, seed in zip(teachers, TEACHER_SEEDS, strict=True):

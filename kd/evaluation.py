@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from audio_datasets.clip_store import ClipStore
 from audio_datasets.command import progress
+from audio_datasets.stop_signals import outlive_stop_signals
 from kd.metrics import TaggingMetrics
 from kd.training_data import EvaluationClips
 
@@ -26,13 +27,24 @@ def evaluation_loader(
 ) -> DataLoader:
     """Prepared loader of (index into ``rows``, waveform) batches, divided among the processes."""
     dataset = EvaluationClips(clips, rows, sample_rate_hz=sample_rate_hz, clip_seconds=clip_seconds)
-    loader = DataLoader(dataset, batch_size, num_workers=workers, pin_memory=accelerator.device.type == "cuda")
+    loader = DataLoader(
+        dataset,
+        batch_size,
+        num_workers=workers,
+        worker_init_fn=outlive_stop_signals,
+        pin_memory=accelerator.device.type == "cuda",
+    )
     return accelerator.prepare(loader)
 
 
 @torch.inference_mode()
 def predict_logits(
-    accelerator: Accelerator, tagger: Callable[[Tensor], Tensor], loader: DataLoader, num_clips: int, description: str
+    accelerator: Accelerator,
+    tagger: Callable[[Tensor], Tensor],
+    loader: DataLoader,
+    num_clips: int,
+    description: str,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Logits of every clip of an ``evaluation_loader``, in the order of its rows; (num_clips, classes) float32.
 
@@ -41,12 +53,14 @@ def predict_logits(
 
     Args:
         tagger: (batch, samples) waveform on the accelerator's device -> (batch, classes) logits; in evaluation mode.
+        before_batch: called by every process before each batch; may raise, on all of them alike.
     """
     logits = None
     seen = np.zeros(num_clips, dtype=bool)
     for indices, waveform in progress(
         loader, shown=accelerator.is_main_process, desc=description, unit="batch", leave=False
     ):
+        before_batch()
         with accelerator.autocast():
             output = tagger(waveform)
         indices, output = accelerator.gather((indices, output.float()))

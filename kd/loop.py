@@ -1,5 +1,6 @@
 """The training loop: one ``fit()`` that calls an objective. It knows nothing about audio, labels or distillation."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,17 +8,21 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from audio_datasets.command import progress
+from audio_datasets.stop_signals import Stopped, StopSignals
 from kd.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from kd.non_finite import write_dump
 from kd.objectives import Objective
 from kd.runlog import RunLog
 from kd.sampling import EpochBatches
 from kd.schedule import ScheduleConfig, learning_rate_factor
+from teacher_logits.processes import any_process, fail_together, take_over_main_state
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class LoopConfig:
     """Validate after every so many epochs, and after the last one."""
     log_every_steps: int = 50
     """Log the mean losses of every so many steps (and at the end of an epoch)."""
+    skip_non_finite: int = 0
+    """Steps whose loss is not finite that the run may leave out; at one more it stops, with a dump of the batch."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -50,6 +57,8 @@ class LoopConfig:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; found {getattr(self, name)}")
+        if self.skip_non_finite < 0:
+            raise ValueError(f"skip_non_finite must not be negative; found {self.skip_non_finite}")
         if self.checkpoint_every_steps is not None and self.checkpoint_every_steps < 1:
             raise ValueError(f"checkpoint_every_steps must be at least 1; found {self.checkpoint_every_steps}")
         if self.max_gradient_norm is not None and not self.max_gradient_norm > 0:
@@ -68,10 +77,14 @@ class OptimizerConfig:
     """Peak learning rate."""
     weight_decay: float = 0.0
     """Weight decay."""
+    adam_epsilon: float = 1e-8
+    """Added to the root of Adam's mean squared gradient. A larger one damps steps along gradients that are all rounding."""
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive; found {self.learning_rate}")
+        if not self.adam_epsilon > 0:
+            raise ValueError(f"adam_epsilon must be positive; found {self.adam_epsilon}")
         if self.weight_decay < 0:
             raise ValueError(f"weight_decay must not be negative; found {self.weight_decay}")
 
@@ -81,7 +94,8 @@ def create_optimizer(
 ) -> Optimizer:
     """``groups``: parameters that learn with a share ("lr_scale") of the learning rate; all with the whole if left out."""
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return kind(groups or student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    parameters = groups or student.parameters()
+    return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, eps=config.adam_epsilon)
 
 
 @dataclass
@@ -98,7 +112,7 @@ class MeanLosses:
         self.batches += 1
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over the batches of all processes; starts afresh."""
+        """Means over the batches of all processes, nothing if there was none; starts afresh."""
         means = {
             name: float(accelerator.reduce(total, reduction="mean")) / self.batches for name, total in self.sums.items()
         }
@@ -133,6 +147,8 @@ class TrainState:
     """Optimizer steps finished in the running epoch."""
     step: int = 0
     """Optimizer steps finished altogether."""
+    skipped_steps: int = 0
+    """How many of them changed nothing, since their loss was not finite."""
     losses: MeanLosses = field(default_factory=MeanLosses)
 
 
@@ -171,20 +187,27 @@ def fit(
     describe: Callable[[dict[str, Tensor]], str] = lambda batch: "",
     before_epoch: Callable[[int], None] = lambda epoch: None,
     stop: Callable[[int], bool] = lambda epochs: False,
+    signals: StopSignals | None = None,
 ) -> None:
     """Trains from ``state`` to the end of the run.
 
+    An epoch's last checkpoint is written before its validation, which a run that is killed in it does again.
+
     Args:
         batches: the batch sampler behind ``loader``; it is set to where the run stands.
-        validate: called by all processes with the student to evaluate; returns values to log (floats also go to the
-            trackers).
+        validate: called by all processes with the student to evaluate, which is the main process's on all of them;
+            returns values to log (floats also go to the trackers).
         describe: names the clips of a batch, for the message about a loss that is not finite.
         before_epoch: called with the epoch's number (from 0) before its first step, also where a run goes on inside it.
         stop: told the number of finished epochs, whether to stop before the next one.
+        signals: asked in every step whether to stop. One process's answer counts for all.
 
     Raises:
-        ValueError: a loss that is not finite.
+        Stopped: on request, after the step was finished and saved.
+        ValueError: a loss that is not finite (once more than ``skip_non_finite`` allows).
     """
+    signals = signals or StopSignals()
+    guard = BatchGuard(accelerator, state, run, log, describe, signals)
     config = run.loop
     steps = batches.steps_per_epoch
     bar = progress(
@@ -194,19 +217,22 @@ def fit(
         batches.start_at(state.epoch, state.step_in_epoch)
         before_epoch(state.epoch)
         state.student.train()
-        for batch in loader:
+        saved = state.step_in_epoch == steps  # the run goes on between an epoch's last step and its validation
+        for batch in loader if state.step_in_epoch < steps else ():
             factor = learning_rate_factor(run.schedule, state.epoch, state.step_in_epoch / steps, config.epochs)
             for group in state.optimizer.param_groups:
                 group["lr"] = run.optimizer.learning_rate * factor * group.get("lr_scale", 1.0)
-            losses = train_on_batch(accelerator, state, objective, batch, config.max_gradient_norm, describe)
-            state.losses.add(losses)
+            losses = train_on_batch(accelerator, state, objective, batch, config.max_gradient_norm, guard)
+            if not guard.refused_batch:
+                state.losses.add(losses)
             if not accelerator.sync_gradients:
                 continue
 
             state.step += 1
             state.step_in_epoch += 1
-            if state.ema is not None:
+            if state.ema is not None and not guard.refused_step:
                 state.ema.update(accelerator.unwrap_model(state.student), step=state.step)
+            guard.refused_step = False
             bar.update()
             last_of_epoch = state.step_in_epoch == steps
             if state.step % config.log_every_steps == 0 or last_of_epoch:
@@ -214,22 +240,108 @@ def fit(
                 log.write(
                     "train", state.step, state.epoch, {**means, "learning_rate": state.optimizer.param_groups[-1]["lr"]}
                 )
-                bar.set_postfix_str(f"epoch {state.epoch + 1}/{config.epochs} loss {means['loss']:.4f}")
+                bar.set_postfix_str(f"epoch {state.epoch + 1}/{config.epochs} loss {means.get('loss', math.nan):.4f}")
             every = config.checkpoint_every_steps
-            if every is not None and state.step % every == 0 and not last_of_epoch:
+            saved = guard.stop or last_of_epoch or (every is not None and state.step % every == 0)
+            if saved:
                 save_state(accelerator, state, run, log)
+            if guard.stop:
+                bar.close()
+                raise Stopped(stop_message(signals, state, run))
 
-        state.epoch, state.step_in_epoch = state.epoch + 1, 0
-        if validate is not None and (state.epoch % config.validate_every_epochs == 0 or state.epoch == config.epochs):
-            results = validate(evaluated_student(state, accelerator))
+        assert saved, "the loader gave fewer batches than the epoch has"
+        if validate is not None and (
+            (state.epoch + 1) % config.validate_every_epochs == 0 or state.epoch + 1 == config.epochs
+        ):
+            evaluated = evaluated_student(state, accelerator)
+            take_over_main_state(accelerator, evaluated)
+            results = validate(evaluated)
             numbers = {name: value for name, value in results.items() if isinstance(value, float)}
             others = {name: value for name, value in results.items() if name not in numbers}
-            log.write("validation", state.step, state.epoch - 1, numbers, others)
-        save_state(accelerator, state, run, log)
+            log.write("validation", state.step, state.epoch, numbers, others)
+        state.epoch, state.step_in_epoch = state.epoch + 1, 0
         rate = bar.format_dict["rate"]
         if rate:
             log.track("speed", state.step, {"steps_per_second": rate})
+    log.flush()
     bar.close()
+
+
+def stop_message(signals: StopSignals, state: TrainState, run: Run) -> str:
+    """What a user reads of a run that was stopped on request."""
+    return (
+        f"{signals.reason or 'a signal to another process'} came; {run.folder} is saved at step {state.step}, and the same "
+        "command goes on from there"
+    )
+
+
+class BatchGuard:
+    """Decides whether a batch is learnt from, and whether the run is to stop: by all processes alike, in one exchange."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        state: TrainState,
+        run: Run,
+        log: RunLog,
+        describe: Callable[[dict[str, Tensor]], str],
+        signals: StopSignals,
+    ) -> None:
+        self.accelerator = accelerator
+        self.state = state
+        self.run = run
+        self.log = log
+        self.describe = describe
+        self.signals = signals
+        self.stop = False
+        """Whether a process has been asked to stop."""
+        self.refused_batch = False
+        """Whether the last batch was left out."""
+        self.refused_step = False
+        """Whether the running step is left out, for one of its batches."""
+        self._buffers: dict[str, Tensor] = {}
+
+    def before_batch(self) -> None:
+        """Keeps the running statistics as they are before a batch that may spoil them."""
+        if self.run.loop.skip_non_finite:
+            self._buffers = {name: buffer.clone() for name, buffer in self.state.student.named_buffers()}
+
+    def allows(self, batch: dict[str, Tensor], losses: dict[str, Tensor]) -> bool:
+        """Whether the losses are finite on all processes; if not, the step is left out.
+
+        Raises:
+            ValueError: no more steps may be left out.
+        """
+        not_finite = ~torch.isfinite(losses["loss"])
+        self.refused_batch, self.stop = any_process(self.accelerator, not_finite, self.signals.requested)
+        if self.refused_batch:
+            self._account_for(batch, losses)
+            self.refused_step = True
+            buffers = dict(self.state.student.named_buffers())
+            for name, value in self._buffers.items():
+                buffers[name].copy_(value)
+        return not self.refused_batch
+
+    def _account_for(self, batch: dict[str, Tensor], losses: dict[str, Tensor]) -> None:
+        """Counts and logs a step that is left out, or ends the run if it has left out as many as it may."""
+        state, loop = self.state, self.run.loop
+        skipped = state.skipped_steps + (not self.refused_step)
+        ends = skipped > loop.skip_non_finite
+        reports = []
+        if not torch.isfinite(losses["loss"]):
+            reports.append(self.describe(batch))
+            if ends:
+                student = self.accelerator.unwrap_model(state.student)
+                position = {"epoch": state.epoch, "step": state.step, "process": self.accelerator.process_index}
+                folder = write_dump(self.run.folder, student, batch, losses, position, self.describe(batch))
+                reports.append(f"python kd/non_finite.py {folder} shows where it comes from.")
+        reports = gather_object(reports)
+        if ends:
+            before = f" ({state.skipped_steps} such steps were left out before)" if state.skipped_steps else ""
+            found = f"the loss is not finite in epoch {state.epoch}, step {state.step_in_epoch}{before}."
+            fail_together(self.accelerator, " ".join([found, *reports]))
+        state.skipped_steps = skipped
+        self.log.write("skipped", state.step, state.epoch, {"skipped_steps": float(skipped)}, {"clips": reports})
 
 
 def train_on_batch(
@@ -238,23 +350,26 @@ def train_on_batch(
     objective: Objective,
     batch: dict[str, Tensor],
     max_gradient_norm: float | None = None,
-    describe: Callable[[dict[str, Tensor]], str] = lambda batch: "",
+    guard: BatchGuard | None = None,
 ) -> dict[str, Tensor]:
     """Adds a batch to the gradients, and steps the optimizer if it completes a step; returns its losses.
 
+    Args:
+        guard: decides whether the batch, and so its step, is learnt from; all are if left out.
+
     Raises:
-        ValueError: a loss that is not finite.
+        ValueError: as ``guard.allows``.
     """
     with accelerator.accumulate(state.student):
+        if guard is not None:
+            guard.before_batch()
         losses = objective(state.student, batch)
-        if not torch.isfinite(losses["loss"]):
-            raise ValueError(
-                f"the loss is not finite in epoch {state.epoch}, step {state.step_in_epoch}. {describe(batch)}"
-            )
-        accelerator.backward(losses["loss"])
-        if accelerator.sync_gradients and max_gradient_norm is not None:
-            accelerator.clip_grad_norm_(state.student.parameters(), max_gradient_norm)
-        state.optimizer.step()
+        if guard is None or guard.allows(batch, losses):
+            accelerator.backward(losses["loss"])
+        if accelerator.sync_gradients and (guard is None or not guard.refused_step):
+            if max_gradient_norm is not None:
+                accelerator.clip_grad_norm_(state.student.parameters(), max_gradient_norm)
+            state.optimizer.step()
         state.optimizer.zero_grad()
     return losses
 
@@ -262,6 +377,7 @@ def train_on_batch(
 def save_state(accelerator: Accelerator, state: TrainState, run: Run, log: RunLog) -> None:
     """Writes a checkpoint from the main process; the others wait until it is whole."""
     sums = state.losses.per_process(accelerator)
+    log.flush()
     if accelerator.is_main_process:
         scaler = accelerator.scaler
         save_checkpoint(
@@ -277,6 +393,7 @@ def save_state(accelerator: Accelerator, state: TrainState, run: Run, log: RunLo
                 "epoch": state.epoch,
                 "step_in_epoch": state.step_in_epoch,
                 "step": state.step,
+                "skipped_steps": state.skipped_steps,
                 "loss_sums": sums,
                 "loss_batches": state.losses.batches,
                 "metrics_bytes": log.size(),
@@ -301,6 +418,7 @@ def resume_state(accelerator: Accelerator, state: TrainState, run: Run, log: Run
         accelerator.scaler.load_state_dict(parts["optimizer"]["scaler"])
     saved = parts["state"]
     state.epoch, state.step_in_epoch, state.step = saved["epoch"], saved["step_in_epoch"], saved["step"]
+    state.skipped_steps = saved.get("skipped_steps", 0)  # absent in checkpoints of version 0.1
     state.losses.restore(saved["loss_sums"], saved["loss_batches"], accelerator)
     log.cut_back(saved["metrics_bytes"])
     accelerator.wait_for_everyone()

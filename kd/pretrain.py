@@ -22,19 +22,33 @@ from audio_datasets.augment import AugmentConfig
 from audio_datasets.class_lists import read_class_names
 from audio_datasets.clip_store import ClipStore
 from audio_datasets.command import parse, run_command
+from audio_datasets.files import digest_of
 from audio_datasets.joined import AnyClips, open_clips
 from audio_datasets.manifest import select_rows
-from kd.building import check_run_folder, moving_average, package_versions, training_loader
+from audio_datasets.stop_signals import Stopped, StopSignals
+from kd.building import moving_average, package_versions, training_loader
 from kd.config import as_json, parse_options
 from kd.dry_run import estimate
 from kd.evaluation import evaluation_loader, predict_logits
-from kd.loop import LoopConfig, OptimizerConfig, Run, TrainState, create_optimizer, evaluated_student, fit, resume_state
+from kd.loop import (
+    LoopConfig,
+    OptimizerConfig,
+    Run,
+    TrainState,
+    create_optimizer,
+    evaluated_student,
+    fit,
+    resume_state,
+    stop_message,
+)
 from kd.metrics import tagging_metrics
 from kd.objectives import DistillationConfig, DistillationObjective
 from kd.recipes import GLOBAL_BATCH, RECIPES, RecipeName, recipe_for
+from kd.run_start import LOCK_FILE, RunFolder, enter_run_folder
 from kd.runlog import RunLog, check_trackers
 from kd.sampling import EpochBatches, SamplingConfig
 from kd.schedule import ScheduleConfig, phases
+from kd.sync_batch_norm import synchronize_batch_norms
 from kd.threads import leave_a_core_to_the_workers
 from kd.training_data import TrainingClips
 from students import create_student, load_weights
@@ -42,6 +56,7 @@ from students.blocks import Student
 from students.catalog import default_options
 from students.frontend import LogMel, LogMelConfig
 from students.weights import imagenet_architecture, load_imagenet_weights, save_student
+from teacher_logits.processes import any_process, locked_by_main_process, on_main_process
 from teacher_logits.store import LogitEnsemble, check_same_classes
 
 Flat = tyro.conf.arg(name="")
@@ -96,9 +111,11 @@ class PretrainConfig:
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the student's forward pass."""
     sync_batch_norm: bool = False
-    """Take batch-norm statistics over all processes (GPUs)."""
-    resume: bool = False
-    """Go on from the newest checkpoint in the run folder; starts afresh if there is none."""
+    """Take batch-norm statistics over all processes."""
+    accept_changes: bool = False
+    """Go on with an unfinished or finished run although settings have changed that change its result."""
+    restart: bool = False
+    """Give up the run in the folder if it was begun with other settings, and begin again."""
     log_with: tuple[str, ...] = ()
     """Trackers of Accelerate to log to besides metrics.jsonl, as tensorboard."""
     loop: Annotated[LoopConfig, Flat] = field(default_factory=LoopConfig)
@@ -121,6 +138,10 @@ class PretrainConfig:
                 f"label_weight is {self.distillation.label_weight}, but no --logits are given; give teacher logits, or "
                 "--label-weight 1 to train on labels alone"
             )
+        if self.accept_changes and self.restart:
+            raise ValueError(
+                "--accept-changes goes on with the run in the folder and --restart gives it up; choose one"
+            )
         if self.logits and self.distillation.label_weight == 1.0:
             raise ValueError("--logits would not be used with --label-weight 1; leave one of the two out")
         if self.views == "stored":
@@ -139,8 +160,19 @@ class PretrainConfig:
             )
 
 
-CHANGES_NOTHING = ("resume", "workers", "log_with", "out", "loop.keep_checkpoints", "loop.checkpoint_every_steps")
-"""Settings that a resumed run may have otherwise, since they do not change what is trained."""
+CHANGES_NOTHING = (
+    *(
+        "accept_changes",
+        "restart",
+        "workers",
+        "log_with",
+        "out",
+        "loop.keep_checkpoints",
+        "loop.checkpoint_every_steps",
+    ),
+    *("clips", "valid_clips", "class_names", "logits"),  # what is in them counts, by their fingerprints
+)
+"""Settings that a run may go on with otherwise, since they do not change what is trained."""
 
 
 def create_accelerator(config: PretrainConfig) -> Accelerator:
@@ -174,6 +206,19 @@ class Training:
     state: TrainState
     objective: DistillationObjective
 
+    def fingerprints(self) -> dict[str, Any]:
+        """What the data are, wherever their files lie; a run goes on with the same only."""
+        validation = None
+        if self.valid_clips is not None:
+            validation = {"clips": self.valid_clips.fingerprint, "rows": digest_of(self.valid_rows.tobytes())}
+        teachers = self.teachers.describe() if self.teachers is not None else []
+        return {
+            "clips": self.clips.fingerprint,
+            "rows": digest_of(self.rows.tobytes()),
+            "teachers": [{"logits": teacher["fingerprint"], "weight": teacher["weight"]} for teacher in teachers],
+            "validation": validation,
+        }
+
 
 def prepare(config: PretrainConfig, accelerator: Accelerator) -> Training:
     """Opens the data and builds student, optimizer, loader and objective.
@@ -193,7 +238,7 @@ def prepare(config: PretrainConfig, accelerator: Accelerator) -> Training:
     )
     student = build_student(config, batches.class_counts / len(rows))
     if config.sync_batch_norm and accelerator.num_processes > 1:
-        student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
+        student = synchronize_batch_norms(student, accelerator.device)
 
     frontend = LogMel(config.frontend).to(accelerator.device)
     ema = moving_average(student, config.loop, accelerator)
@@ -224,25 +269,64 @@ def prepare(config: PretrainConfig, accelerator: Accelerator) -> Training:
 
 
 def pretrain(config: PretrainConfig) -> Path:
-    """Runs the training described by ``config`` and returns the run folder.
+    """Runs the training described by ``config``, or goes on with it, and returns the run folder.
 
     The folder then holds ``config.json``, ``metrics.jsonl``, ``checkpoints/`` and ``student.safetensors`` with
     ``student.json``.
 
     Raises:
-        ValueError: data, weights or settings that do not fit together, or a run folder that is already in use.
+        ValueError: data, weights or settings that do not fit together, a run folder with another run in it or in use by
+            another process, or a loss that is not finite.
+        Stopped: SIGTERM or SIGUSR1 came; the run is saved.
     """
     accelerator = create_accelerator(config)
     training = prepare(config, accelerator)
-    check_run_folder(config.out, config, resume=config.resume, accelerator=accelerator, changes_nothing=CHANGES_NOTHING)
+    description = {**as_json(config), "processes": accelerator.num_processes, "inputs": training.fingerprints()}
+    with StopSignals() as signals, locked_by_main_process(accelerator, config.out / LOCK_FILE, str(config.out)):
+        folder = on_main_process(
+            accelerator,
+            lambda: enter_run_folder(
+                config.out,
+                description,
+                changes_nothing=CHANGES_NOTHING,
+                accept_changes=config.accept_changes,
+                restart=config.restart,
+            ),
+        )
+        for note in folder.notes:
+            accelerator.print(note)
+        if folder.state == "finished":
+            accelerator.print(f"the run in {config.out} is finished already: nothing to do")
+            return config.out
+        train(config, accelerator, training, signals)
+        if accelerator.is_main_process:
+            save_student(
+                config.out,
+                evaluated_student(training.state, accelerator),
+                training.clips.class_names,
+                config.frontend,
+                provenance(config, folder, training),
+            )
+            folder.finish()
+        accelerator.end_training()
+    accelerator.print(f"student written to {config.out}")
+    return config.out
 
+
+def train(config: PretrainConfig, accelerator: Accelerator, training: Training, signals: StopSignals) -> None:
+    """Trains from the newest checkpoint in the run folder, or from the start, to the end; raises as ``fit`` does."""
     clips, state, batches = training.clips, training.state, training.batches
     run = Run(config.out, config.loop, config.optimizer, config.schedule)
     log = RunLog(run.metrics_path, accelerator)
     if resume_state(accelerator, state, run, log):
-        accelerator.print(f"going on at epoch {state.epoch}, step {state.step_in_epoch} of {batches.steps_per_epoch}")
+        place = f"epoch {state.epoch}, step {state.step_in_epoch} of {batches.steps_per_epoch}"
+        accelerator.print(f"going on with the run in {config.out} at {place}")
     if config.log_with:
         accelerator.init_trackers("audio-kd", config=flat_values(as_json(config)))
+
+    def stop_if_asked() -> None:
+        if any_process(accelerator, signals.requested)[0]:
+            raise Stopped(stop_message(signals, state, run))
 
     validate = None
     if training.valid_clips is not None:
@@ -266,6 +350,7 @@ def pretrain(config: PretrainConfig) -> Path:
                 valid_loader,
                 len(valid_rows),
                 "validate",
+                stop_if_asked,
             )
             metrics = tagging_metrics(valid_targets, logits, clips.class_names)
             return {**metrics.summary(), "classes_left_out": list(metrics.absent_classes)}
@@ -278,19 +363,14 @@ def pretrain(config: PretrainConfig) -> Path:
         if state.ema is not None:
             state.ema.module.start_epoch(epoch)
 
-    fit(accelerator, state, training.objective, batches, training.loader, run, log, validate, describe, before_epoch)
-
-    if accelerator.is_main_process:
-        save_student(
-            config.out,
-            evaluated_student(state, accelerator),
-            clips.class_names,
-            config.frontend,
-            provenance(config, clips, training.teachers, state),
-        )
-    accelerator.end_training()
-    accelerator.print(f"student written to {config.out}")
-    return config.out
+    try:
+        fit(
+            accelerator, state, training.objective, batches, training.loader, run, log, validate, describe, before_epoch,
+            signals=signals,
+        )  # fmt: skip
+    except Stopped:
+        accelerator.end_training()
+        raise
 
 
 def open_training_data(
@@ -397,16 +477,17 @@ def student_options(config: PretrainConfig) -> dict[str, Any]:
     return options
 
 
-def provenance(
-    config: PretrainConfig, clips: AnyClips, teachers: LogitEnsemble | None, state: TrainState
-) -> dict[str, Any]:
+def provenance(config: PretrainConfig, folder: RunFolder, training: Training) -> dict[str, Any]:
     """What ``student.json`` tells of how the weights came about."""
+    teachers, state = training.teachers, training.state
     return {
         "config": as_json(config),
+        "accepted_changes": folder.description.get("accepted_changes", []),
         "clip_seconds": config.clip_seconds,
-        "clips": clips.fingerprint,
+        "clips": training.clips.fingerprint,
         "teachers": teachers.describe() if teachers is not None else [],
         "steps": state.step,
+        "skipped_steps": state.skipped_steps,
         "epochs": state.epoch,
         "versions": package_versions(),
     }

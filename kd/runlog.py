@@ -11,6 +11,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
+from audio_datasets.files import flush_folder
+
 
 class RunLog:
     """Appends records on the main process; the other processes' calls do nothing."""
@@ -35,13 +37,21 @@ class RunLog:
         """Bytes written so far; stored in a checkpoint, to cut the file back to on resuming."""
         return self.path.stat().st_size if self.path.exists() else 0
 
+    def flush(self) -> None:
+        """Makes what was written survive a power cut; a checkpoint that counts on it comes after."""
+        if self.accelerator.is_main_process and self.path.exists():
+            with open(self.path, "rb") as file:
+                os.fsync(file.fileno())
+            flush_folder(self.path.parent)
+
     def cut_back(self, size: int) -> None:
         """Drops what was logged after the checkpoint that the run goes on from."""
-        if self.accelerator.is_main_process and self.path.exists():
-            if self.size() < size:
-                raise ValueError(
-                    f"{self.path} has {self.size()} bytes, but the checkpoint was taken at {size}: it was changed"
-                )
+        if not self.accelerator.is_main_process:
+            return
+        found = self.size()
+        if found < size:
+            raise ValueError(f"{self.path} has {found} bytes, but the checkpoint was taken at {size}: it was changed")
+        if found > size:
             os.truncate(self.path, size)
 
 

@@ -313,6 +313,9 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
         with open(aside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
+        flush = os.open(path.parent, os.O_RDONLY)
+        os.fsync(flush)
+        os.close(flush)
     finally:
         aside.unlink(missing_ok=True)
 

@@ -13,18 +13,17 @@ of cores, and threads do not fight with the data loaders for them. More processe
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import tyro
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
@@ -32,16 +31,16 @@ from torch.utils.data import DataLoader, Dataset
 from audio_datasets.audio import fit_length
 from audio_datasets.class_lists import read_class_names
 from audio_datasets.clip_store import ClipStore
-from audio_datasets.command import USER_MISTAKE, parse, progress, run_command
+from audio_datasets.command import parse, progress, run_command
 from audio_datasets.manifest import read_manifest
+from audio_datasets.stop_signals import Stopped, StopSignals, outlive_stop_signals
 from audio_datasets.views import ViewConfig
 from teacher_logits.class_mapping import MappedTeacher, read_class_map, with_classes_of_clips
 from teacher_logits.heard_views import heard_views
+from teacher_logits.processes import locked_by_main_process, on_main_process
 from teacher_logits.shards import ShardFolder, batches_of, shard_rows
 from teacher_logits.store import LogitStore, to_float16, write_logit_store
 from teacher_logits.teachers import Teacher, knows_its_classes, load_teacher
-
-Result = TypeVar("Result")
 
 # A process waits for the slowest one at the end of each teacher; torch's own limit (10 or 30 minutes) is too short.
 LONGEST_WAIT = timedelta(days=7)
@@ -102,7 +101,8 @@ def teach(config: TeachConfig) -> list[Path]:
     """Makes, or completes, the logit store of every teacher and returns their paths.
 
     Raises ValueError for files that are missing or of another kind, class lists that differ, a clip that cannot be
-    decoded, logits that are not finite, and work or stores that were made otherwise and would be lost.
+    decoded, logits that are not finite, work or stores that were made otherwise and would be lost, and a store that another
+    run is making. Raises Stopped on SIGTERM and SIGUSR1; finished shards are kept.
     """
     torch.set_flush_denormal(True)
     accelerator = Accelerator(
@@ -120,8 +120,10 @@ def teach(config: TeachConfig) -> list[Path]:
         teacher.name = name
     names = unique_names([teacher.name for teacher in teachers])
     paths = [config.out / f"{name}.h5" for name in names]
-    for teacher, path in zip(teachers, paths, strict=True):
-        make_store(accelerator, teacher, clips, path, config)
+    with StopSignals() as signals:
+        for teacher, path in zip(teachers, paths, strict=True):
+            with locked_by_main_process(accelerator, path.with_name(f"{path.name}.lock"), str(path)):
+                make_store(accelerator, teacher, clips, path, config, signals)
     return paths
 
 
@@ -138,10 +140,17 @@ def unique_names(names: Sequence[str]) -> list[str]:
     return result
 
 
-def make_store(accelerator: Accelerator, teacher: Teacher, clips: ClipStore, path: Path, config: TeachConfig) -> None:
+def make_store(
+    accelerator: Accelerator,
+    teacher: Teacher,
+    clips: ClipStore,
+    path: Path,
+    config: TeachConfig,
+    signals: StopSignals | None = None,
+) -> None:
     """Makes the logit store of one teacher at ``path``, or completes it, or finds that it is complete.
 
-    Called on every process of the ``accelerator`` alike. Raises ValueError as ``teach`` does.
+    Called on every process of the ``accelerator`` alike. Raises ValueError and Stopped as ``teach`` does.
     """
     views = views_for(teacher, config.views)
     described_views = {"views": asdict(views)} if views else {}
@@ -166,7 +175,7 @@ def make_store(accelerator: Accelerator, teacher: Teacher, clips: ClipStore, pat
         work.begin(config.restart)
         return work.unfinished()
 
-    unfinished = _on_main_process(accelerator, prepare)
+    unfinished = on_main_process(accelerator, prepare)
     if unfinished is None:
         accelerator.print(f"{path} is complete: nothing to do")
         return
@@ -178,7 +187,7 @@ def make_store(accelerator: Accelerator, teacher: Teacher, clips: ClipStore, pat
     share = unfinished[accelerator.process_index :: accelerator.num_processes]
     teacher.to(accelerator.device).eval()
     with _one_thread_on_cpu(accelerator.device):
-        compute_shards(accelerator, teacher, clips, work, share, config, views)
+        compute_shards(accelerator, teacher, clips, work, share, config, views, signals)
     teacher.to("cpu")
     accelerator.wait_for_everyone()
 
@@ -195,7 +204,7 @@ def make_store(accelerator: Accelerator, teacher: Teacher, clips: ClipStore, pat
         )
         work.publish(merged)
 
-    _on_main_process(accelerator, merge)
+    on_main_process(accelerator, merge)
     accelerator.print(f"{path} written: {len(clips)} clips × {len(teacher.class_names)} classes")
 
 
@@ -207,14 +216,20 @@ def compute_shards(
     indices: Sequence[int],
     config: TeachConfig,
     views: ViewConfig | None = None,
+    signals: StopSignals | None = None,
 ) -> None:
-    """Computes the shards with these numbers and keeps each as soon as it is finished."""
+    """Computes the shards with these numbers and keeps each as soon as it is finished.
+
+    Raises Stopped between two batches if ``signals`` ask for it; the shard it was working on is then given up.
+    """
+    signals = signals or StopSignals()
     clips_in_batch = max(1, config.batch_size // work.views)
     batches = [batch for index in indices for batch in batches_of(work.shards[index], clips_in_batch)]
     loader = DataLoader(
         ClipBatches(clips, batches, teacher, views),
         batch_size=None,  # the data set's items are batches
         num_workers=min(config.workers, len(batches)),
+        worker_init_fn=outlive_stop_signals,
         pin_memory=accelerator.device.type == "cuda",
     )
     loaded = iter(loader)
@@ -225,6 +240,11 @@ def compute_shards(
         for index in indices:
             parts = []
             for rows in batches_of(work.shards[index], clips_in_batch):
+                if signals.requested:
+                    raise Stopped(
+                        f"{signals.reason} came; finished shards are kept in {work.folder}, and the same command goes on "
+                        "with the others"
+                    )
                 batch = next(loaded)
                 if isinstance(batch, str):
                     raise ValueError(f"{batch}; pack the clips again without it")
@@ -374,22 +394,6 @@ def _one_thread_on_cpu(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _on_main_process(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
-    """The function's result on every process; it runs on the main one. Its user's mistake ends all, with one message."""
-    outcome: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = function()
-        except (ValueError, OSError) as error:
-            outcome[1] = str(error)
-    broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        if accelerator.is_main_process:
-            raise ValueError(outcome[1])
-        raise SystemExit(USER_MISTAKE)
-    return outcome[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

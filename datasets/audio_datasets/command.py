@@ -9,9 +9,13 @@ from typing import Any, TypeVar
 import tyro
 from tqdm import tqdm
 
+from audio_datasets.stop_signals import Stopped
+
 Config = TypeVar("Config")
 
 USER_MISTAKE = 2
+STOPPED = 75
+"""Stopped on request with everything saved: start it again. (EX_TEMPFAIL of sysexits.h: "try again later".)"""
 INTERRUPTED = 130
 
 
@@ -30,15 +34,21 @@ def run_command(function: Callable[[], Any]) -> int:
 
     ValueError and OSError are what our code raises for a user's mistake (wrong data, a missing file, a full disk): they
     become one plain message on standard error and exit code 2. Anything else is our bug and keeps its traceback. With
-    ``KD_TRACEBACK=1`` in the environment the traceback is shown for these as well.
+    ``KD_TRACEBACK=1`` in the environment the traceback is shown for these as well. Work that was stopped by a signal and
+    saved (``stop_signals``) gives exit code 75.
     """
+    rank = int(os.environ.get("RANK", "0"))  # set for every process of several
     try:
         result = function()
     except (ValueError, OSError) as error:
         if os.environ.get("KD_TRACEBACK") == "1":
             traceback.print_exc()
-        print(f"error: {plain_message(error)}", file=sys.stderr)
+        print(f"error{f' in process {rank}' if rank else ''}: {plain_message(error)}", file=sys.stderr)
         return USER_MISTAKE
+    except Stopped as stopped:
+        if rank == 0:
+            print(f"stopped: {stopped}", file=sys.stderr)
+        return STOPPED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

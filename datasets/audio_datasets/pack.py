@@ -28,6 +28,7 @@ from audio_datasets.class_lists import check_class_names, read_class_names, read
 from audio_datasets.clip_store import ClipRecord, ClipStore, concatenate, write_clip_store
 from audio_datasets.command import parse, progress, run_command
 from audio_datasets.files import digest_of, digest_of_pieces, flush_folder, read_json, write_json, written_aside
+from audio_datasets.locks import locked
 from audio_datasets.manifest import ManifestRow, manifest_path, write_manifest
 from audio_datasets.messages import listed
 from audio_datasets.sources import Source, SourceClip, describe, read_source
@@ -119,8 +120,13 @@ def pack(config: PackConfig, show_progress: bool = True) -> PackResult:
     With several workers, a script calls this under ``if __name__ == "__main__":``, since they start by importing it.
 
     Raises ValueError for a source that cannot be read, labels outside the class list, files that ``strict`` refuses, an
-    existing store of other content, and unfinished work with another plan.
+    existing store of other content, unfinished work with another plan, and a store that another run is packing.
     """
+    with locked(config.out.with_name(f"{config.out.name}.lock"), str(config.out)):
+        return _pack(config, show_progress)
+
+
+def _pack(config: PackConfig, show_progress: bool) -> PackResult:
     source = read_source(config.source, config.layout, audio_root=config.audio_root, segments=config.segments)
     if config.strict and source.missing:
         raise ValueError(

@@ -15,6 +15,7 @@ import audio_datasets
 from audio_datasets import pack as packing
 from audio_datasets.audio import decode, to_pcm16
 from audio_datasets.clip_store import ClipStore
+from audio_datasets.locks import locked
 from audio_datasets.manifest import select_rows
 from audio_datasets.pack import PackConfig, PackResult, main, pack
 from audio_datasets.randomness import generator
@@ -167,6 +168,15 @@ def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "source" / "dog" / "a.wav").write_bytes(b"x")
     with pytest.raises(ValueError, match="nothing is left to pack"):
         run_pack(tmp_path / "source", tmp_path / "clips.h5")
+
+
+def test_two_runs_do_not_write_one_store(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+    with locked(tmp_path / "clips.h5.lock", "the store"):
+        with pytest.raises(ValueError, match=r"clips\.h5 is in use by process"):
+            run_pack(source, tmp_path / "clips.h5")
+        assert not (tmp_path / "clips.h5.partial").exists()
+    assert run_pack(source, tmp_path / "clips.h5").clips == 12
 
 
 def test_an_existing_store_is_replaced_only_on_request(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """`kd pretrain` on tiny clips: results, resuming after a kill, several processes, and wrong input."""
 
-import json
 import shutil
 import signal
 import subprocess
@@ -82,7 +81,7 @@ def test_a_run_resumed_inside_an_epoch_ends_bit_for_bit_as_one_that_was_not_stop
         "--checkpoint-every-steps",
         "1",
     ]
-    options += ["--gradient-accumulation-steps", str(accumulation), "--keep-checkpoints", "50", "--resume"]
+    options += ["--gradient-accumulation-steps", str(accumulation), "--keep-checkpoints", "50"]
     options += ["--workers", str(workers)]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     assert main(arguments(tiny_store, whole, *options)) == 0
@@ -100,7 +99,7 @@ def test_a_run_that_is_killed_and_resumed_loses_nothing(
     tiny_store: Path, tiny_logits: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     def command(out: Path) -> list[str]:
-        options = ["--logits", str(tiny_logits), "--checkpoint-every-steps", "1", "--epochs", "4", "--resume"]
+        options = ["--logits", str(tiny_logits), "--checkpoint-every-steps", "1", "--epochs", "4"]
         return [sys.executable, PRETRAIN, *arguments(tiny_store, out, *options)]
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -265,18 +264,6 @@ def test_wrong_files(
     weights = tmp_path / "mn01" / "student.safetensors"
     message = fails(tiny_store, "--label-weight", "1", "--student", "mn02", "--weights", weights)
     assert "mn01" in message
-
-
-def test_a_run_folder_in_use_is_not_written_over(
-    tiny_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    out = tmp_path / "run"
-    assert main(arguments(tiny_store, out, "--label-weight", "1")) == 0
-    assert main(arguments(tiny_store, out, "--label-weight", "1")) == 2
-    assert "--resume" in capsys.readouterr().err
-    assert main(arguments(tiny_store, out, "--label-weight", "1", "--resume", "--seed", "4")) == 2
-    assert "seed: 0 -> 4" in capsys.readouterr().err
-    assert json.loads((out / "config.json").read_text())["seed"] == 0
 
 
 def test_a_loss_that_is_not_finite_names_the_clips(

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from accelerate.data_loader import BatchSamplerShard
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from audio_datasets.clip_store import ClipStore
@@ -72,3 +73,30 @@ def test_too_many_clips_or_too_large_a_batch_is_refused(tiny_store: Path) -> Non
         batches(tiny_store, batch_size=2, per_step=1, clips=13)
     with pytest.raises(ValueError, match="less than one step"):
         batches(tiny_store, batch_size=8, per_step=2)
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 50), st.integers(0, 2**32), st.data())
+@settings(max_examples=40)
+def test_the_processes_share_an_epoch_exactly(
+    tiny_store: Path, processes: int, accumulated: int, batch_size: int, epoch: int, seed: int, data: st.DataObject
+) -> None:
+    """Their shares, cut as Accelerate's loader cuts them: disjoint, together the epoch, from any step on."""
+    per_step = processes * accumulated
+    assume(per_step * batch_size <= 12)
+    sampler = batches(tiny_store, batch_size=batch_size, per_step=per_step, seed=seed)
+    first = data.draw(st.integers(0, sampler.steps_per_epoch - 1))
+    sampler.start_at(epoch, first)
+    shares = [
+        [request for batch in BatchSamplerShard(sampler, processes, rank) for request in batch]
+        for rank in range(processes)
+    ]
+    assert len({len(share) for share in shares}) == 1
+    positions = sorted(request.position for share in shares for request in share)
+    assert positions == list(range(first * per_step * batch_size, sampler.steps_per_epoch * per_step * batch_size))
+    rows = [request.row for share in shares for request in share]
+    assert len(set(rows)) == len(rows)
+
+    # One process with the whole step as its batch draws the same clips at the same positions.
+    alone = batches(tiny_store, batch_size=batch_size * per_step, per_step=1, seed=seed)
+    alone.start_at(epoch, first)
+    assert {request for batch in alone for request in batch} == {request for share in shares for request in share}

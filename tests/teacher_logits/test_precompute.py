@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from audio_datasets.clip_store import ClipRecord, ClipStore, write_clip_store
+from audio_datasets.command import STOPPED
+from audio_datasets.locks import locked
 from teacher_logits import precompute
 from teacher_logits.precompute import TeachConfig, main, teach, unique_names
 from teacher_logits.shards import ShardFolder, batches_of, shard_rows
@@ -303,3 +305,35 @@ def test_two_processes_of_which_one_is_killed(slow_run, tmp_path):
     assert process.wait(timeout=120) == 0
     assert (tmp_path / "out" / "slow.h5").read_bytes() == whole
     assert shards_in(tmp_path / "out") == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_the_run_at_the_next_batch_and_keeps_finished_shards(
+    clips, own_teachers, tmp_path, monkeypatch, capsys, number
+):
+    spec = f"{own_teachers}:good"
+    whole = teach(config(clips, [spec], tmp_path / "whole"))[0].read_bytes()
+    run, batches = precompute.run_teacher, []
+
+    def signalled(*inputs, **waveforms):
+        batches.append(None)
+        if len(batches) == 5:  # shards of five clips are three batches
+            os.kill(os.getpid(), number)
+        return run(*inputs, **waveforms)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(precompute, "run_teacher", signalled)
+        assert main(arguments(clips, [spec], tmp_path / "out")) == STOPPED
+    assert f"{number.name} came; finished shards are kept" in capsys.readouterr().err
+    assert len(batches) == 5
+    assert shards_in(tmp_path / "out") == 1
+    assert main(arguments(clips, [spec], tmp_path / "out")) == 0
+    assert (tmp_path / "out" / "statistics.h5").read_bytes() == whole
+
+
+def test_two_runs_do_not_write_one_store(clips, own_teachers, tmp_path, capsys):
+    out = tmp_path / "out"
+    with locked(out / "statistics.h5.lock", "the store"):
+        assert main(arguments(clips, [f"{own_teachers}:good"], out)) == 2
+    assert f"statistics.h5 is in use by process {os.getpid()} on " in capsys.readouterr().err
+    assert not any(out.iterdir())

@@ -1,0 +1,126 @@
+"""A run folder's beginning: whether a run is new, goes on or has ended, and whether it may go on as it is asked to."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from audio_datasets.files import flush_folder, read_json, write_json
+from kd.checkpoint import checkpoints
+from kd.config import differences
+
+CONFIG_FILE = "config.json"
+LOCK_FILE = "run.lock"
+
+RESULTS = ("metrics.jsonl", "student.json", "student.safetensors", "trackers", "non_finite", CONFIG_FILE)
+"""What ``restart`` removes after the checkpoints, in this order; other files in the folder are left alone."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run folder that was entered; ``description`` is what its ``config.json`` holds."""
+
+    path: Path
+    state: Literal["new", "unfinished", "finished"]
+    description: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    """What the user should read: changes that were accepted, or another division of the same batch."""
+
+    def finish(self) -> None:
+        """Marks the run as finished; the last thing that it does."""
+        write_json(self.path / CONFIG_FILE, {**self.description, "finished": True})
+
+
+def enter_run_folder(
+    folder: Path,
+    description: Mapping[str, Any],
+    *,
+    changes_nothing: Sequence[str],
+    accept_changes: bool = False,
+    restart: bool = False,
+    results: Sequence[str] = ("student.safetensors", "student.json"),
+) -> RunFolder:
+    """Begins a run in ``folder``, or finds the one in it. Called by one process, which holds the folder's lock.
+
+    Args:
+        description: the configuration as JSON, with "loop" in it; "processes", how many share a step; and whatever else
+            decides the result, such as fingerprints of the data.
+        changes_nothing: settings that a run may go on with otherwise, since they do not change its result.
+        accept_changes: go on although other settings differ; the changes are kept in ``config.json``.
+        restart: give up a run that has other settings.
+        results: the files of a finished run; if one was removed, the run is finished again.
+
+    Raises:
+        ValueError: a run with other settings, and neither of the two says what to do about it.
+    """
+    path = folder / CONFIG_FILE
+    new = dict(description)
+    if not path.exists():
+        if checkpoints(folder / "checkpoints"):
+            raise ValueError(f"{folder} holds checkpoints but no {CONFIG_FILE} to say what of; choose another --out")
+        write_json(path, new)
+        return RunFolder(folder, "new", new)
+    old = read_json(path)
+    finished, accepted = old.pop("finished", False), old.pop("accepted_changes", [])
+    finished = finished and all((folder / name).exists() for name in results)
+    changed = differences(comparable(old), comparable(new), changes_nothing)
+    notes: list[str] = []
+    if changed and restart:
+        give_up(folder)
+        write_json(path, new)
+        return RunFolder(folder, "new", new, (f"the run in {folder} had another configuration and was given up",))
+    if changed and not accept_changes:
+        raise ValueError(
+            f"{folder} holds a run with another configuration:\n  "
+            + "\n  ".join(changed)
+            + "\nGive the command as it was to go on with it, or choose another --out. --accept-changes goes on with what is "
+            "given now, --restart gives the old run up"
+        )
+    if changed:
+        newest = [item.name for item in checkpoints(folder / "checkpoints")[-1:]]
+        accepted.append({"at": newest[0] if newest else "the start", "changes": changed})
+        notes.append(f"{folder} goes on with changes: {'; '.join(changed)}")
+        finished = False
+    if accepted:
+        new["accepted_changes"] = accepted
+    if finished:
+        return RunFolder(folder, "finished", new, tuple(notes))
+    if division(old) != division(new):
+        notes.append(
+            f"steps are divided as {division(new)}, before as {division(old)}: the same clips, drawn and augmented the same, "
+            "but sums in another order, and batch norm over other parts of a step unless --sync-batch-norm is given"
+        )
+    write_json(path, new)
+    return RunFolder(folder, "unfinished", new, tuple(notes))
+
+
+def comparable(description: Mapping[str, Any]) -> dict[str, Any]:
+    """A description with the clips of an optimizer step in place of how processes and batches divide them."""
+    values = {name: value for name, value in description.items() if name != "processes"}
+    loop = dict(values["loop"])
+    loop["clips_per_step"] = loop.pop("batch_size") * loop.pop("gradient_accumulation_steps") * description["processes"]
+    return {**values, "loop": loop}
+
+
+def division(description: Mapping[str, Any]) -> str:
+    """How a step's clips are divided, in words."""
+    loop = description["loop"]
+    return f"{description['processes']} processes x {loop['gradient_accumulation_steps']} batches x {loop['batch_size']} clips"
+
+
+def give_up(folder: Path) -> None:
+    """Removes a run. Its checkpoints go at once and its configuration last: killed in between, it is a run at its start."""
+    given_up = folder / ".checkpoints.given-up"
+    if given_up.exists():
+        shutil.rmtree(given_up)
+    if (folder / "checkpoints").exists():
+        (folder / "checkpoints").rename(given_up)
+        flush_folder(folder)
+        shutil.rmtree(given_up)
+    for name in RESULTS:
+        item = folder / name
+        if item.is_dir():
+            shutil.rmtree(item)
+        else:
+            item.unlink(missing_ok=True)

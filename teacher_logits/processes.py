@@ -1,0 +1,61 @@
+"""What the processes of one run agree upon."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, broadcast_object_list
+from torch import Tensor, nn
+
+from audio_datasets.command import USER_MISTAKE
+from audio_datasets.locks import locked
+
+Result = TypeVar("Result")
+
+
+def on_main_process(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
+    """The function's result on every process; it runs on the main one. Its user's mistake ends all, with one message."""
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = function()
+        except (ValueError, OSError) as error:
+            outcome[1] = str(error)
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        fail_together(accelerator, outcome[1])
+    return outcome[0]
+
+
+@contextmanager
+def locked_by_main_process(accelerator: Accelerator, path: Path, what: str) -> Iterator[None]:
+    """``audio_datasets.locks.locked`` for all processes of a run, of which the main one holds it."""
+    with ExitStack() as stack:
+        on_main_process(accelerator, lambda: stack.enter_context(locked(path, what)))
+        yield
+
+
+def fail_together(accelerator: Accelerator, message: str) -> None:
+    """Ends every process, each of which calls this: the main one with a ValueError, the others in silence."""
+    if accelerator.is_main_process:
+        raise ValueError(message)
+    raise SystemExit(USER_MISTAKE)
+
+
+def any_process(accelerator: Accelerator, *flags: Tensor | bool) -> list[bool]:
+    """For each flag, whether it is set on any process; all get the same answer, in one exchange."""
+    mine = torch.stack([torch.as_tensor(flag, dtype=torch.float32, device=accelerator.device) for flag in flags])
+    return [value > 0 for value in accelerator.reduce(mine, reduction="sum").tolist()]
+
+
+def take_over_main_state(accelerator: Accelerator, module: nn.Module) -> None:
+    """Gives ``module`` the main process's weights and buffers, on all processes.
+
+    Training keeps the weights equal by itself, but each process's batch norms have seen clips of their own.
+    """
+    if accelerator.num_processes > 1:
+        for value in module.state_dict().values():
+            value.copy_(broadcast(value.detach().clone()))
