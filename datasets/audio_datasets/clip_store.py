@@ -20,6 +20,8 @@ from audio_datasets import audio as audio_codec
 from audio_datasets.class_lists import check_class_names, class_list_difference, read_class_names
 from audio_datasets.files import digest_of, written_aside
 from audio_datasets.hdf5_arrays import (
+    ArrayFile,
+    ArrayWriter,
     create_hdf5,
     decode_ids,
     encode_ids,
@@ -522,7 +524,7 @@ def _check_settings(class_names: Sequence[str], audio_kind: str, sample_rate_hz:
 
 
 def _write_attributes(
-    file: h5py.File, names: tuple[str, ...], audio_kind: str, sample_rate_hz: int, attributes: Mapping[str, str]
+    file: ArrayFile, names: tuple[str, ...], audio_kind: str, sample_rate_hz: int, attributes: Mapping[str, str]
 ) -> None:
     file.attrs["format"] = FORMAT
     file.attrs["format_version"] = FORMAT_VERSION
@@ -534,14 +536,14 @@ def _write_attributes(
 
 
 def _write_arrays(
-    file: h5py.File,
+    file: ArrayFile,
     *,
     ids: np.ndarray,
     lengths: np.ndarray,
     targets: np.ndarray,
     digests: np.ndarray,
     audio_dtype: np.dtype,
-) -> h5py.Dataset:
+) -> ArrayWriter:
     """Writes all arrays but the audio, whose dataset it returns to be filled."""
     offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
     file["clip_id"] = ids

@@ -5,24 +5,109 @@ reader maps them and closes the HDF5 file: pages are shared between processes, n
 handle is never pickled.
 """
 
+import errno
+import math
+import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from audio_datasets.disk_space import reserve
 from audio_datasets.messages import listed
 
 ALIGNMENT_BYTES = 64
+ROOM_FOR_DESCRIPTION = 2**18  # more than HDF5 writes besides the arrays: attributes of up to 64 KiB, headers
 
 
 @contextmanager
-def create_hdf5(path: Path) -> Iterator[h5py.File]:
-    """A new HDF5 file for contiguous, aligned arrays; equal content gives equal bytes (no timestamps)."""
-    with h5py.File(path, "w", alignment_threshold=1, alignment_interval=ALIGNMENT_BYTES) as file:
-        yield file
+def create_hdf5(path: Path) -> Iterator["ArrayFile"]:
+    """A new HDF5 file for contiguous, aligned arrays; equal content gives equal bytes (no timestamps).
+
+    Raises OSError for a disk that is full, before the arrays that it has no room for are written.
+    """
+    file = ArrayFile(path)
+    yield file
+    with file.changing() as content:
+        for name, value in file.attrs.items():
+            content.attrs[name] = value
+
+
+class ArrayFile:
+    """An HDF5 file in which HDF5 itself writes nothing but the description of the arrays.
+
+    The library does not survive a full disk: it prints its inner state and may end the process. So space for each array
+    is reserved before anything is written into it, and values go through the operating system, whose errors are plain.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.attrs: dict[str, Any] = {}
+        """Attributes of the file, written when it is closed."""
+        path.write_bytes(bytes(ROOM_FOR_DESCRIPTION))  # fails here on a full disk, and not inside of HDF5
+        with self.changing("w"):
+            pass
+
+    @contextmanager
+    def changing(self, mode: str = "r+") -> Iterator[h5py.File]:
+        """The file as HDF5 sees it, for a change of its description."""
+        free = shutil.disk_usage(self.path.parent).free
+        if mode != "w" and free < ROOM_FOR_DESCRIPTION:
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({free} bytes are free)", str(self.path))
+        with h5py.File(self.path, mode, alignment_threshold=1, alignment_interval=ALIGNMENT_BYTES, locking=False) as file:
+            yield file
+
+    def create_dataset(
+        self, name: str, data: np.ndarray | None = None, shape: tuple[int, ...] | None = None, dtype: Any = None
+    ) -> "ArrayWriter":
+        """A new array, with ``data``, or of a shape and type to be filled by assigning to its slices."""
+        if data is not None:
+            data = np.ascontiguousarray(data)
+            shape, dtype = data.shape, data.dtype
+        dtype = np.dtype(dtype)
+        with self.changing() as file:
+            properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # its place in the file is fixed now
+            properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            space = h5py.h5s.create_simple(shape)
+            kind = h5py.h5t.py_create(dtype, logical=True)
+            offset = h5py.h5d.create(file.id, name.encode(), kind, space, properties).get_offset()
+        size = math.prod(shape) * dtype.itemsize
+        writer = ArrayWriter(self.path, offset, shape, dtype)
+        if size:
+            reserve(self.path, offset, size)
+        if data is not None:
+            writer[0 : len(data)] = data
+        return writer
+
+    def __setitem__(self, name: str, data: np.ndarray) -> None:
+        self.create_dataset(name, data)
+
+
+@dataclass(frozen=True)
+class ArrayWriter:
+    """An array of an ``ArrayFile`` that takes values by slices of its first axis."""
+
+    path: Path
+    offset: int | None
+    """Place in the file, in bytes; None for an array without elements."""
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __setitem__(self, rows: slice, values: np.ndarray) -> None:
+        first, end, step = rows.indices(self.shape[0])
+        assert step == 1 and values.shape == (end - first, *self.shape[1:]), (rows, values.shape, self.shape)
+        content = np.ascontiguousarray(values, dtype=self.dtype)
+        if not content.nbytes:
+            return
+        with open(self.path, "r+b") as file:
+            file.seek(self.offset + first * math.prod(self.shape[1:]) * self.dtype.itemsize)
+            file.write(content.reshape(-1).view(np.uint8))
 
 
 @contextmanager
