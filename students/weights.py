@@ -309,7 +309,10 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     """A killed process leaves the old file or the new one, never half of one."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(aside)
+        try:
+            write(aside)
+        except SafetensorError as error:  # a full disk, mostly, which safetensors does not tell by an OSError
+            raise OSError(f"{path} cannot be written: {error}") from error
         with open(aside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)

@@ -4,6 +4,7 @@ A shard is a run of rows of the clip store. Each is written aside and renamed, s
 run that was killed goes on with the shards that are missing. All shards together make the store.
 """
 
+import io
 import json
 import os
 import shutil
@@ -72,8 +73,11 @@ class ShardFolder:
     def write(self, index: int, logits: np.ndarray) -> None:
         """Keeps a finished shard, float16 (rows, C)."""
         self._check(index, logits)
-        with written_aside(self._path(index)) as aside, open(aside, "wb") as file:
-            np.save(file, logits)
+        content = io.BytesIO()
+        np.save(content, logits)
+        with written_aside(self._path(index)) as aside:
+            # Not np.save into the file itself, which does not tell why it could not write.
+            aside.write_bytes(content.getbuffer())
 
     def blocks(self) -> Iterator[np.ndarray]:
         """The logits of all shards in order, float16 (rows, C) each."""

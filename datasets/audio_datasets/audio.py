@@ -5,8 +5,8 @@ Waveforms are float32 NumPy arrays of shape (samples,), full scale 1.0.
 
 import io
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -111,17 +111,22 @@ def check_audio(data: bytes | Path) -> AudioCheck:
 
     Raises ValueError and OSError as ``decode`` does, but for the clip's length.
     """
-    samples, clipped, peak = 0, 0, 0.0
     with _open(data) as file:
-        for block in _mono_blocks(file, 0, None):
-            magnitude = np.abs(block)
-            samples += len(block)
-            clipped += int((magnitude >= CLIPPED).sum())
-            peak = max(peak, float(magnitude.max()))
-        info = AudioInfo(file.samplerate, file.channels, samples, file.format)
+        info = AudioInfo(file.samplerate, file.channels, file.frames, file.format)
+        return check_blocks(info, _mono_blocks(file, 0, None))
+
+
+def check_blocks(info: AudioInfo, blocks: Iterable[np.ndarray]) -> AudioCheck:
+    """``check_audio`` for a clip that is decoded already: its mono samples, in blocks none of which is empty."""
+    samples, clipped, peak = 0, 0, 0.0
+    for block in blocks:
+        magnitude = np.abs(block)
+        samples += len(block)
+        clipped += int((magnitude >= CLIPPED).sum())
+        peak = max(peak, float(magnitude.max()))
     if samples == 0:
         raise ValueError(EMPTY)
-    return AudioCheck(info, peak, clipped / samples)
+    return AudioCheck(replace(info, samples=samples), peak, clipped / samples)
 
 
 def _mono_blocks(file: soundfile.SoundFile, first: int, count: int | None) -> Iterator[np.ndarray]:
@@ -146,7 +151,9 @@ def _mono_blocks(file: soundfile.SoundFile, first: int, count: int | None) -> It
             if not math.isfinite(loudest):
                 raise ValueError("audio holds NaN or infinite samples")
             if loudest > LOUDEST:
-                raise ValueError(f"audio holds samples of {loudest:.3g} times full scale; up to {LOUDEST:.0f} are allowed")
+                raise ValueError(
+                    f"audio holds samples of {loudest:.3g} times full scale; up to {LOUDEST:.0f} are allowed"
+                )
             yield block
     except soundfile.SoundFileError as error:
         raise ValueError(f"audio cannot be decoded: {error}") from error

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 UNITS = ("bytes", "KB", "MB", "GB", "TB")
@@ -31,6 +33,21 @@ def reserve(path: Path, offset: int, size: int) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error  # which alone does not name the file
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def told_as_os_error(folder: Path) -> Iterator[None]:
+    """Around code that does nothing but write into ``folder``: what torch.save and safetensors raise there becomes an OSError.
+
+    They have errors of their own for a disk that is full or takes no files.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        free = readable_bytes(shutil.disk_usage(folder).free)
+        raise OSError(f"{folder} cannot be written, with {free} free: {error}") from error
 
 
 def readable_bytes(count: float) -> str:

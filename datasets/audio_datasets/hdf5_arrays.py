@@ -59,7 +59,9 @@ class ArrayFile:
         free = shutil.disk_usage(self.path.parent).free
         if mode != "w" and free < ROOM_FOR_DESCRIPTION:
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({free} bytes are free)", str(self.path))
-        with h5py.File(self.path, mode, alignment_threshold=1, alignment_interval=ALIGNMENT_BYTES, locking=False) as file:
+        with h5py.File(
+            self.path, mode, alignment_threshold=1, alignment_interval=ALIGNMENT_BYTES, locking=False
+        ) as file:
             yield file
 
     def create_dataset(
@@ -74,6 +76,7 @@ class ArrayFile:
             properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # its place in the file is fixed now
             properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            properties.set_obj_track_times(False)
             space = h5py.h5s.create_simple(shape)
             kind = h5py.h5t.py_create(dtype, logical=True)
             offset = h5py.h5d.create(file.id, name.encode(), kind, space, properties).get_offset()
@@ -101,7 +104,8 @@ class ArrayWriter:
 
     def __setitem__(self, rows: slice, values: np.ndarray) -> None:
         first, end, step = rows.indices(self.shape[0])
-        assert step == 1 and values.shape == (end - first, *self.shape[1:]), (rows, values.shape, self.shape)
+        assert step == 1, rows
+        assert values.shape == (end - first, *self.shape[1:]), (rows, values.shape, self.shape)
         content = np.ascontiguousarray(values, dtype=self.dtype)
         if not content.nbytes:
             return
