@@ -8,7 +8,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ def batches_of(rows: range, batch_size: int) -> list[range]:
 class ShardFolder:
     """``<store>.partial/``: ``plan.json`` and one NumPy file, float16 (rows, classes), for each finished shard.
 
-    A shard of k clips has ``views`` times k rows.
+    A shard of k clips has ``views`` times k rows. Clips that were skipped have none; ``shard-….skipped.json`` beside it tells
+    which and why.
 
     The plan is everything that decides the shards' content, plain enough for JSON. Its digest is part of their names, so
     that not even two runs at the same time can mix the work of two plans.
@@ -70,14 +71,26 @@ class ShardFolder:
         """Numbers of the shards that are still to be computed."""
         return [index for index in range(len(self.shards)) if not self._path(index).exists()]
 
-    def write(self, index: int, logits: np.ndarray) -> None:
-        """Keeps a finished shard, float16 (rows, C)."""
+    def write(self, index: int, logits: np.ndarray, skipped: Mapping[str, str] | None = None) -> None:
+        """Keeps a finished shard, float16 (rows, C), of all its clips but those that were skipped (reason by clip id)."""
+        self._skipped_path(index).unlink(missing_ok=True)
+        if skipped:
+            write_json(self._skipped_path(index), dict(skipped))
         self._check(index, logits)
         content = io.BytesIO()
         np.save(content, logits)
         with written_aside(self._path(index)) as aside:
             # Not np.save into the file itself, which does not tell why it could not write.
             aside.write_bytes(content.getbuffer())
+
+    def skipped(self) -> dict[str, str]:
+        """The clips that finished shards have skipped: reason by clip id, in the order of the clips."""
+        return {
+            clip_id: reason
+            for index in range(len(self.shards))
+            if self._skipped_path(index).exists() and self._path(index).exists()
+            for clip_id, reason in read_json(self._skipped_path(index)).items()
+        }
 
     def blocks(self) -> Iterator[np.ndarray]:
         """The logits of all shards in order, float16 (rows, C) each."""
@@ -110,8 +123,12 @@ class ShardFolder:
     def _path(self, index: int) -> Path:
         return self.folder / f"shard-{index:06d}-{self._digest}.npy"
 
+    def _skipped_path(self, index: int) -> Path:
+        return self._path(index).with_suffix(".skipped.json")
+
     def _check(self, index: int, logits: np.ndarray) -> None:
-        expected = (len(self.shards[index]) * self.views, self.num_classes)
+        skipped = len(read_json(self._skipped_path(index))) if self._skipped_path(index).exists() else 0
+        expected = ((len(self.shards[index]) - skipped) * self.views, self.num_classes)
         if logits.dtype != np.float16 or logits.shape != expected:
             raise ValueError(
                 f"{self._path(index)} holds {logits.dtype} {logits.shape}; float16 {expected} is needed. "

@@ -24,7 +24,11 @@ EXAMPLES = 3
 
 
 class BadClipError(ValueError):
-    """A clip that cannot be used. Its message names the clip and says why."""
+    """A clip that cannot be used. Its message names the clip and says why; ``reason`` says why alone."""
+
+    def __init__(self, message: str, reason: str = "") -> None:  # from a worker process comes the message alone
+        super().__init__(message)
+        self.reason = reason or message
 
 
 def suspicion(check: AudioCheck) -> str | None:

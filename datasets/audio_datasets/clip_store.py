@@ -234,7 +234,7 @@ class ClipStore:
             raise self._bad_clip(row, error) from error
 
     def _bad_clip(self, row: int, reason: object) -> BadClipError:
-        return BadClipError(f"clip {self.clip_id(row)!r} of {self.path}: {reason}")
+        return BadClipError(f"clip {self.clip_id(row)!r} of {self.path}: {reason}", str(reason))
 
 
 # -- What an open file gives, in each layout ---------------------------------------------------------------------------
