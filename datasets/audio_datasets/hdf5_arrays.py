@@ -5,10 +5,7 @@ reader maps them and closes the HDF5 file: pages are shared between processes, n
 handle is never pickled.
 """
 
-import errno
 import math
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,19 +47,19 @@ class ArrayFile:
         self.attrs: dict[str, Any] = {}
         """Attributes of the file, written when it is closed."""
         path.write_bytes(bytes(ROOM_FOR_DESCRIPTION))  # fails here on a full disk, and not inside of HDF5
-        with self.changing("w"):
+        with self._as_hdf5("w"):
             pass
 
     @contextmanager
-    def changing(self, mode: str = "r+") -> Iterator[h5py.File]:
-        """The file as HDF5 sees it, for a change of its description."""
-        free = shutil.disk_usage(self.path.parent).free
-        if mode != "w" and free < ROOM_FOR_DESCRIPTION:
-            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({free} bytes are free)", str(self.path))
-        with h5py.File(
-            self.path, mode, alignment_threshold=1, alignment_interval=ALIGNMENT_BYTES, locking=False
-        ) as file:
+    def changing(self, more_bytes: int = 0) -> Iterator[h5py.File]:
+        """The file as HDF5 sees it, for a change of its description, and room for so many bytes of arrays."""
+        # HDF5 gives back at the end what it has not used.
+        reserve(self.path, self.path.stat().st_size, more_bytes + ROOM_FOR_DESCRIPTION)
+        with self._as_hdf5("r+") as file:
             yield file
+
+    def _as_hdf5(self, mode: str) -> h5py.File:
+        return h5py.File(self.path, mode, alignment_threshold=1, alignment_interval=ALIGNMENT_BYTES, locking=False)
 
     def create_dataset(
         self, name: str, data: np.ndarray | None = None, shape: tuple[int, ...] | None = None, dtype: Any = None
@@ -72,7 +69,7 @@ class ArrayFile:
             data = np.ascontiguousarray(data)
             shape, dtype = data.shape, data.dtype
         dtype = np.dtype(dtype)
-        with self.changing() as file:
+        with self.changing(math.prod(shape) * dtype.itemsize + ALIGNMENT_BYTES) as file:
             properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # its place in the file is fixed now
             properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
@@ -80,10 +77,7 @@ class ArrayFile:
             space = h5py.h5s.create_simple(shape)
             kind = h5py.h5t.py_create(dtype, logical=True)
             offset = h5py.h5d.create(file.id, name.encode(), kind, space, properties).get_offset()
-        size = math.prod(shape) * dtype.itemsize
         writer = ArrayWriter(self.path, offset, shape, dtype)
-        if size:
-            reserve(self.path, offset, size)
         if data is not None:
             writer[0 : len(data)] = data
         return writer
