@@ -95,7 +95,7 @@ class ShardFolder:
     def blocks(self) -> Iterator[np.ndarray]:
         """The logits of all shards in order, float16 (rows, C) each."""
         for index in range(len(self.shards)):
-            logits = np.load(self._path(index), allow_pickle=False)
+            logits = self._read(index)
             self._check(index, logits)
             yield logits
 
@@ -122,6 +122,16 @@ class ShardFolder:
 
     def _path(self, index: int) -> Path:
         return self.folder / f"shard-{index:06d}-{self._digest}.npy"
+
+    def _read(self, index: int) -> np.ndarray:
+        try:
+            # Not np.load, which takes what is no array for a zip archive or a pickle, whatever the file is called.
+            with open(self._path(index), "rb") as file:
+                return np.lib.format.read_array(file, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(
+                f"{self._path(index)} is damaged ({error}). Remove that file to have the shard computed again"
+            ) from error
 
     def _skipped_path(self, index: int) -> Path:
         return self._path(index).with_suffix(".skipped.json")
