@@ -31,10 +31,11 @@ from audio_datasets.hdf5_arrays import (
     is_mappable,
     map_array,
     open_hdf5,
+    plain_hdf5_errors,
     string_attribute,
 )
 from audio_datasets.manifest import read_manifest
-from audio_datasets.messages import listed
+from audio_datasets.messages import brief, listed
 
 FORMAT = "kd-clip-store"
 FORMAT_VERSION = 1
@@ -256,17 +257,15 @@ class _Contents(Protocol):
 
 
 def _open_contents(path: Path, class_names: tuple[str, ...] | None) -> _Contents:
-    with open_hdf5(path) as file:
-        kind = string_attribute(file, "format")
-        if kind == FORMAT:
-            try:
+    with plain_hdf5_errors(path, "clip store"):
+        with open_hdf5(path) as file:
+            kind = string_attribute(file, "format")
+            if kind == FORMAT:
                 return _NativeContents(file, class_names)
-            except (KeyError, TypeError, OSError, RuntimeError) as error:
-                raise ValueError(f"{path} is a damaged clip store: {error}") from error
-        foreign = kind is None and all(name in file for name in FOREIGN_DATASETS)
-        found = f"its format is {kind!r}" if kind else f"it holds {sorted(file)}"
-    if foreign:
-        return _ForeignContents(path, class_names)
+            foreign = kind is None and all(name in file for name in FOREIGN_DATASETS)
+            found = f"its format is {brief(kind)}" if kind else f"it holds {listed(sorted(file))}"
+        if foreign:
+            return _ForeignContents(path, class_names)
     raise ValueError(
         f"{path} is HDF5 but not a clip store: {found}; expected a file written by `kd pack`, or one with the datasets "
         f"{list(FOREIGN_DATASETS)} as PaSST and EfficientAT use them"
@@ -280,7 +279,9 @@ class _NativeContents:
         path = file.filename
         version = int(file.attrs["format_version"])
         if version != FORMAT_VERSION:
-            raise ValueError(f"{path} has clip store version {version}; this program reads version {FORMAT_VERSION}")
+            raise ValueError(
+                f"{path} has clip store version {brief(version)}; this program reads version {FORMAT_VERSION}"
+            )
         try:
             self.class_names = check_class_names(json.loads(string_attribute(file, "class_names") or "[]"))
         except ValueError as error:
@@ -291,7 +292,7 @@ class _NativeContents:
                 raise ValueError(f"{path} has another class list than the one asked for: {difference}")
         self.audio_kind = string_attribute(file, "audio_kind")
         if self.audio_kind not in AUDIO_KINDS:
-            raise ValueError(f"{path} has audio kind {self.audio_kind!r}; known: {sorted(AUDIO_KINDS)}")
+            raise ValueError(f"{path} has audio kind {brief(self.audio_kind)}; known: {sorted(AUDIO_KINDS)}")
         self.sample_rate_hz = int(file.attrs["sample_rate_hz"])
         self._path = path
         self._index_digest = string_attribute(file, INDEX_DIGEST)

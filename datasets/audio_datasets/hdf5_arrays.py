@@ -127,6 +127,20 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         yield file
 
 
+@contextmanager
+def plain_hdf5_errors(path: Path, what: str) -> Iterator[None]:
+    """Around code that takes an open file apart: what a damaged one raises there becomes a ValueError that names ``path``.
+
+    HDF5 finds damage only where it looks, and h5py has many errors for it.
+    """
+    try:
+        yield
+    except (ValueError, PermissionError, FileNotFoundError):
+        raise
+    except (OSError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError) as error:
+        raise ValueError(f"{path} is a damaged {what}: {error}") from error
+
+
 def map_array(file: h5py.File, name: str) -> np.ndarray:
     """The contiguous dataset ``name``, memory-mapped read-only; it stays valid after ``file`` is closed.
 
