@@ -144,7 +144,7 @@ def change_store(path: Path, draws: np.random.Generator) -> None:
                 if draws.random() < 0.8:
                     file.attrs[name] = values[int(draws.integers(len(values)))]
                 continue
-            old, kept_type = file[name][()], file[name].dtype
+            old, kept_type = np.atleast_1d(file[name][()]), file[name].dtype
             del file[name]
             change = int(draws.integers(7 if old.dtype.kind != "O" else 5))
             if change == 0:

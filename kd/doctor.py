@@ -371,7 +371,9 @@ def bottleneck(loaded: float, trained: float, available_cores: int, audio_kind: 
 
 
 def examine(config: DoctorConfig) -> list[Finding]:
-    """All findings, in the order of the report."""
+    """All findings, in the order of the report. ValueError for an unknown student."""
+    with torch.device("meta"):
+        create_student(config.student, num_classes=1)  # a wrong name shows before anything is measured
     findings = [*check_versions(), *check_gpu(), *check_machine(config)]
     clips = None
     if config.clips is not None:

@@ -247,7 +247,10 @@ class LogitStore:
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
         """Row numbers int64 (k,) of the ids; -1 where the store does not have one."""
-        return find_ids(self.encoded_clip_ids, self.clip_id_order, ids)
+        try:
+            return find_ids(self.encoded_clip_ids, self.clip_id_order, ids)
+        except ValueError as error:
+            raise ValueError(f"{self.path} is a damaged logit store: its order of clip ids is none: {error}") from error
 
     def read_rows(self, rows: np.ndarray, views: np.ndarray | None = None) -> np.ndarray:
         """Logits float32 (k, C) of the given row numbers: of one view each, or the mean over all views."""

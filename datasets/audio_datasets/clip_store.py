@@ -263,7 +263,7 @@ def _open_contents(path: Path, class_names: tuple[str, ...] | None) -> _Contents
             if kind == FORMAT:
                 return _NativeContents(file, class_names)
             foreign = kind is None and all(name in file for name in FOREIGN_DATASETS)
-            found = f"its format is {brief(kind)}" if kind else f"it holds {listed(sorted(file))}"
+            found = f"its format is {brief(kind)}" if kind else f"it holds {brief(sorted(file), 200)}"
         if foreign:
             return _ForeignContents(path, class_names)
     raise ValueError(
@@ -389,7 +389,10 @@ class _ForeignContents:
         return np.zeros((len(rows), DIGEST_BYTES), dtype=np.uint8)
 
     def audio(self, row: int) -> np.ndarray:
-        return self._mp3[range(len(self.ids))[row]]
+        try:
+            return self._mp3[range(len(self.ids))[row]]
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"its bytes cannot be read from the file: {error}") from error
 
     def check_index(self) -> None:
         """The layout has nothing to check by."""

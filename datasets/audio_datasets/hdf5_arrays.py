@@ -5,7 +5,10 @@ reader maps them and closes the HDF5 file: pages are shared between processes, n
 handle is never pickled.
 """
 
+import hashlib
+import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +22,10 @@ from audio_datasets.disk_space import reserve
 from audio_datasets.messages import listed
 
 ALIGNMENT_BYTES = 64
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+SEAL = b"kd-sealed-arrays"
+MOST_SEAL_BYTES = 2**16
+MOST_SEALED_BYTES = 2**26  # between two arrays: far more than HDF5 uses
 ROOM_FOR_DESCRIPTION = 2**18  # more than HDF5 writes besides the arrays: attributes of up to 64 KiB, headers
 
 
@@ -33,6 +40,7 @@ def create_hdf5(path: Path) -> Iterator["ArrayFile"]:
     with file.changing() as content:
         for name, value in file.attrs.items():
             content.attrs[name] = value
+    file.seal()
 
 
 class ArrayFile:
@@ -46,6 +54,7 @@ class ArrayFile:
         self.path = path
         self.attrs: dict[str, Any] = {}
         """Attributes of the file, written when it is closed."""
+        self._places: list[tuple[int, int]] = []
         path.write_bytes(bytes(ROOM_FOR_DESCRIPTION))  # fails here on a full disk, and not inside of HDF5
         with self._as_hdf5("w"):
             pass
@@ -78,12 +87,20 @@ class ArrayFile:
             kind = h5py.h5t.py_create(dtype, logical=True)
             offset = h5py.h5d.create(file.id, name.encode(), kind, space, properties).get_offset()
         writer = ArrayWriter(self.path, offset, shape, dtype)
+        if offset is not None:
+            self._places.append((offset, math.prod(shape) * dtype.itemsize))
         if data is not None:
             writer[0 : len(data)] = data
         return writer
 
     def __setitem__(self, name: str, data: np.ndarray) -> None:
         self.create_dataset(name, data)
+
+    def seal(self) -> None:
+        """Appends a seal: places of the arrays, and a digest of all bytes besides them. HDF5 does not look behind its end."""
+        content = json.dumps({"arrays": self._places, "digest": _digest_besides(self.path, self._places)}).encode()
+        with open(self.path, "ab") as file:
+            file.write(SEAL + len(content).to_bytes(4, "little") + content)
 
 
 @dataclass(frozen=True)
@@ -108,6 +125,51 @@ class ArrayWriter:
             file.write(content.reshape(-1).view(np.uint8))
 
 
+def check_seal(path: Path) -> None:
+    """ValueError if what HDF5 would read of a sealed file, its arrays apart, is not what was written.
+
+    HDF5 has no checksums there, and may crash or never come back from what damage makes of it. A file without a seal (older,
+    of another program, or changed through HDF5, which cuts a seal off) is left to HDF5.
+    """
+    with open(path, "rb") as file:
+        head = file.read(48)
+        # "Superblock" of version 0, as h5py writes it: the end of what HDF5 uses is at byte 40.
+        if head[:9] != HDF5_SIGNATURE + b"\0":
+            return
+        file.seek(0, os.SEEK_END)
+        size, end = file.tell(), int.from_bytes(head[40:], "little")
+        if end >= size:
+            return
+        file.seek(end)
+        seal = file.read(MOST_SEAL_BYTES)
+    if not seal.startswith(SEAL[: len(seal)]):
+        return
+    try:
+        content = seal[len(SEAL) + 4 :]
+        if len(content) != int.from_bytes(seal[len(SEAL) : len(SEAL) + 4], "little"):
+            raise ValueError("the file is truncated")
+        described = json.loads(content)
+        if _digest_besides(path, described["arrays"], end) != described["digest"]:
+            raise ValueError("the description of its arrays has changed")
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is a damaged HDF5 file: {error}") from error
+
+
+def _digest_besides(path: Path, places: Sequence[Sequence[int]], end: int | None = None) -> str:
+    """32 hexadecimal digits over the bytes of a file up to ``end`` that are in none of the places (offset, bytes)."""
+    state = hashlib.blake2b(digest_size=16)
+    end = path.stat().st_size if end is None else end
+    position = 0
+    with open(path, "rb") as file:
+        for start, size in [*sorted(map(tuple, places)), (end, 0)]:
+            if not position <= start <= end or size < 0 or start - position > MOST_SEALED_BYTES:
+                raise ValueError("the places of its arrays are none")
+            file.seek(position)
+            state.update(file.read(start - position))
+            position = start + size
+    return state.hexdigest()
+
+
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[h5py.File]:
     """An HDF5 file for reading. ValueError that names ``path`` if it is missing, truncated or not HDF5."""
@@ -115,6 +177,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         raise ValueError(f"no such file: {path}")
     if not path.is_file():
         raise ValueError(f"{path} is a folder, not an HDF5 file")
+    check_seal(path)
     try:
         # Stores are renamed into place and never changed: no lock, which some network file systems refuse.
         file = h5py.File(path, "r", locking=False)
@@ -135,9 +198,20 @@ def plain_hdf5_errors(path: Path, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, PermissionError, FileNotFoundError):
+    except (PermissionError, FileNotFoundError):
         raise
-    except (OSError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError) as error:
+    except (
+        ValueError,
+        OSError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        MemoryError,
+    ) as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise  # one of ours
         raise ValueError(f"{path} is a damaged {what}: {error}") from error
 
 
@@ -167,7 +241,9 @@ def string_attribute(file: h5py.File, name: str) -> str | None:
     value: Any = file.attrs.get(name)
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="replace")
-    return value if isinstance(value, str) else None
+    if not isinstance(value, str) or any("\ud800" <= character <= "\udfff" for character in value):
+        return None  # h5py gives bytes that are not UTF-8 as surrogates
+    return value
 
 
 def encode_ids(clip_ids: Iterable[str]) -> np.ndarray:
