@@ -38,7 +38,8 @@ from audio_datasets.manifest import read_manifest
 from audio_datasets.messages import brief, listed
 
 FORMAT = "kd-clip-store"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)  # version 1 has no digest of its index
 AUDIO_KINDS = {"encoded": np.dtype("uint8"), "pcm16": np.dtype("<i2")}
 DIGEST_BYTES = 16
 # HDF5 keeps attributes of up to 64 KiB in the object's header, next to each other.
@@ -278,10 +279,8 @@ class _NativeContents:
     def __init__(self, file: h5py.File, class_names: tuple[str, ...] | None):
         path = file.filename
         version = int(file.attrs["format_version"])
-        if version != FORMAT_VERSION:
-            raise ValueError(
-                f"{path} has clip store version {brief(version)}; this program reads version {FORMAT_VERSION}"
-            )
+        if version not in READABLE_VERSIONS:
+            raise ValueError(f"{path} has clip store version {brief(version)}; this program reads {READABLE_VERSIONS}")
         try:
             self.class_names = check_class_names(json.loads(string_attribute(file, "class_names") or "[]"))
         except ValueError as error:
@@ -296,6 +295,8 @@ class _NativeContents:
         self.sample_rate_hz = int(file.attrs["sample_rate_hz"])
         self._path = path
         self._index_digest = string_attribute(file, INDEX_DIGEST)
+        if self._index_digest is None and (version > 1 or INDEX_DIGEST in file.attrs):
+            raise ValueError(f"{path} is a damaged clip store: it has no {INDEX_DIGEST}")
         own = {"format", "format_version", "class_names", "audio_kind", "sample_rate_hz", INDEX_DIGEST}
         self.attributes = {name: string_attribute(file, name) for name in file.attrs if name not in own}
 
