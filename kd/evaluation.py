@@ -73,8 +73,7 @@ def predict_logits(
         indices = np.where(bad_clip, ~indices, indices)
         not_finite = indices[~bad_clip & ~np.isfinite(output).all(axis=1)]
         if len(not_finite):
-            dataset: EvaluationClips = loader.dataset
-            clip_id = dataset.clips.clip_id(int(dataset.rows[not_finite[0]]))
+            clip_id = loader.dataset.clip_id(int(not_finite[0]))
             raise ValueError(f"the tagger's logits are not finite for clip {clip_id!r} (damaged weights?)")
         if logits is None:
             logits = np.zeros((num_clips, output.shape[1]), dtype=np.float32)
@@ -89,7 +88,7 @@ def skipped_clips(loader: DataLoader, logits: np.ndarray) -> dict[str, str]:
     """The clips of an ``evaluation_loader`` that ``predict_logits`` has skipped: reason by clip id."""
     dataset: EvaluationClips = loader.dataset
     skipped = np.flatnonzero(np.isnan(logits).any(axis=1))
-    return {dataset.clips.clip_id(int(dataset.rows[index])): dataset.reason(int(index)) for index in skipped}
+    return {dataset.clip_id(int(index)): dataset.reason(int(index)) for index in skipped}
 
 
 def class_table(metrics: TaggingMetrics, class_names: Sequence[str]) -> str:

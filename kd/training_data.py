@@ -184,6 +184,10 @@ class EvaluationClips(Dataset[tuple[int, Tensor]]):
                 raise
             return ~index, torch.zeros(samples)
 
+    def clip_id(self, index: int) -> str:
+        """The clip at an index into ``rows``."""
+        return self.clips.clip_id(int(self.rows[index]))
+
     def reason(self, index: int) -> str:
         """Why a clip cannot be used; "" if it can."""
         try:

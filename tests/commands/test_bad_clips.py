@@ -254,3 +254,14 @@ def test_audio_that_has_changed_on_disk_is_not_taught(store: Path, run_folder: P
     command = ("--clips", tmp_path / "clips.h5", "--teacher", run_folder, "--out", tmp_path, "--workers", 0)
     assert run(teach, *command, "--on-bad-clip", "skip") == 0
     assert ClipList(tmp_path / "small.skipped.txt").read()["good-1"].startswith("its audio has changed")
+
+
+def test_weights_whose_logits_are_not_finite_are_refused_with_a_clip(
+    store: Path, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    student = create_student("mn01", len(CLASSES))
+    torch.nn.init.constant_(student.get_parameter("classifier.5.bias"), torch.nan)
+    save_student(tmp_path / "broken", student, CLASSES, LogMelConfig(), {"clip_seconds": 0.5})
+    command = (evaluate, "--tagger", tmp_path / "broken", "--clips", store, "--workers", 0, "--on-bad-clip", "skip")
+    assert run(*command) == 2
+    assert "logits are not finite for clip '" in capsys.readouterr().err
