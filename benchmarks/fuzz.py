@@ -69,7 +69,7 @@ class FuzzConfig:
     """Seed of the damage."""
     only: tuple[str, ...] = ()
     """Names of targets to try; all if left out."""
-    seconds: float = 20.0
+    seconds: float = 30.0
     """Time that one input may take."""
     keep: Path | None = None
     """Folder for the inputs that failed."""

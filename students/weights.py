@@ -135,9 +135,10 @@ def _fitting_num_classes(
 ) -> int | None:
     """The number of classes with which a catalog entry has exactly the shapes of ``state``; None if with no number."""
     found = _shapes_of(state)
-    two, three = (_catalog_shapes(catalog, name, number, options) for number in (2, 3))
+    two = _catalog_shapes(catalog, name, 2, options)
     if found.keys() != two.keys():
         return None
+    three = _catalog_shapes(catalog, name, 3, options)
     # One size that depends on the classes gives their number, as it is linear in it; the comparison settles the rest.
     key = next(key for key in two if two[key] != three[key])
     if len(found[key]) != len(two[key]):

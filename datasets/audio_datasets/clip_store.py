@@ -23,6 +23,7 @@ from audio_datasets.files import digest_of, written_aside
 from audio_datasets.hdf5_arrays import (
     ArrayFile,
     ArrayWriter,
+    BytesOfVaryingLength,
     create_hdf5,
     decode_ids,
     encode_ids,
@@ -358,18 +359,19 @@ class _ForeignContents:
         self.audio_kind = "encoded"
         self.sample_rate_hz = 0
         self.attributes = {}
-        # Kept open as long as this process uses it: clips of varying length can only be read through HDF5.
+        # Kept open as long as this process uses it: arrays in chunks can only be read through HDF5.
         self._file = h5py.File(path, "r", locking=False)
-        self._mp3, target = self._file["mp3"], self._file["target"]
-        clips = len(self._mp3)
+        mp3, target = self._file["mp3"], self._file["target"]
+        clips = len(mp3)
         packed = _packed_bytes(len(self.class_names))
         if target.shape != (clips, packed) or target.dtype != np.uint8:
             raise ValueError(
                 f"{path}: target is {target.dtype} {target.shape}; expected packed bits for {clips} clips and "
                 f"{len(self.class_names)} classes, uint8 {(clips, packed)}"
             )
-        if h5py.check_vlen_dtype(self._mp3.dtype) != np.uint8:
-            raise ValueError(f"{path}: mp3 is {self._mp3.dtype}; expected uint8 of varying length")
+        if h5py.check_vlen_dtype(mp3.dtype) != np.uint8:
+            raise ValueError(f"{path}: mp3 is {mp3.dtype}; expected uint8 of varying length")
+        self._mp3 = BytesOfVaryingLength(path, mp3) if BytesOfVaryingLength.lies_plain(mp3) else mp3
         self._targets = map_array(self._file, "target") if is_mappable(target) else target
         self.ids = _foreign_ids(path, self._file["audio_name"])
         if len(self.ids) != clips:
@@ -390,8 +392,9 @@ class _ForeignContents:
         return np.zeros((len(rows), DIGEST_BYTES), dtype=np.uint8)
 
     def audio(self, row: int) -> np.ndarray:
+        row = range(len(self.ids))[row]
         try:
-            return self._mp3[range(len(self.ids))[row]]
+            return self._mp3[row]
         except (OSError, RuntimeError) as error:
             raise ValueError(f"its bytes cannot be read from the file: {error}") from error
 

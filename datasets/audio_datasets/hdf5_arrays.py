@@ -231,6 +231,54 @@ def map_array(file: h5py.File, name: str) -> np.ndarray:
     return np.asarray(np.memmap(file.filename, dataset.dtype, "r", offset=dataset.id.get_offset(), shape=dataset.shape))
 
 
+class BytesOfVaryingLength:
+    """The elements of a dataset of bytes of varying length, read without HDF5, which may never come back from a damaged one.
+
+    HDF5 keeps such elements in "global heaps" (HDF5 File Format Specification 1.1, III.E): the dataset holds for each its
+    length, and the address and index of an object in a heap.
+    """
+
+    def __init__(self, path: Path, dataset: h5py.Dataset) -> None:
+        """Raises ValueError for a dataset that does not lie in the file as one plain block (``lies_plain`` tells)."""
+        if not self.lies_plain(dataset):
+            raise ValueError(f"dataset {dataset.name!r} of {path} is chunked or compressed")
+        self._base = dataset.file.userblock_size
+        references = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
+        self._references = np.memmap(path, references, "r", dataset.id.get_offset(), shape=dataset.shape)
+        self._file = np.memmap(path, np.uint8, "r")
+
+    @staticmethod
+    def lies_plain(dataset: h5py.Dataset) -> bool:
+        """Whether the references to the elements lie in the file as one block, of the size that HDF5 files mostly have."""
+        space = dataset.id.get_storage_size()
+        return dataset.chunks is None and dataset.id.get_offset() is not None and space == 16 * dataset.size > 0
+
+    def __len__(self) -> int:
+        return len(self._references)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """uint8 (bytes,). ValueError for a reference that leads nowhere."""
+        length, address, index = (int(value) for value in self._references[row])
+        if length == 0:
+            return np.empty(0, np.uint8)
+        position = self._base + address
+        header = self._file[position : position + 16].tobytes()
+        if header[:5] != b"GCOL\1" or len(header) < 16:
+            raise ValueError("the file is damaged: there is no heap where its bytes should be")
+        end = min(position + int.from_bytes(header[8:], "little"), len(self._file))
+        position += 16
+        while position + 16 <= end:
+            found = self._file[position : position + 16].tobytes()
+            size = int.from_bytes(found[8:], "little")
+            if int.from_bytes(found[:2], "little") == index:
+                content = self._file[position + 16 : min(position + 16 + length, end)]
+                if length > size or len(content) < length:
+                    break
+                return np.array(content)
+            position += 16 + -(-size // 8) * 8
+        raise ValueError("the file is damaged: its bytes are not where they should be")
+
+
 def is_mappable(dataset: h5py.Dataset) -> bool:
     """Whether the dataset lies in the file as one plain block."""
     return dataset.chunks is None and not dataset.dtype.hasobject and dataset.id.get_offset() is not None
