@@ -308,7 +308,7 @@ def logit_stores(folder: Path) -> list[Path]:
 def read_logit_store(path: Path, good: Path) -> None:
     """``kd verify`` accepts nothing but the very logits that were written."""
     LogitStore.open(path)
-    verify(VerifyConfig(logits=(str(path),), clips=good.with_name("pcm.h5")))
+    verify(VerifyConfig(logits=(str(path),), clips=(good.with_name("pcm.h5"),)))
     ids = ClipStore.open(good.with_name("pcm.h5")).clip_ids
     need(np.array_equal(LogitStore.open(path).read(ids), LogitStore.open(good).read(ids)), "other logits")
 

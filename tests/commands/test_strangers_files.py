@@ -79,6 +79,11 @@ def swapped(run_folder: Path, target: Path, name: str, content: bytes) -> Path:
     return target
 
 
+def array_of_logits(path: Path) -> Path:
+    np.save(path, np.zeros((12, 3), dtype=np.float32))
+    return path
+
+
 COMMANDS: dict[str, Callable[[Path, Path, Path, Path], list]] = {
     "evaluate .pt": lambda evil, store, run, logits: ["evaluate", "--tagger", f"mn01@{evil}", "--clips", store],
     "evaluate .safetensors": lambda evil, store, run, logits: ["evaluate", "--tagger", f"mn01@{evil}", "--clips", store],
@@ -101,13 +106,26 @@ COMMANDS: dict[str, Callable[[Path, Path, Path, Path], list]] = {
     ],
     "verify clips": lambda evil, store, run, logits: ["verify", "--logits", logits, "--clips", evil],
     "pack manifest": lambda evil, store, run, logits: ["pack", evil, "--layout", "manifest", "--out", evil.parent / "c.h5"],
+    "import-logits array": lambda evil, store, run, logits: [
+        "import-logits", "--logits", evil, "--index", store.with_suffix(".parquet"), "--clips", store, "--out", evil.parent / "l.h5"
+    ],
+    "import-logits index": lambda evil, store, run, logits: [
+        "import-logits", "--logits", array_of_logits(evil.with_name("a.npy")), "--index", evil, "--clips", store, "--out",
+        evil.parent / "l.h5"
+    ],
     "class names": lambda evil, store, run, logits: [
         "evaluate", "--tagger", run, "--clips", store, "--class-names", evil
     ],
 }  # fmt: skip
 
 
-NATURAL_SUFFIX = {"pack manifest": ".parquet", "class names": ".csv", "evaluate .safetensors": ".safetensors"}
+NATURAL_SUFFIX = {
+    "import-logits array": ".npy",
+    "import-logits index": ".pkl",
+    "pack manifest": ".parquet",
+    "class names": ".csv",
+    "evaluate .safetensors": ".safetensors",
+}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
