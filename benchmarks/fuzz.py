@@ -616,7 +616,8 @@ def fuzz(config: FuzzConfig) -> int:
     print("|---|---:|---:|---:|---:|---:|")
     for row in rows:
         print("| " + " | ".join(map(str, row)) + " |")
-    print("\n".join(failures))
+    for failure in failures:
+        print(failure)
     return len(failures)
 
 
