@@ -176,7 +176,7 @@ def test_training(disk: tuple[Path, Full], tiny_store: Path, tmp_path: Path, cap
         for checkpoint in found:
             load_checkpoint(checkpoint)
         assert not list(folder.rglob("*.tmp")), "half a checkpoint takes no room"
-    assert pretraining.main([*command(folder / "run", 3), "--resume"]) == 0
+    assert pretraining.main(command(folder / "run", 3)) == 0
     for name in ("student.safetensors", "metrics.jsonl"):
         assert (folder / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert load_file(folder / "run" / "student.safetensors")
