@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from audio_datasets.disk_space import told_as_os_error
 from audio_datasets.files import flush_folder, make_folder, read_json, write_json
 
 NAME = re.compile(r"step-(\d{8})")
@@ -42,11 +43,16 @@ def save_checkpoint(
         shutil.rmtree(leftover)
     aside = folder / f".step-{step:08d}.tmp"
     aside.mkdir()
-    save_file({key: value.contiguous() for key, value in student.items()}, aside / "student.safetensors")
-    if ema is not None:
-        save_file({key: value.contiguous() for key, value in ema.items()}, aside / "ema.safetensors")
-    torch.save(optimizer, aside / "optimizer.pt")
-    write_json(aside / "state.json", state)
+    try:
+        with told_as_os_error(aside):
+            save_file({key: value.contiguous() for key, value in student.items()}, aside / "student.safetensors")
+            if ema is not None:
+                save_file({key: value.contiguous() for key, value in ema.items()}, aside / "ema.safetensors")
+            torch.save(optimizer, aside / "optimizer.pt")
+            write_json(aside / "state.json", state)
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)  # half a checkpoint would take the room that the next one needs
+        raise
     for file in aside.iterdir():
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())

@@ -16,6 +16,7 @@ COMMANDS = {
     "inspect": ("kd.inspect_student", "what the dynamic parts of a trained DyMN are worth, as a table and charts"),
     "report": ("kd.report", "the report of a run, as a page and as text"),
     "compare": ("kd.compare", "runs side by side"),
+    "doctor": ("kd.doctor", "whether this machine and these data are fit for training, and what it will wait for"),
     "profile": ("kd.profile_students", "what students cost: parameters, MACs, memory, file sizes, latency"),
 }
 

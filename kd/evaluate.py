@@ -4,15 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
+from audio_datasets.bad_clips import OnBadClip, summary
 from audio_datasets.class_lists import read_class_names, read_label_map
 from audio_datasets.clip_store import ClipStore
 from audio_datasets.command import parse, run_command
 from audio_datasets.files import write_json
 from audio_datasets.manifest import select_rows
-from kd.evaluation import class_table, evaluation_loader, listed_absent, predict_logits
+from kd.evaluation import class_table, evaluation_loader, listed_absent, predict_logits, skipped_clips
 from kd.metrics import category_accuracy, category_columns, tagging_metrics
 from kd.threads import leave_a_core_to_the_workers
 from teacher_logits.class_mapping import MappedTeacher, read_class_map, with_classes_of_clips
@@ -46,6 +48,8 @@ class EvaluateConfig:
     """Clips in a batch of one process."""
     workers: int = 2
     """Data-loading processes for each process."""
+    on_bad_clip: OnBadClip = "refuse"
+    """A clip that cannot be decoded: refuse stops with its name; skip evaluates without it and lists it."""
     out: Path | None = None
     """Write the results as JSON to this file."""
 
@@ -89,8 +93,16 @@ def evaluate(config: EvaluateConfig) -> dict:
         clip_seconds=config.clip_seconds or tagger.clip_seconds,
         batch_size=config.batch_size,
         workers=config.workers,
+        on_bad_clip=config.on_bad_clip,
     )
     logits = predict_logits(accelerator, tagger, loader, len(rows), "evaluate")
+    skipped = skipped_clips(loader, logits)
+    if skipped:
+        heard = ~np.isnan(logits).any(axis=1)
+        if not heard.any():
+            raise ValueError(f"{summary(skipped, len(rows), 'cannot be used')}; no clip is left")
+        rows, logits = rows[heard], logits[heard]
+        categories = [category for category, kept in zip(categories, heard, strict=False) if kept]
     metrics = tagging_metrics(clips.targets(rows), logits, clips.class_names)
     results = {
         "tagger": config.tagger,
@@ -98,6 +110,7 @@ def evaluate(config: EvaluateConfig) -> dict:
         "split": config.split,
         "folds": list(config.folds),
         "num_clips": len(rows),
+        "skipped_clips": skipped,
         **metrics.summary(),
         "classes": {
             name: {"clips": int(count), "average_precision": float(precision), "roc_auc": float(auc)}
@@ -115,6 +128,8 @@ def evaluate(config: EvaluateConfig) -> dict:
         print(" ".join(f"{name} {value:.4f}" for name, value in metrics.summary().items()), f"({len(rows)} clips)")
         if "category_accuracy" in results:
             print(f"category accuracy {results['category_accuracy']:.4f} (map: {config.label_map})")
+        if skipped:
+            print(summary(skipped, len(rows) + len(skipped), "skipped"))
         if config.out is not None:
             write_json(config.out, results)
     return results

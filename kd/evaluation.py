@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from audio_datasets.bad_clips import OnBadClip
 from audio_datasets.clip_store import ClipStore
 from audio_datasets.command import progress
 from audio_datasets.stop_signals import outlive_stop_signals
@@ -24,9 +25,12 @@ def evaluation_loader(
     clip_seconds: float,
     batch_size: int,
     workers: int,
+    on_bad_clip: OnBadClip = "refuse",
 ) -> DataLoader:
     """Prepared loader of (index into ``rows``, waveform) batches, divided among the processes."""
-    dataset = EvaluationClips(clips, rows, sample_rate_hz=sample_rate_hz, clip_seconds=clip_seconds)
+    dataset = EvaluationClips(
+        clips, rows, sample_rate_hz=sample_rate_hz, clip_seconds=clip_seconds, on_bad_clip=on_bad_clip
+    )
     loader = DataLoader(
         dataset,
         batch_size,
@@ -48,7 +52,8 @@ def predict_logits(
 ) -> np.ndarray:
     """Logits of every clip of an ``evaluation_loader``, in the order of its rows; (num_clips, classes) float32.
 
-    Every process gets the whole array. Accelerate fills the last batches up with clips seen before; each row is written
+    Clips that cannot be used and are to be skipped have NaN (see ``skipped_clips``), and no others: a tagger whose logits
+    are not finite is a ValueError. Every process gets the whole array. Accelerate fills the last batches up with clips seen before; each row is written
     at its own index, so a clip counts once however the clips were divided.
 
     Args:
@@ -63,14 +68,27 @@ def predict_logits(
         before_batch()
         with accelerator.autocast():
             output = tagger(waveform)
-        indices, output = accelerator.gather((indices, output.float()))
+        indices, output = (values.cpu().numpy() for values in accelerator.gather((indices, output.float())))
+        bad_clip = indices < 0
+        indices = np.where(bad_clip, ~indices, indices)
+        not_finite = indices[~bad_clip & ~np.isfinite(output).all(axis=1)]
+        if len(not_finite):
+            clip_id = loader.dataset.clip_id(int(not_finite[0]))
+            raise ValueError(f"the tagger's logits are not finite for clip {clip_id!r} (damaged weights?)")
         if logits is None:
             logits = np.zeros((num_clips, output.shape[1]), dtype=np.float32)
-        logits[indices.cpu().numpy()] = output.cpu().numpy()
-        seen[indices.cpu().numpy()] = True
+        logits[indices] = np.where(bad_clip[:, None], np.nan, output)
+        seen[indices] = True
     assert logits is not None
     assert seen.all(), f"{int((~seen).sum())} of {num_clips} clips were not evaluated"
     return logits
+
+
+def skipped_clips(loader: DataLoader, logits: np.ndarray) -> dict[str, str]:
+    """The clips of an ``evaluation_loader`` that ``predict_logits`` has skipped: reason by clip id."""
+    dataset: EvaluationClips = loader.dataset
+    skipped = np.flatnonzero(np.isnan(logits).any(axis=1))
+    return {dataset.clip_id(int(index)): dataset.reason(int(index)) for index in skipped}
 
 
 def class_table(metrics: TaggingMetrics, class_names: Sequence[str]) -> str:

@@ -256,6 +256,10 @@ class EvaluationWindows(Dataset[tuple[int, Tensor]]):
         waveform = self.clips.waveform(row, hearing.sample_rate_hz, self.starts[number], hearing.clip_seconds)
         return number, torch.from_numpy(fit_length(hearing.lengthened(waveform), hearing.samples))
 
+    def clip_id(self, number: int) -> str:
+        """The clip of a window."""
+        return self.clips.clip_id(int(self.rows[self.clip_of[number]]))
+
     def mean_of_clips(self, values: np.ndarray) -> np.ndarray:
         """(windows, any) -> (rows, any): the mean over each clip's windows."""
         sums = np.zeros((len(self.rows), values.shape[1]), dtype=np.float64)

@@ -19,17 +19,20 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from audio_datasets.augment import AugmentConfig
+from audio_datasets.bad_clips import ClipList, OnBadClip, summary
 from audio_datasets.class_lists import read_class_names
 from audio_datasets.clip_store import ClipStore
 from audio_datasets.command import parse, run_command
+from audio_datasets.disk_space import require_space
 from audio_datasets.files import digest_of
 from audio_datasets.joined import AnyClips, open_clips
 from audio_datasets.manifest import select_rows
 from audio_datasets.stop_signals import Stopped, StopSignals
 from kd.building import moving_average, package_versions, training_loader
+from kd.checkpoint import checkpoints
 from kd.config import as_json, parse_options
 from kd.dry_run import estimate
-from kd.evaluation import evaluation_loader, predict_logits
+from kd.evaluation import evaluation_loader, predict_logits, skipped_clips
 from kd.loop import (
     LoopConfig,
     OptimizerConfig,
@@ -50,7 +53,7 @@ from kd.sampling import EpochBatches, SamplingConfig
 from kd.schedule import ScheduleConfig, phases
 from kd.sync_batch_norm import synchronize_batch_norms
 from kd.threads import leave_a_core_to_the_workers
-from kd.training_data import TrainingClips
+from kd.training_data import Replacements, TrainingClips
 from students import create_student, load_weights
 from students.blocks import Student
 from students.catalog import default_options
@@ -58,6 +61,8 @@ from students.frontend import LogMel, LogMelConfig
 from students.weights import imagenet_architecture, load_imagenet_weights, save_student
 from teacher_logits.processes import any_process, locked_by_main_process, on_main_process
 from teacher_logits.store import LogitEnsemble, check_same_classes
+
+SKIPPED_CLIPS_FILE = "skipped_clips.txt"
 
 Flat = tyro.conf.arg(name="")
 
@@ -98,8 +103,10 @@ class PretrainConfig:
     """Validate on the clips of these folds."""
     class_names: Path | None = None
     """Class list for clip stores that carry none (the PaSST layout)."""
-    missing_logits: Literal["refuse", "label-only"] = "refuse"
-    """What to do with a training clip without teacher logits: stop, or train it on its labels alone."""
+    missing_logits: Literal["refuse", "label-only", "leave-out"] = "refuse"
+    """A training clip without teacher logits: stop, train it on its labels alone, or train without it."""
+    on_bad_clip: OnBadClip = "refuse"
+    """A clip that cannot be decoded: refuse stops with its name; skip draws another in its place, and lists it."""
     views: Literal["own", "stored"] = "own"
     """Augmentation: this run's own, or the stored views that the teachers heard (kd teach --views)."""
     clip_seconds: float = 10.0
@@ -164,6 +171,7 @@ CHANGES_NOTHING = (
     *(
         "accept_changes",
         "restart",
+        "on_bad_clip",
         "workers",
         "log_with",
         "out",
@@ -242,6 +250,7 @@ def prepare(config: PretrainConfig, accelerator: Accelerator) -> Training:
 
     frontend = LogMel(config.frontend).to(accelerator.device)
     ema = moving_average(student, config.loop, accelerator)
+    skipped = ClipList(config.out / SKIPPED_CLIPS_FILE)
     dataset = TrainingClips(
         clips,
         teachers,
@@ -250,6 +259,7 @@ def prepare(config: PretrainConfig, accelerator: Accelerator) -> Training:
         augment=config.augment,
         seed=config.seed,
         views=teachers.views if teachers and config.views == "stored" else None,
+        replacements=Replacements(rows, skipped) if config.on_bad_clip == "skip" else None,
     )
     loader = training_loader(dataset, batches, config.workers, accelerator)
     student, optimizer, loader = accelerator.prepare(student, create_optimizer(student, config.optimizer), loader)
@@ -318,9 +328,15 @@ def train(config: PretrainConfig, accelerator: Accelerator, training: Training, 
     clips, state, batches = training.clips, training.state, training.batches
     run = Run(config.out, config.loop, config.optimizer, config.schedule)
     log = RunLog(run.metrics_path, accelerator)
+    skipped = ClipList(config.out / SKIPPED_CLIPS_FILE)
+    to_write = max(1, config.loop.keep_checkpoints + 1 - len(checkpoints(run.checkpoint_folder)))
+    needed = to_write * checkpoint_bytes(state)
+    on_main_process(accelerator, lambda: require_space(config.out, needed, f"keeping {to_write} more checkpoints"))
     if resume_state(accelerator, state, run, log):
         place = f"epoch {state.epoch}, step {state.step_in_epoch} of {batches.steps_per_epoch}"
         accelerator.print(f"going on with the run in {config.out} at {place}")
+    elif accelerator.is_main_process:
+        skipped.replace({})  # of a run that was given up
     if config.log_with:
         accelerator.init_trackers("audio-kd", config=flat_values(as_json(config)))
 
@@ -339,6 +355,7 @@ def train(config: PretrainConfig, accelerator: Accelerator, training: Training, 
             clip_seconds=config.clip_seconds,
             batch_size=config.loop.batch_size,
             workers=config.workers,
+            on_bad_clip=config.on_bad_clip,
         )
         valid_targets = training.valid_clips.targets(valid_rows)
 
@@ -352,7 +369,11 @@ def train(config: PretrainConfig, accelerator: Accelerator, training: Training, 
                 "validate",
                 stop_if_asked,
             )
-            metrics = tagging_metrics(valid_targets, logits, clips.class_names)
+            heard = ~np.isnan(logits).any(axis=1)
+            if accelerator.is_main_process:
+                for clip_id, reason in skipped_clips(valid_loader, logits).items():
+                    skipped.add(clip_id, reason)
+            metrics = tagging_metrics(valid_targets[heard], logits[heard], clips.class_names)
             return {**metrics.summary(), "classes_left_out": list(metrics.absent_classes)}
 
     def describe(batch: dict[str, Tensor]) -> str:
@@ -371,6 +392,9 @@ def train(config: PretrainConfig, accelerator: Accelerator, training: Training, 
     except Stopped:
         accelerator.end_training()
         raise
+    if accelerator.is_main_process and (bad_clips := skipped.read()):
+        skipped.replace(dict(sorted(bad_clips.items())))
+        print(f"{summary(bad_clips, len(training.rows), 'skipped')}; all are listed in {skipped.path}")
 
 
 def open_training_data(
@@ -390,8 +414,12 @@ def open_training_data(
         found = f"{int(missing.sum())} of {len(rows)} training clips have no teacher logits (as {examples})"
         if config.missing_logits == "refuse":
             raise ValueError(
-                f"{found}; run the teacher over them, or train them on their labels with --missing-logits label-only"
+                f"{found}; run the teacher over them, train them on their labels with --missing-logits label-only, or train "
+                "without them with --missing-logits leave-out"
             )
+        if config.missing_logits == "leave-out":
+            accelerator.print(f"{found}; they are left out")
+            return clips, rows[~missing], teachers
         accelerator.print(f"{found}; they are trained on their labels alone")
     return clips, rows, teachers
 
@@ -475,6 +503,12 @@ def student_options(config: PretrainConfig) -> dict[str, Any]:
                 "student is used at the temperature that annealing ends with"
             )
     return options
+
+
+def checkpoint_bytes(state: TrainState) -> int:
+    """Size of a checkpoint, about: the weights, their average if one is kept, and Adam's two averages of the gradient."""
+    copies = 3 + (state.ema is not None)
+    return copies * sum(value.numel() * value.element_size() for value in state.student.state_dict().values())
 
 
 def provenance(config: PretrainConfig, folder: RunFolder, training: Training) -> dict[str, Any]:

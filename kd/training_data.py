@@ -3,6 +3,7 @@
 Everything here runs in data-loader workers. What is held per worker is one open file per store and the rows chosen.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset
 
 from audio_datasets.audio import fit_length
 from audio_datasets.augment import AugmentConfig, augment_waveform, draw_mix_weight
+from audio_datasets.bad_clips import BadClipError, ClipList, OnBadClip
 from audio_datasets.clip_store import ClipStore
 from audio_datasets.randomness import generator
 from audio_datasets.views import ViewConfig
@@ -20,11 +22,28 @@ from students.frontend import LogMelConfig, draw_band_edges
 from teacher_logits.heard_views import heard_views
 from teacher_logits.store import LogitEnsemble
 
+MOST_REPLACEMENTS = 100
+"""Bad clips in a row, drawn at random, after which a run stops: most of its clips must be bad."""
+
+
+@dataclass(frozen=True)
+class Replacements:
+    """Training without the clips that cannot be used: another clip takes the place of each.
+
+    It is drawn uniformly, by a generator keyed by the place in the epoch, so that it depends neither on the number of
+    processes or workers nor on where a run was resumed; batches keep their size.
+    """
+
+    rows: np.ndarray
+    """int64: what is drawn from."""
+    skipped: ClipList
+    """Where each clip that was replaced is listed, by every worker of every process."""
+
 
 class TrainingClips(Dataset[dict[str, Any]]):
     """Map from a ``ClipRequest`` to one training example; all randomness is keyed by (seed, epoch, position).
 
-    An example holds ``row`` int, ``waveform`` (samples,), ``targets`` (classes,), ``sample_key`` int for the student's
+    An example holds ``row`` int (of the clip that is really there, see ``Replacements``), ``waveform`` (samples,), ``targets`` (classes,), ``sample_key`` int for the student's
     dropout, and as configured ``band_edges`` (2,), ``stripes`` (4,), ``mix_weight``, ``teacher_logits`` (classes,) and
     ``has_teacher``.
     """
@@ -39,8 +58,13 @@ class TrainingClips(Dataset[dict[str, Any]]):
         augment: AugmentConfig,
         seed: int,
         views: ViewConfig | None = None,
+        replacements: Replacements | None = None,
     ) -> None:
-        """``views``: show the views that the teachers heard, in place of augmenting the clips' waveforms and mel bands."""
+        """
+        Args:
+            views: show the views that the teachers heard, in place of augmenting the clips' waveforms and mel bands.
+            replacements: what to show in place of a clip that cannot be used; without them it is a ``BadClipError``.
+        """
         self.clips = clips
         self.teachers = teachers
         self.frontend = frontend
@@ -49,8 +73,27 @@ class TrainingClips(Dataset[dict[str, Any]]):
         self.augment = augment
         self.seed = seed
         self.views = views
+        self.replacements = replacements
+        self._listed: set[int] = set()  # rows of bad clips that this process has listed
 
     def __getitem__(self, request: ClipRequest) -> dict[str, Any]:
+        epoch, position, row = request
+        if self.replacements is None:
+            return self._example(request)
+        draws = generator(self.seed, "replacement", epoch, position)
+        for _ in range(MOST_REPLACEMENTS):
+            try:
+                return self._example(ClipRequest(epoch, position, row))
+            except BadClipError as error:
+                if row not in self._listed:
+                    self._listed.add(row)
+                    self.replacements.skipped.add(self.clips.clip_id(row), error.reason)
+                row = int(draws.choice(self.replacements.rows))
+        raise ValueError(
+            f"{MOST_REPLACEMENTS} clips drawn at random one after the other cannot be used; pack them again"
+        )
+
+    def _example(self, request: ClipRequest) -> dict[str, Any]:
         epoch, position, row = request
         view = None
         if self.views is not None:
@@ -66,6 +109,11 @@ class TrainingClips(Dataset[dict[str, Any]]):
             example["mix_weight"] = torch.tensor(weight, dtype=torch.float32)
         if self.teachers is not None:
             logits, present = self.teachers.read([self.clips.clip_id(row)], None if view is None else np.array([view]))
+            if not np.isfinite(logits).all():
+                raise ValueError(
+                    f"the teacher logits of clip {self.clips.clip_id(row)!r} are not finite: a damaged logit store, which "
+                    "kd verify finds; make it again"
+                )
             example["teacher_logits"] = torch.from_numpy(logits[0])
             example["has_teacher"] = bool(present[0])
         return example
@@ -103,19 +151,50 @@ class TrainingClips(Dataset[dict[str, Any]]):
 
 
 class EvaluationClips(Dataset[tuple[int, Tensor]]):
-    """(row, waveform) of the given rows: the first ``clip_seconds`` of each, padded with silence; nothing is random."""
+    """(index into ``rows``, waveform): the first ``clip_seconds`` of each clip, padded with silence; nothing is random.
 
-    def __init__(self, clips: ClipStore, rows: np.ndarray, *, sample_rate_hz: int, clip_seconds: float) -> None:
+    A clip that cannot be used is a ``BadClipError``; or, with ``on_bad_clip="skip"``, silence with the index ``~index``,
+    which is negative.
+    """
+
+    def __init__(
+        self,
+        clips: ClipStore,
+        rows: np.ndarray,
+        *,
+        sample_rate_hz: int,
+        clip_seconds: float,
+        on_bad_clip: OnBadClip = "refuse",
+    ) -> None:
         self.clips = clips
         self.rows = rows
         self.sample_rate_hz = sample_rate_hz
         self.clip_seconds = clip_seconds
+        self.on_bad_clip = on_bad_clip
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor]:
-        row = int(self.rows[index])
-        waveform = self.clips.waveform(row, self.sample_rate_hz, seconds=self.clip_seconds)
         samples = round(self.clip_seconds * self.sample_rate_hz)
-        return index, torch.from_numpy(fit_length(waveform, samples))
+        try:
+            return index, torch.from_numpy(fit_length(self._waveform(index), samples))
+        except BadClipError:
+            if self.on_bad_clip == "refuse":
+                raise
+            return ~index, torch.zeros(samples)
+
+    def clip_id(self, index: int) -> str:
+        """The clip at an index into ``rows``."""
+        return self.clips.clip_id(int(self.rows[index]))
+
+    def reason(self, index: int) -> str:
+        """Why a clip cannot be used; "" if it can."""
+        try:
+            self._waveform(index)
+            return ""
+        except BadClipError as error:
+            return error.reason
+
+    def _waveform(self, index: int) -> np.ndarray:
+        return self.clips.waveform(int(self.rows[index]), self.sample_rate_hz, seconds=self.clip_seconds)

@@ -135,9 +135,10 @@ def _fitting_num_classes(
 ) -> int | None:
     """The number of classes with which a catalog entry has exactly the shapes of ``state``; None if with no number."""
     found = _shapes_of(state)
-    two, three = (_catalog_shapes(catalog, name, number, options) for number in (2, 3))
+    two = _catalog_shapes(catalog, name, 2, options)
     if found.keys() != two.keys():
         return None
+    three = _catalog_shapes(catalog, name, 3, options)
     # One size that depends on the classes gives their number, as it is linear in it; the comparison settles the rest.
     key = next(key for key in two if two[key] != three[key])
     if len(found[key]) != len(two[key]):
@@ -309,7 +310,10 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     """A killed process leaves the old file or the new one, never half of one."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(aside)
+        try:
+            write(aside)
+        except SafetensorError as error:  # a full disk, mostly, which safetensors does not tell by an OSError
+            raise OSError(f"{path} cannot be written: {error}") from error
         with open(aside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)

@@ -29,9 +29,11 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from audio_datasets.audio import fit_length
+from audio_datasets.bad_clips import BadClipError, ClipList, OnBadClip, summary
 from audio_datasets.class_lists import read_class_names
 from audio_datasets.clip_store import ClipStore
 from audio_datasets.command import parse, progress, run_command
+from audio_datasets.disk_space import require_space
 from audio_datasets.manifest import read_manifest
 from audio_datasets.stop_signals import Stopped, StopSignals, outlive_stop_signals
 from audio_datasets.views import ViewConfig
@@ -80,6 +82,8 @@ class TeachConfig:
     shard_clips: int = 4096
     """Clips in a shard, which is what a process loses at most when it is killed."""
     views: Annotated[ViewConfig, tyro.conf.arg(name="")] = field(default_factory=ViewConfig)
+    on_bad_clip: OnBadClip = "refuse"
+    """A clip that cannot be decoded: refuse stops with its name; skip leaves it out of the logit stores and lists it."""
     restart: bool = False
     """Give up unfinished work, and replace a finished store, that was made with other settings or of other clips."""
 
@@ -167,13 +171,23 @@ def make_store(
     shards = shard_rows(len(clips), config.shard_clips)
     work = ShardFolder(path, plan, shards, len(teacher.class_names), views.views if views else 1)
 
+    skipped_clips = ClipList(skipped_path(path))
+
     def prepare() -> list[int] | None:
         """Numbers of the shards to do; None if the store is complete."""
         if path.exists() and _is_complete(path, description, clips, config.restart):
+            _refuse_skipped(config, skipped_clips.read(), len(clips))
             work.clean_up()
             return None
         work.begin(config.restart)
-        return work.unfinished()
+        _refuse_skipped(config, work.skipped(), len(clips))
+        unfinished = work.unfinished()
+        row_bytes = 2 * len(teacher.class_names) * work.views  # float16; once in the shards and once in the store
+        to_do = sum(len(work.shards[index]) for index in unfinished)
+        require_space(
+            config.out, row_bytes * (to_do + len(clips)), f"the logits of {teacher.name} for {len(clips)} clips"
+        )
+        return unfinished
 
     unfinished = on_main_process(accelerator, prepare)
     if unfinished is None:
@@ -191,21 +205,47 @@ def make_store(
     teacher.to("cpu")
     accelerator.wait_for_everyone()
 
-    def merge() -> None:
+    def merge() -> dict[str, str]:
+        """Makes the store from the shards; returns the clips that were skipped, and why."""
+        skipped = work.skipped()
+        rows, clip_ids = np.arange(len(clips)), clips.clip_ids
+        if skipped:
+            rows = np.array([row for row, clip_id in enumerate(clip_ids) if clip_id not in skipped], dtype=np.int64)
+            clip_ids = [clip_ids[row] for row in rows]
+            if not clip_ids:
+                raise ValueError(f"{summary(skipped, len(clips), 'cannot be used')}; no clip is left")
         merged = work.folder / "merged.h5"
         write_logit_store(
             merged,
-            clip_ids=clips.clip_ids,
-            audio_digests=clips.audio_digests(np.arange(len(clips))),
+            clip_ids=clip_ids,
+            audio_digests=clips.audio_digests(rows),
             logit_blocks=work.blocks(),
             class_names=teacher.class_names,
             teacher=description,
             clip_store_fingerprint=clips.fingerprint,
         )
+        skipped_clips.replace(skipped)
         work.publish(merged)
+        return skipped
 
-    on_main_process(accelerator, merge)
-    accelerator.print(f"{path} written: {len(clips)} clips × {len(teacher.class_names)} classes")
+    skipped = on_main_process(accelerator, merge)
+    accelerator.print(f"{path} written: {len(clips) - len(skipped)} clips × {len(teacher.class_names)} classes")
+    if skipped:
+        accelerator.print(f"{summary(skipped, len(clips), 'skipped')}; all are listed in {skipped_clips.path}")
+
+
+def skipped_path(store_path: Path) -> Path:
+    """``mn04.h5`` -> ``mn04.skipped.txt``: the clips that were left out, one per line with the reason."""
+    return store_path.with_suffix(".skipped.txt")
+
+
+def _refuse_skipped(config: TeachConfig, skipped: dict[str, str], num_clips: int) -> None:
+    """ValueError if an earlier run has skipped clips and this one is not to."""
+    if skipped and config.on_bad_clip == "refuse":
+        raise ValueError(
+            f"{summary(skipped, num_clips, 'cannot be used')}; go on without them by --on-bad-clip skip, or pack the clips "
+            "again without them"
+        )
 
 
 def compute_shards(
@@ -238,7 +278,7 @@ def compute_shards(
         total=sum(map(len, batches)), shown=accelerator.is_main_process, desc=f"{teacher.name}{share}", unit="clip"
     ) as bar:
         for index in indices:
-            parts = []
+            parts, skipped = [np.empty((0, len(teacher.class_names)), dtype=np.float16)], {}
             for rows in batches_of(work.shards[index], clips_in_batch):
                 if signals.requested:
                     raise Stopped(
@@ -246,12 +286,19 @@ def compute_shards(
                         "with the others"
                     )
                 batch = next(loaded)
-                if isinstance(batch, str):
-                    raise ValueError(f"{batch}; pack the clips again without it")
-                logits = run_teacher(accelerator, teacher, **batch)
-                parts.append(to_float16(logits, [clips.clip_id(row) for row in rows for _ in range(work.views)]))
+                for row, reason in batch.pop("bad_clips").items():
+                    if config.on_bad_clip == "refuse":
+                        raise ValueError(
+                            f"clip {clips.clip_id(row)!r} of {clips.path}: {reason}; pack the clips again without it, or go "
+                            "on without it by --on-bad-clip skip"
+                        )
+                    skipped[clips.clip_id(row)] = reason
+                heard = [clip_id for clip_id in map(clips.clip_id, rows) if clip_id not in skipped]
+                if heard:
+                    logits = run_teacher(accelerator, teacher, **batch)
+                    parts.append(to_float16(logits, [clip_id for clip_id in heard for _ in range(work.views)]))
                 bar.update(len(rows))
-            work.write(index, np.concatenate(parts))
+            work.write(index, np.concatenate(parts), skipped)
 
 
 @torch.inference_mode()
@@ -298,14 +345,14 @@ def views_for(teacher: Teacher, config: ViewConfig) -> ViewConfig | None:
     return replace(config, view_seconds=seconds)
 
 
-class ClipBatches(Dataset[dict[str, Tensor] | str]):
+class ClipBatches(Dataset[dict[str, Any]]):
     """Map from a batch's number to what the teacher hears: ``waveform`` float32 (clips, samples), each clip's first seconds.
 
     With views it is (clips times views, samples), all views of a clip one after the other, and what else
     ``heard_views`` gives. Zeros follow the end of a clip or view that is shorter than what the teacher hears.
 
-    For a clip that cannot be decoded it gives the message instead: an exception would reach the main process wrapped in
-    the worker's traceback.
+    ``bad_clips`` tells why, by row, of the clips that cannot be used; they have no part in the batch, which is empty if no clip is left. Nothing is raised here:
+    an exception would reach the main process wrapped in the worker's traceback.
     """
 
     def __init__(self, clips: ClipStore, batches: Sequence[range], teacher: Teacher, views: ViewConfig | None) -> None:
@@ -319,14 +366,19 @@ class ClipBatches(Dataset[dict[str, Tensor] | str]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor] | str:
-        try:
-            heard = [self._heard(row) for row in self.batches[index]]
-        except ValueError as error:
-            return str(error)
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        heard, bad_clips = [], {}
+        for row in self.batches[index]:
+            try:
+                self.clips.verify_audio(row)
+                heard.append(self._heard(row))
+            except BadClipError as error:
+                bad_clips[row] = error.reason
+        if not heard:
+            return {"bad_clips": bad_clips}
         batch = {name: torch.cat([clip[name] for clip in heard]) for name in heard[0]}
         missing = round(self.clip_seconds * self.sample_rate_hz) - batch["waveform"].shape[1]
-        return {**batch, "waveform": functional.pad(batch["waveform"], (0, missing))}
+        return {**batch, "waveform": functional.pad(batch["waveform"], (0, missing)), "bad_clips": bad_clips}
 
     def _heard(self, row: int) -> dict[str, Tensor]:
         """What the teacher hears of one clip: all its views, or its beginning."""

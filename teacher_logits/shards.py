@@ -4,10 +4,11 @@ A shard is a run of rows of the clip store. Each is written aside and renamed, s
 run that was killed goes on with the shards that are missing. All shards together make the store.
 """
 
+import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ def batches_of(rows: range, batch_size: int) -> list[range]:
 class ShardFolder:
     """``<store>.partial/``: ``plan.json`` and one NumPy file, float16 (rows, classes), for each finished shard.
 
-    A shard of k clips has ``views`` times k rows.
+    A shard of k clips has ``views`` times k rows. Clips that were skipped have none; ``shard-….skipped.json`` beside it tells
+    which and why.
 
     The plan is everything that decides the shards' content, plain enough for JSON. Its digest is part of their names, so
     that not even two runs at the same time can mix the work of two plans.
@@ -69,16 +71,31 @@ class ShardFolder:
         """Numbers of the shards that are still to be computed."""
         return [index for index in range(len(self.shards)) if not self._path(index).exists()]
 
-    def write(self, index: int, logits: np.ndarray) -> None:
-        """Keeps a finished shard, float16 (rows, C)."""
+    def write(self, index: int, logits: np.ndarray, skipped: Mapping[str, str] | None = None) -> None:
+        """Keeps a finished shard, float16 (rows, C), of all its clips but those that were skipped (reason by clip id)."""
+        self._skipped_path(index).unlink(missing_ok=True)
+        if skipped:
+            write_json(self._skipped_path(index), dict(skipped))
         self._check(index, logits)
-        with written_aside(self._path(index)) as aside, open(aside, "wb") as file:
-            np.save(file, logits)
+        content = io.BytesIO()
+        np.save(content, logits)
+        with written_aside(self._path(index)) as aside:
+            # Not np.save into the file itself, which does not tell why it could not write.
+            aside.write_bytes(content.getbuffer())
+
+    def skipped(self) -> dict[str, str]:
+        """The clips that finished shards have skipped: reason by clip id, in the order of the clips."""
+        return {
+            clip_id: reason
+            for index in range(len(self.shards))
+            if self._skipped_path(index).exists() and self._path(index).exists()
+            for clip_id, reason in read_json(self._skipped_path(index)).items()
+        }
 
     def blocks(self) -> Iterator[np.ndarray]:
         """The logits of all shards in order, float16 (rows, C) each."""
         for index in range(len(self.shards)):
-            logits = np.load(self._path(index), allow_pickle=False)
+            logits = self._read(index)
             self._check(index, logits)
             yield logits
 
@@ -106,8 +123,22 @@ class ShardFolder:
     def _path(self, index: int) -> Path:
         return self.folder / f"shard-{index:06d}-{self._digest}.npy"
 
+    def _read(self, index: int) -> np.ndarray:
+        try:
+            # Not np.load, which takes what is no array for a zip archive or a pickle, whatever the file is called.
+            with open(self._path(index), "rb") as file:
+                return np.lib.format.read_array(file, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(
+                f"{self._path(index)} is damaged ({error}). Remove that file to have the shard computed again"
+            ) from error
+
+    def _skipped_path(self, index: int) -> Path:
+        return self._path(index).with_suffix(".skipped.json")
+
     def _check(self, index: int, logits: np.ndarray) -> None:
-        expected = (len(self.shards[index]) * self.views, self.num_classes)
+        skipped = len(read_json(self._skipped_path(index))) if self._skipped_path(index).exists() else 0
+        expected = ((len(self.shards[index]) - skipped) * self.views, self.num_classes)
         if logits.dtype != np.float16 or logits.shape != expected:
             raise ValueError(
                 f"{self._path(index)} holds {logits.dtype} {logits.shape}; float16 {expected} is needed. "

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
+from audio_datasets.class_lists import check_class_names
 from audio_datasets.files import written_aside
 from audio_datasets.hdf5_arrays import (
     create_hdf5,
@@ -30,9 +31,10 @@ from audio_datasets.hdf5_arrays import (
     is_mappable,
     map_array,
     open_hdf5,
+    plain_hdf5_errors,
     string_attribute,
 )
-from audio_datasets.messages import listed
+from audio_datasets.messages import brief, listed
 from audio_datasets.views import ViewConfig
 from teacher_logits.joined_logits import JoinedLogits
 
@@ -133,10 +135,10 @@ class LogitStore:
         self.path = path
         self._arrays: dict[str, np.ndarray] = {}
         self._logits: LogitRows | None = None
-        with open_hdf5(path) as file:
+        with plain_hdf5_errors(path, "logit store"), open_hdf5(path) as file:
             self._check_format(file)
-            self.class_names = tuple(self._json(file, "class_names"))
-            self.teacher: dict[str, Any] = self._json(file, "teacher")
+            self.class_names = check_class_names(self._json(file, "class_names", list))
+            self.teacher: dict[str, Any] = self._json(file, "teacher", dict)
             self.views = self._views()
             self.num_views = self.views.views if self.views else 1
             self.clip_store_fingerprint = self._text(file, "clip_store_fingerprint")
@@ -164,13 +166,13 @@ class LogitStore:
         found = string_attribute(file, "format")
         if found != FORMAT:
             raise ValueError(
-                f"{self.path} is not a logit store: its format is {found!r}, {FORMAT!r} is needed "
+                f"{self.path} is not a logit store: its format is {brief(found)}, {FORMAT!r} is needed "
                 "(kd teach makes such a file)"
             )
         version = file.attrs.get("format_version")
         if version != FORMAT_VERSION:
             raise ValueError(
-                f"{self.path} has version {version} of the logit store format; this program reads {FORMAT_VERSION}"
+                f"{self.path} has version {brief(version)} of the logit store format; this program reads {FORMAT_VERSION}"
             )
 
     def _text(self, file: h5py.File, name: str) -> str:
@@ -179,11 +181,14 @@ class LogitStore:
             raise ValueError(f"{self.path} is a damaged logit store: it has no attribute {name!r}")
         return text
 
-    def _json(self, file: h5py.File, name: str) -> Any:
+    def _json(self, file: h5py.File, name: str, kind: type) -> Any:
         try:
-            return json.loads(self._text(file, name))
-        except json.JSONDecodeError as error:
+            content = json.loads(self._text(file, name))
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{self.path} is a damaged logit store: its {name} is not JSON: {error}") from error
+        if not isinstance(content, kind):
+            raise ValueError(f"{self.path} is a damaged logit store: its {name} is no {kind.__name__}")
+        return content
 
     def _views(self) -> ViewConfig | None:
         try:
@@ -242,7 +247,10 @@ class LogitStore:
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
         """Row numbers int64 (k,) of the ids; -1 where the store does not have one."""
-        return find_ids(self.encoded_clip_ids, self.clip_id_order, ids)
+        try:
+            return find_ids(self.encoded_clip_ids, self.clip_id_order, ids)
+        except ValueError as error:
+            raise ValueError(f"{self.path} is a damaged logit store: its order of clip ids is none: {error}") from error
 
     def read_rows(self, rows: np.ndarray, views: np.ndarray | None = None) -> np.ndarray:
         """Logits float32 (k, C) of the given row numbers: of one view each, or the mean over all views."""

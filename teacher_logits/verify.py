@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score
 from audio_datasets.class_lists import read_class_names
 from audio_datasets.command import parse, progress, run_command
 from audio_datasets.joined import AnyClips, open_clips
-from audio_datasets.messages import listed
+from audio_datasets.messages import brief, listed
 from teacher_logits.class_mapping import load_teacher_as_stored
 from teacher_logits.store import ROWS_PER_BLOCK, LogitEnsemble, LogitStore, check_same_classes
 
@@ -103,7 +103,7 @@ def check_clips(store: LogitStore, clips: AnyClips, allow_missing: bool, other_c
     other = store.clip_store_fingerprint != clips.fingerprint
     if other and not other_clip_store:
         mismatches.append(
-            f"it was made from another clip store (fingerprint {store.clip_store_fingerprint}, {clips.path} has "
+            f"it was made from another clip store (fingerprint {brief(store.clip_store_fingerprint)}, {clips.path} has "
             f"{clips.fingerprint}); --other-clip-store allows that if every clip's audio agrees"
         )
     missing: list[str] = []

@@ -5,7 +5,8 @@ Waveforms are float32 NumPy arrays of shape (samples,), full scale 1.0.
 
 import io
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,11 +16,22 @@ import torch
 from torchaudio.transforms import Resample
 
 PCM16_FULL_SCALE = 32768
+CLIPPED = 1 - 1.5 / PCM16_FULL_SCALE  # the largest 16-bit values, of either sign
+EMPTY = "audio is empty: it has a header and no samples"
 ENCODED_FORMATS = {"mp3": ("MP3", "MPEG_LAYER_III"), "flac": ("FLAC", "PCM_16"), "wav": ("WAV", "PCM_16")}
 
 # Formats in which a seek lands on the exact sample and decodes the same values as a read from the start. After a seek
 # the frames of MP3 and Vorbis overlap others that were never decoded, so those are read from the start.
 SEEKABLE_FORMATS = {"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "AU", "CAF"}
+
+# What a clip may be. Beyond it a header is damaged, or the clip would not fit in memory: a wrong rate of 1 Hz, say, makes
+# 32,000 samples of each.
+SLOWEST_HZ, FASTEST_HZ = 1_000, 1_000_000
+MOST_SAMPLES = 2**27
+"""Samples that are decoded in one piece: 512 MiB as float32, or 46 minutes at 48 kHz."""
+LOUDEST = 2.0**16
+"""Times full scale. Files of floating-point samples may go beyond 1, by a factor of 32,768 if they hold unscaled integers."""
+BLOCK_SAMPLES = 2**20  # over all channels; what is decoded at a time
 
 # torchaudio's defaults (Hann-windowed sinc), written out because `resample_direct` must agree with them.
 FILTER_ZEROS = 6
@@ -60,29 +72,91 @@ def decode(
     the clip's own rate. With ``start_seconds`` and ``seconds`` only that part is returned (and, as far as the format
     allows, only that part is decoded); it is shorter than ``seconds`` where the clip ends earlier.
 
-    Raises ValueError for audio that is empty, cannot be decoded, or holds NaN or infinite samples; OSError for a file
-    that cannot be opened.
+    Raises ValueError for audio that is empty, cannot be decoded, holds NaN or infinite samples, or is longer than
+    ``MOST_SAMPLES``; OSError for a file that cannot be opened.
     """
     with _open(data) as file:
         from_hz = file.samplerate
         to_hz = from_hz if sample_rate_hz is None else sample_rate_hz
         span = span_to_read(start_seconds, seconds, from_hz, to_hz)
-        first = min(span.first, file.frames)
-        count = -1 if span.count is None else span.count
-        try:
-            if file.format in SEEKABLE_FORMATS:
-                file.seek(first)
-                channels = file.read(count, dtype="float32", always_2d=True)
-            else:
-                channels = file.read(-1 if count < 0 else first + count, dtype="float32", always_2d=True)[first:]
-        except soundfile.SoundFileError as error:
-            raise ValueError(f"audio cannot be decoded: {error}") from error
-    if len(channels) == 0 and span.first == 0 and count != 0:
-        raise ValueError("audio is empty: it has a header and no samples")
-    waveform = mix_to_mono(channels)
-    if not np.isfinite(waveform).all():
-        raise ValueError("audio holds NaN or infinite samples")
+        blocks, samples = [], 0
+        for block in _mono_blocks(file, span.first, span.count):
+            samples += len(block)
+            if max(samples, samples * to_hz // from_hz) > MOST_SAMPLES:
+                raise ValueError(
+                    f"audio is too long to be decoded in one piece: more than {samples / from_hz:.0f} s at {from_hz} Hz "
+                    f"(at most {MOST_SAMPLES} samples); cut it into shorter clips"
+                )
+            blocks.append(block)
+    if not blocks and span.first == 0 and span.count != 0:
+        raise ValueError(EMPTY)
+    waveform = blocks[0] if len(blocks) == 1 else np.concatenate([np.empty(0, np.float32), *blocks])
     return span.cut(resample(waveform, from_hz, to_hz))
+
+
+@dataclass(frozen=True)
+class AudioCheck:
+    """What decoding a clip from beginning to end has found."""
+
+    info: AudioInfo
+    """As the header says, but with the samples that were really there; headers of damaged files may promise more."""
+    peak: float
+    """Largest magnitude of a sample after mixing to mono."""
+    clipped_share: float
+    """Share of the samples that lie at full scale or beyond."""
+
+
+def check_audio(data: bytes | Path) -> AudioCheck:
+    """Decodes a clip of any length, in memory that does not grow with it.
+
+    Raises ValueError and OSError as ``decode`` does, but for the clip's length.
+    """
+    with _open(data) as file:
+        info = AudioInfo(file.samplerate, file.channels, file.frames, file.format)
+        return check_blocks(info, _mono_blocks(file, 0, None))
+
+
+def check_blocks(info: AudioInfo, blocks: Iterable[np.ndarray]) -> AudioCheck:
+    """``check_audio`` for a clip that is decoded already: its mono samples, in blocks none of which is empty."""
+    samples, clipped, peak = 0, 0, 0.0
+    for block in blocks:
+        magnitude = np.abs(block)
+        samples += len(block)
+        clipped += int((magnitude >= CLIPPED).sum())
+        peak = max(peak, float(magnitude.max()))
+    if samples == 0:
+        raise ValueError(EMPTY)
+    return AudioCheck(replace(info, samples=samples), peak, clipped / samples)
+
+
+def _mono_blocks(file: soundfile.SoundFile, first: int, count: int | None) -> Iterator[np.ndarray]:
+    """The samples from ``first`` on, at most ``count``, mixed to mono: float32 (at most ``BLOCK_SAMPLES``,), none empty.
+
+    Raises ValueError for what cannot be decoded, and for samples that are not finite or absurdly large.
+    """
+    block_frames = max(1, BLOCK_SAMPLES // file.channels)
+    try:
+        if file.format in SEEKABLE_FORMATS:
+            file.seek(min(first, file.frames))
+        else:
+            while first > 0 and (skipped := len(file.read(min(first, block_frames), dtype="float32"))):
+                first -= skipped
+        while count is None or count > 0:
+            channels = file.read(block_frames if count is None else min(count, block_frames), "float32", always_2d=True)
+            if len(channels) == 0:
+                return
+            count = None if count is None else count - len(channels)
+            block = mix_to_mono(channels)
+            loudest = float(np.abs(block).max())
+            if not math.isfinite(loudest):
+                raise ValueError("audio holds NaN or infinite samples")
+            if loudest > LOUDEST:
+                raise ValueError(
+                    f"audio holds samples of {loudest:.3g} times full scale; up to {LOUDEST:.0f} are allowed"
+                )
+            yield block
+    except soundfile.SoundFileError as error:
+        raise ValueError(f"audio cannot be decoded: {error}") from error
 
 
 def mix_to_mono(channels: np.ndarray) -> np.ndarray:
@@ -96,6 +170,17 @@ def mix_to_mono(channels: np.ndarray) -> np.ndarray:
     return np.multiply(mixed, np.float32(1 / channels.shape[1]), out=mixed)
 
 
+class _SequentialFile(soundfile.SoundFile):
+    """A file to be read in blocks.
+
+    soundfile seeks to where it stands after each read of a file that says it is seekable. In an MP3 that is not harmless: the
+    decoder loses its bit reservoir, and the next samples come out wrong (by 0.3 of full scale, measured).
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
 def _open(data: bytes | Path) -> soundfile.SoundFile:
     if isinstance(data, bytes):
         if not data:
@@ -106,10 +191,16 @@ def _open(data: bytes | Path) -> soundfile.SoundFile:
             raise ValueError("audio is empty: 0 bytes")
         source = str(data)
     try:
-        return soundfile.SoundFile(source)
+        file = _SequentialFile(source)
     except soundfile.SoundFileError as error:
         reason = getattr(error, "error_string", str(error))
         raise ValueError(f"audio is in no format that libsndfile reads, or damaged: {reason}") from error
+    if not SLOWEST_HZ <= file.samplerate <= FASTEST_HZ:
+        file.close()
+        raise ValueError(
+            f"audio has a sample rate of {file.samplerate} Hz; {SLOWEST_HZ} to {FASTEST_HZ} Hz are allowed"
+        )
+    return file
 
 
 # -- Resampling --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from audio_datasets.messages import listed
+from audio_datasets.messages import brief, listed
 
 BUILTIN_LABEL_MAPS = ("esc50_to_audioset",)
 
@@ -19,7 +19,7 @@ def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
         raise ValueError("the class list is empty")
     wrong = [name for name in names if not isinstance(name, str) or not name.strip()]
     if wrong:
-        raise ValueError(f"a class name must be text and not empty; found {wrong[0]!r}")
+        raise ValueError(f"a class name must be text and not empty; found {brief(wrong[0])}")
     seen: set[str] = set()
     repeated = [name for name in names if name in seen or seen.add(name)]
     if repeated:
@@ -31,7 +31,7 @@ def class_list_difference(names: Sequence[str], other: Sequence[str]) -> str | N
     """Where two class lists first differ, as words for a message; None if they are the same."""
     for index, (name, other_name) in enumerate(zip(names, other, strict=False)):
         if name != other_name:
-            return f"class {index} is {name!r} in one and {other_name!r} in the other"
+            return f"class {index} is {brief(name)} in one and {brief(other_name)} in the other"
     if len(names) != len(other):
         return f"one has {len(names)} classes and the other {len(other)}"
     return None

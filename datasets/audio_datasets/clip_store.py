@@ -17,9 +17,13 @@ import numpy as np
 import pyarrow
 
 from audio_datasets import audio as audio_codec
+from audio_datasets.bad_clips import BadClipError
 from audio_datasets.class_lists import check_class_names, class_list_difference, read_class_names
 from audio_datasets.files import digest_of, written_aside
 from audio_datasets.hdf5_arrays import (
+    ArrayFile,
+    ArrayWriter,
+    BytesOfVaryingLength,
     create_hdf5,
     decode_ids,
     encode_ids,
@@ -28,19 +32,22 @@ from audio_datasets.hdf5_arrays import (
     is_mappable,
     map_array,
     open_hdf5,
+    plain_hdf5_errors,
     string_attribute,
 )
 from audio_datasets.manifest import read_manifest
-from audio_datasets.messages import listed
+from audio_datasets.messages import brief, listed
 
 FORMAT = "kd-clip-store"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)  # version 1 has no digest of its index
 AUDIO_KINDS = {"encoded": np.dtype("uint8"), "pcm16": np.dtype("<i2")}
 DIGEST_BYTES = 16
 # HDF5 keeps attributes of up to 64 KiB in the object's header, next to each other.
 LARGEST_CLASS_LIST_BYTES = 60_000
 ROWS_AT_ONCE = 65_536
 BYTES_AT_ONCE = 16 * 2**20
+INDEX_DIGEST = "index_digest"
 FOREIGN_DATASETS = ("audio_name", "mp3", "target")
 
 
@@ -75,10 +82,11 @@ class ClipStore:
         ``class_names`` are those that the targets must have. They are needed for a file in the layout of PaSST and
         EfficientAT, which does not hold them, unless a ``class_labels_indices.csv`` lies beside it.
 
-        Raises ValueError, with the path, if the file is missing, truncated, no clip store or of another class list.
+        Raises ValueError, with the path, if the file is missing, truncated, no clip store or of another class list, or if
+        ids, targets or offsets are not those that were written (``verify_audio`` tells that of a clip's audio).
         """
         store = cls(Path(path), None if class_names is None else check_class_names(class_names))
-        store._contents  # noqa: B018 - opening is the check
+        store._contents.check_index()
         return store
 
     def __getstate__(self) -> dict:
@@ -168,6 +176,12 @@ class ClipStore:
         """uint8 (k, 16): BLAKE2b-128 of each clip's stored audio; zeros where the file has none (foreign layout)."""
         return self._contents.audio_digests(np.asarray(rows, dtype=np.int64))
 
+    def verify_audio(self, row: int) -> None:
+        """Raises BadClipError if a clip's audio is not what was written, where the file tells (not in the foreign layout)."""
+        stored = self.audio_digests([row])
+        if stored.any() and not np.array_equal(_audio_digest(self._contents.audio(row)), stored[0]):
+            raise self._bad_clip(row, "its audio has changed since it was packed: the file is damaged")
+
     @property
     def fingerprint(self) -> str:
         """32 hexadecimal digits over class names, ids, audio and its kind; not over targets and attributes."""
@@ -198,7 +212,7 @@ class ClipStore:
         try:
             return audio_codec.audio_info(self.encoded(row)).duration_seconds
         except ValueError as error:
-            raise ValueError(f"clip {self.clip_id(row)!r} of {self.path}: {error}") from error
+            raise self._bad_clip(row, error) from error
 
     def waveform(
         self, row: int, sample_rate_hz: int, start_seconds: float = 0.0, seconds: float | None = None
@@ -206,18 +220,24 @@ class ClipStore:
         """One clip as a mono waveform at ``sample_rate_hz``, float32 (samples,).
 
         ``start_seconds`` and ``seconds`` choose a part, which is shorter where the clip ends earlier (pad with
-        ``audio.fit_length``). From PCM only that part is read. Raises ValueError, with the clip's id, for audio that
-        cannot be decoded.
+        ``audio.fit_length``). From PCM only that part is read. Raises BadClipError, a ValueError with the clip's id, for
+        audio that cannot be used.
         """
         try:
             if self.audio_kind == "encoded":
                 return audio_codec.decode(self.encoded(row), sample_rate_hz, start_seconds, seconds)
             span = audio_codec.span_to_read(start_seconds, seconds, self.sample_rate_hz, sample_rate_hz)
             end = None if span.count is None else span.first + span.count
-            samples = audio_codec.from_pcm16(self._contents.audio(row)[span.first : end])
+            stored = self._contents.audio(row)
+            if len(stored) == 0:
+                raise ValueError(audio_codec.EMPTY)
+            samples = audio_codec.from_pcm16(stored[span.first : end])
             return span.cut(audio_codec.resample(samples, self.sample_rate_hz, sample_rate_hz))
         except ValueError as error:
-            raise ValueError(f"clip {self.clip_id(row)!r} of {self.path}: {error}") from error
+            raise self._bad_clip(row, error) from error
+
+    def _bad_clip(self, row: int, reason: object) -> BadClipError:
+        return BadClipError(f"clip {self.clip_id(row)!r} of {self.path}: {reason}", str(reason))
 
 
 # -- What an open file gives, in each layout ---------------------------------------------------------------------------
@@ -235,20 +255,19 @@ class _Contents(Protocol):
     def packed_targets(self, rows: np.ndarray) -> np.ndarray: ...  # uint8 (k, ceil(C / 8))
     def audio_digests(self, rows: np.ndarray) -> np.ndarray: ...  # uint8 (k, 16)
     def audio(self, row: int) -> np.ndarray: ...  # uint8 (bytes,) or int16 (samples,)
+    def check_index(self) -> None: ...  # ValueError if anything but the audio is not as it was written
 
 
 def _open_contents(path: Path, class_names: tuple[str, ...] | None) -> _Contents:
-    with open_hdf5(path) as file:
-        kind = string_attribute(file, "format")
-        if kind == FORMAT:
-            try:
+    with plain_hdf5_errors(path, "clip store"):
+        with open_hdf5(path) as file:
+            kind = string_attribute(file, "format")
+            if kind == FORMAT:
                 return _NativeContents(file, class_names)
-            except (KeyError, TypeError, OSError, RuntimeError) as error:
-                raise ValueError(f"{path} is a damaged clip store: {error}") from error
-        foreign = kind is None and all(name in file for name in FOREIGN_DATASETS)
-        found = f"its format is {kind!r}" if kind else f"it holds {sorted(file)}"
-    if foreign:
-        return _ForeignContents(path, class_names)
+            foreign = kind is None and all(name in file for name in FOREIGN_DATASETS)
+            found = f"its format is {brief(kind)}" if kind else f"it holds {brief(sorted(file), 200)}"
+        if foreign:
+            return _ForeignContents(path, class_names)
     raise ValueError(
         f"{path} is HDF5 but not a clip store: {found}; expected a file written by `kd pack`, or one with the datasets "
         f"{list(FOREIGN_DATASETS)} as PaSST and EfficientAT use them"
@@ -261,8 +280,8 @@ class _NativeContents:
     def __init__(self, file: h5py.File, class_names: tuple[str, ...] | None):
         path = file.filename
         version = int(file.attrs["format_version"])
-        if version != FORMAT_VERSION:
-            raise ValueError(f"{path} has clip store version {version}; this program reads version {FORMAT_VERSION}")
+        if version not in READABLE_VERSIONS:
+            raise ValueError(f"{path} has clip store version {brief(version)}; this program reads {READABLE_VERSIONS}")
         try:
             self.class_names = check_class_names(json.loads(string_attribute(file, "class_names") or "[]"))
         except ValueError as error:
@@ -273,9 +292,13 @@ class _NativeContents:
                 raise ValueError(f"{path} has another class list than the one asked for: {difference}")
         self.audio_kind = string_attribute(file, "audio_kind")
         if self.audio_kind not in AUDIO_KINDS:
-            raise ValueError(f"{path} has audio kind {self.audio_kind!r}; known: {sorted(AUDIO_KINDS)}")
+            raise ValueError(f"{path} has audio kind {brief(self.audio_kind)}; known: {sorted(AUDIO_KINDS)}")
         self.sample_rate_hz = int(file.attrs["sample_rate_hz"])
-        own = {"format", "format_version", "class_names", "audio_kind", "sample_rate_hz"}
+        self._path = path
+        self._index_digest = string_attribute(file, INDEX_DIGEST)
+        if self._index_digest is None and (version > 1 or INDEX_DIGEST in file.attrs):
+            raise ValueError(f"{path} is a damaged clip store: it has no {INDEX_DIGEST}")
+        own = {"format", "format_version", "class_names", "audio_kind", "sample_rate_hz", INDEX_DIGEST}
         self.attributes = {name: string_attribute(file, name) for name in file.attrs if name not in own}
 
         self.ids = map_array(file, "clip_id")
@@ -312,6 +335,12 @@ class _NativeContents:
         row = range(len(self.ids))[row]  # IndexError beyond the end, and negative rows count from it
         return self._audio[self._offsets[row] : self._offsets[row + 1]]
 
+    def check_index(self) -> None:
+        settings = (self.class_names, self.audio_kind, self.sample_rate_hz)
+        arrays = (self.ids, self.order, self._offsets, self._targets, self._digests)
+        if self._index_digest is not None and self._index_digest != _digest_of_index(*settings, *arrays):
+            raise ValueError(f"{self._path} is a damaged clip store: its ids, targets or offsets have changed")
+
     @property
     def audio_lengths(self) -> np.ndarray:
         """int64 (n,): bytes or samples of each clip."""
@@ -330,18 +359,19 @@ class _ForeignContents:
         self.audio_kind = "encoded"
         self.sample_rate_hz = 0
         self.attributes = {}
-        # Kept open as long as this process uses it: clips of varying length can only be read through HDF5.
+        # Kept open as long as this process uses it: arrays in chunks can only be read through HDF5.
         self._file = h5py.File(path, "r", locking=False)
-        self._mp3, target = self._file["mp3"], self._file["target"]
-        clips = len(self._mp3)
+        mp3, target = self._file["mp3"], self._file["target"]
+        clips = len(mp3)
         packed = _packed_bytes(len(self.class_names))
         if target.shape != (clips, packed) or target.dtype != np.uint8:
             raise ValueError(
                 f"{path}: target is {target.dtype} {target.shape}; expected packed bits for {clips} clips and "
                 f"{len(self.class_names)} classes, uint8 {(clips, packed)}"
             )
-        if h5py.check_vlen_dtype(self._mp3.dtype) != np.uint8:
-            raise ValueError(f"{path}: mp3 is {self._mp3.dtype}; expected uint8 of varying length")
+        if h5py.check_vlen_dtype(mp3.dtype) != np.uint8:
+            raise ValueError(f"{path}: mp3 is {mp3.dtype}; expected uint8 of varying length")
+        self._mp3 = BytesOfVaryingLength(path, mp3) if BytesOfVaryingLength.lies_plain(mp3) else mp3
         self._targets = map_array(self._file, "target") if is_mappable(target) else target
         self.ids = _foreign_ids(path, self._file["audio_name"])
         if len(self.ids) != clips:
@@ -362,7 +392,14 @@ class _ForeignContents:
         return np.zeros((len(rows), DIGEST_BYTES), dtype=np.uint8)
 
     def audio(self, row: int) -> np.ndarray:
-        return self._mp3[range(len(self.ids))[row]]
+        row = range(len(self.ids))[row]
+        try:
+            return self._mp3[row]
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"its bytes cannot be read from the file: {error}") from error
+
+    def check_index(self) -> None:
+        """The layout has nothing to check by."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -394,6 +431,20 @@ def _fingerprint(contents: _Contents, digests: np.ndarray) -> str:
     names = json.dumps(contents.class_names, ensure_ascii=False)
     kind = f"{contents.audio_kind} {contents.sample_rate_hz} {contents.ids.dtype.itemsize}"
     return digest_of(names, kind, np.ascontiguousarray(contents.ids).tobytes(), np.ascontiguousarray(digests).tobytes())
+
+
+def _audio_digest(audio: np.ndarray) -> np.ndarray:
+    """uint8 (16,): hash of a clip's stored audio."""
+    return np.frombuffer(hashlib.blake2b(audio, digest_size=DIGEST_BYTES).digest(), np.uint8)
+
+
+def _digest_of_index(class_names: Sequence[str], audio_kind: str, sample_rate_hz: int, *arrays: np.ndarray) -> str:
+    """32 hexadecimal digits over everything that a clip store holds besides its audio and further attributes."""
+    state = hashlib.blake2b(json.dumps([class_names, audio_kind, int(sample_rate_hz)]).encode(), digest_size=16)
+    for array in arrays:
+        state.update(f"{array.dtype} {array.shape}".encode())
+        state.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))  # no copy of what is mapped
+    return state.hexdigest()
 
 
 def _packed_bytes(classes: int) -> int:
@@ -437,7 +488,7 @@ def write_clip_store(
             raise ValueError(f"clip {clip.clip_id!r}: {dtype} (samples,) expected; found {block.dtype} {block.shape}")
         blocks.append(block)
     lengths = np.array([len(block) for block in blocks], dtype=np.int64)
-    digests = [np.frombuffer(hashlib.blake2b(block, digest_size=DIGEST_BYTES).digest(), np.uint8) for block in blocks]
+    digests = [_audio_digest(block) for block in blocks]
     with written_aside(Path(path)) as aside, create_hdf5(aside) as file:
         _write_attributes(file, names, audio_kind, sample_rate_hz, attributes or {})
         audio = _write_arrays(
@@ -522,7 +573,7 @@ def _check_settings(class_names: Sequence[str], audio_kind: str, sample_rate_hz:
 
 
 def _write_attributes(
-    file: h5py.File, names: tuple[str, ...], audio_kind: str, sample_rate_hz: int, attributes: Mapping[str, str]
+    file: ArrayFile, names: tuple[str, ...], audio_kind: str, sample_rate_hz: int, attributes: Mapping[str, str]
 ) -> None:
     file.attrs["format"] = FORMAT
     file.attrs["format_version"] = FORMAT_VERSION
@@ -534,19 +585,25 @@ def _write_attributes(
 
 
 def _write_arrays(
-    file: h5py.File,
+    file: ArrayFile,
     *,
     ids: np.ndarray,
     lengths: np.ndarray,
     targets: np.ndarray,
     digests: np.ndarray,
     audio_dtype: np.dtype,
-) -> h5py.Dataset:
+) -> ArrayWriter:
     """Writes all arrays but the audio, whose dataset it returns to be filled."""
     offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
-    file["clip_id"] = ids
-    file["clip_id_order"] = id_order(ids)
-    file["offset"] = offsets
-    file["target"] = targets
-    file["audio_digest"] = digests
+    index = {
+        "clip_id": ids,
+        "clip_id_order": id_order(ids),
+        "offset": offsets,
+        "target": targets,
+        "audio_digest": digests,
+    }
+    for name, array in index.items():
+        file[name] = array
+    settings = (json.loads(file.attrs["class_names"]), file.attrs["audio_kind"], file.attrs["sample_rate_hz"])
+    file.attrs[INDEX_DIGEST] = _digest_of_index(*settings, *index.values())
     return file.create_dataset("audio", shape=(int(offsets[-1]),), dtype=audio_dtype)

@@ -1,5 +1,6 @@
 """What all our commands share: arguments from a dataclass, plain errors with exit code 2, and progress bars."""
 
+import errno
 import os
 import sys
 import traceback
@@ -57,6 +58,10 @@ def run_command(function: Callable[[], Any]) -> int:
 
 def plain_message(error: Exception) -> str:
     """The error's own words. One raised in a data-loading worker arrives with the worker's traceback in front of them."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return where + error.strerror + (". What was finished before is kept; free some and run again" if full else "")
     message = str(error)
     if not message.startswith("Caught "):
         return message

@@ -72,14 +72,25 @@ def read_manifest(store_path: str | Path) -> pyarrow.Table | None:
     path = manifest_path(store_path)
     if not path.exists():
         return None
-    try:
-        table = pyarrow.parquet.read_table(path, partitioning=None)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is not a Parquet file, or a damaged one: {error}") from error
+    table = read_parquet(path)
     missing = [name for name in SCHEMA.names if name not in table.column_names]
     if missing:
         raise ValueError(f"{path} is no manifest of a clip store: it lacks {missing}; found {table.column_names}")
-    return table
+    try:
+        # Only what our types can hold: a fold that is text would be compared with numbers, and never be equal.
+        return table.select(SCHEMA.names).cast(SCHEMA)
+    except (pyarrow.ArrowException, ValueError) as error:
+        raise ValueError(f"{path} is no manifest of a clip store: a column has another type: {error}") from error
+
+
+def read_parquet(path: Path) -> pyarrow.Table:
+    """All of a Parquet file, with every value checked. ValueError, with the path, if it is damaged or holds no UTF-8."""
+    try:
+        table = pyarrow.parquet.read_table(path, partitioning=None)
+        table.validate(full=True)
+        return table
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a Parquet file, or a damaged one: {error}") from error
 
 
 def select_rows(store: "ClipStore", split: str | None = None, folds: Sequence[int] | None = None) -> np.ndarray:

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Literal
@@ -24,9 +24,11 @@ import torch
 import tyro
 
 from audio_datasets import audio as audio_codec
+from audio_datasets.bad_clips import ClipList, OnBadClip, one_line, summary, suspicion
 from audio_datasets.class_lists import check_class_names, read_class_names, read_label_map
 from audio_datasets.clip_store import ClipRecord, ClipStore, concatenate, write_clip_store
 from audio_datasets.command import parse, progress, run_command
+from audio_datasets.disk_space import readable_bytes, require_space
 from audio_datasets.files import digest_of, digest_of_pieces, flush_folder, read_json, write_json, written_aside
 from audio_datasets.locks import locked
 from audio_datasets.manifest import ManifestRow, manifest_path, write_manifest
@@ -36,6 +38,8 @@ from audio_datasets.sources import Source, SourceClip, describe, read_source
 STORE_SUFFIXES = (".h5", ".hdf5")
 DEFAULT_SAMPLE_RATE_HZ = 32000
 SHARD_BYTES = 256 * 2**20
+LARGEST_FILE_BYTES = 2**30  # files are read whole: hours of compressed audio, or 93 minutes of 16-bit stereo at 48 kHz
+SAMPLED_FILES = 32  # whose headers give an estimate of the duration of all
 SOURCE_DIGEST = "source_digest"
 # Encoders pad a clip to whole frames, and tools cut at key frames: this much is no sign of another clip.
 LONGER_SECONDS = 2.0
@@ -68,8 +72,10 @@ class PackConfig:
     """AudioSet: folder with the audio files, at any depth, named by YouTube id; SOURCE unless given."""
     segments: tuple[str, ...] = ()
     """AudioSet: lists to take, as balanced_train (of balanced_train_segments.csv); all in SOURCE unless given."""
-    strict: bool = False
-    """Refuse broken, empty and missing files instead of leaving them out."""
+    on_bad_clip: OnBadClip = "skip"
+    """skip: leave out files that are broken, empty or missing, and list them; refuse: stop, naming them."""
+    allow_outside: bool = False
+    """Manifests: also take paths that are absolute or lead out of the manifest's folder."""
     workers: int = 0
     """Processes; 0: one per core."""
     shard_clips: int = 128
@@ -110,6 +116,8 @@ class PackResult:
     """(file as its source names it, reason) of each clip that could not be read."""
     missing: int = 0
     """Clips that the source lists and that have no audio file."""
+    suspicious: tuple[tuple[str, str], ...] = ()
+    """(file, what is odd) of each clip that was packed and is silent, clipped or very short."""
     already_there: bool = False
     """Whether the store was complete before, so that nothing was done."""
 
@@ -119,7 +127,7 @@ def pack(config: PackConfig, show_progress: bool = True) -> PackResult:
 
     With several workers, a script calls this under ``if __name__ == "__main__":``, since they start by importing it.
 
-    Raises ValueError for a source that cannot be read, labels outside the class list, files that ``strict`` refuses, an
+    Raises ValueError for a source that cannot be read, labels outside the class list, files that ``on_bad_clip`` refuses, an
     existing store of other content, unfinished work with another plan, and a store that another run is packing.
     """
     with locked(config.out.with_name(f"{config.out.name}.lock"), str(config.out)):
@@ -127,11 +135,17 @@ def pack(config: PackConfig, show_progress: bool = True) -> PackResult:
 
 
 def _pack(config: PackConfig, show_progress: bool) -> PackResult:
-    source = read_source(config.source, config.layout, audio_root=config.audio_root, segments=config.segments)
-    if config.strict and source.missing:
+    source = read_source(
+        config.source,
+        config.layout,
+        audio_root=config.audio_root,
+        segments=config.segments,
+        allow_outside=config.allow_outside,
+    )
+    if config.on_bad_clip == "refuse" and source.missing:
         raise ValueError(
             f"there is no audio for {len(source.missing)} of the clips that {config.source} lists: "
-            f"{listed(source.missing)}; leave out --strict to do without them"
+            f"{listed(source.missing)}; do without them by --on-bad-clip skip"
         )
     class_names, clips = _with_class_names(source, config)
     if show_progress:
@@ -151,6 +165,7 @@ def _pack(config: PackConfig, show_progress: bool) -> PackResult:
         shutil.rmtree(work, ignore_errors=True)
         return result
     _open_work_folder(work, plan, restart=config.restart)
+    _require_space(config, work, clips, [size for size, _ in sizes])
 
     tasks = [
         ShardTask(
@@ -163,7 +178,9 @@ def _pack(config: PackConfig, show_progress: bool) -> PackResult:
     reports = [read_json(task.report_path) for task in tasks]
     rows = [ManifestRow(**row) for report in reports for row in report["rows"]]
     skipped = tuple((name, reason) for report in reports for name, reason in report["skipped"])
-    _write_lines(skipped_path(config.out), [f"{name}\t{reason}" for name, reason in skipped])
+    suspicious = tuple((name, reason) for report in reports for name, reason in report.get("suspicious", ()))
+    ClipList(skipped_path(config.out)).replace(dict(skipped))
+    ClipList(suspicious_path(config.out)).replace(dict(suspicious))
     _write_lines(missing_path(config.out), source.missing)
     _refuse_skipped(config, len(rows), skipped)
     merged = work / "merged.h5"
@@ -174,18 +191,38 @@ def _pack(config: PackConfig, show_progress: bool) -> PackResult:
     os.replace(merged, config.out)
     flush_folder(config.out.parent)
     shutil.rmtree(work)
-    return PackResult(config.out, len(rows), skipped, len(source.missing))
+    return PackResult(config.out, len(rows), skipped, len(source.missing), suspicious)
+
+
+def _require_space(config: PackConfig, work: Path, clips: Sequence["LabelledClip"], sizes: Sequence[int]) -> None:
+    """ValueError if the disk has no room for the shards, those that are there apart, and for the store made from them."""
+    size = sum(sizes)
+    if config.audio != "keep":
+        # At 16 bits, or as an encoder makes of speech and music; rather too little than too much, since packing is refused.
+        bytes_per_sample = {"pcm16": 2.0, "flac": 0.7, "mp3": 0.25}[config.audio]
+        size = round(_mean_seconds(clips) * len(clips) * config.stored_rate_hz * bytes_per_sample)
+    there = sum(file.stat().st_size for file in work.glob("shard-*.h5"))
+    require_space(config.out.parent, max(0, 2 * size - there), f"packing {len(clips)} clips (shards, then the store)")
+
+
+def _mean_seconds(clips: Sequence["LabelledClip"]) -> float:
+    """Mean duration of some of the clips, by their headers; broken ones count as nothing."""
+    seconds = []
+    for clip in clips[:: max(1, len(clips) // SAMPLED_FILES)]:
+        try:
+            seconds.append(audio_codec.audio_info(clip.path).duration_seconds)
+        except (ValueError, OSError):
+            seconds.append(0.0)
+    return sum(seconds) / len(seconds)
 
 
 def _refuse_skipped(config: PackConfig, packed: int, skipped: Sequence[tuple[str, str]]) -> None:
-    """ValueError if files were skipped and ``strict`` forbids it, or nothing else is left."""
-    if not skipped or (packed and not config.strict):
+    """ValueError if files were skipped and ``on_bad_clip`` forbids it, or nothing else is left."""
+    if not skipped or (packed and config.on_bad_clip == "skip"):
         return
-    shown = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])
-    more = " …" if len(skipped) > 3 else ""
-    advice = "leave out --strict to skip them" if packed else "nothing is left to pack"
+    advice = "skip them with --on-bad-clip skip" if packed else "nothing is left to pack"
     raise ValueError(
-        f"{len(skipped)} of {packed + len(skipped)} files are broken or empty ({shown}{more}); {advice}. "
+        f"{summary(dict(skipped), packed + len(skipped), 'cannot be used')}; {advice}. "
         f"All are listed in {skipped_path(config.out)}"
     )
 
@@ -198,6 +235,11 @@ def skipped_path(store_path: Path) -> Path:
 def missing_path(store_path: Path) -> Path:
     """``clips.h5`` -> ``clips.missing.txt``: ids of the clips that are listed and have no audio, one per line."""
     return store_path.with_suffix(".missing.txt")
+
+
+def suspicious_path(store_path: Path) -> Path:
+    """``clips.h5`` -> ``clips.suspicious.txt``: packed files that are silent, clipped or very short, with the reason."""
+    return store_path.with_suffix(".suspicious.txt")
 
 
 # -- The plan ----------------------------------------------------------------------------------------------------------
@@ -303,11 +345,10 @@ def _already_packed(store_path: Path, source_digest: str, missing: int) -> PackR
         return None
     if store.attributes.get(SOURCE_DIGEST) != source_digest:
         return None
-    lines = (
-        skipped_path(store_path).read_text(encoding="utf-8").splitlines() if skipped_path(store_path).exists() else []
+    skipped, suspicious = (
+        tuple(ClipList(path).read().items()) for path in (skipped_path(store_path), suspicious_path(store_path))
     )
-    skipped = tuple((name, reason) for name, _, reason in (line.partition("\t") for line in lines))
-    return PackResult(store_path, len(store), skipped, missing, already_there=True)
+    return PackResult(store_path, len(store), skipped, missing, suspicious, already_there=True)
 
 
 def _open_work_folder(work: Path, plan: dict, restart: bool) -> None:
@@ -396,17 +437,19 @@ def _end_with_parent() -> None:
 
 def _pack_shard(task: ShardTask) -> int:
     """Writes one shard and its report; returns the number of its clips, skipped ones included."""
-    records, rows, skipped = [], [], []
+    records, rows, skipped, suspicious = [], [], [], []
     for clip in task.clips:
         try:
-            audio, info = _stored_audio(clip.path, task.audio, task.sample_rate_hz, clip.source.seconds)
+            audio, check = _stored_audio(clip.path, task.audio, task.sample_rate_hz, clip.source.seconds)
         except (ValueError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            skipped.append([clip.source.source, " ".join(reason.split())])
+            skipped.append([clip.source.source, one_line(reason)])
             continue
+        if odd := suspicion(check):
+            suspicious.append([clip.source.source, odd])
         records.append(ClipRecord(clip.source.clip_id, audio, clip.class_names))
-        rows.append(_manifest_row(clip, info))
-    write_json(task.report_path, {"rows": [asdict(row) for row in rows], "skipped": skipped})
+        rows.append(_manifest_row(clip, check.info))
+    write_json(task.report_path, {"rows": [asdict(row) for row in rows], "skipped": skipped, "suspicious": suspicious})
     kind = "pcm16" if task.audio == "pcm16" else "encoded"
     write_clip_store(task.path, records, task.class_names, audio_kind=kind, sample_rate_hz=task.sample_rate_hz)
     return len(task.clips)
@@ -414,25 +457,28 @@ def _pack_shard(task: ShardTask) -> int:
 
 def _stored_audio(
     path: Path, kind: str, sample_rate_hz: int, listed_seconds: float | None
-) -> tuple[bytes | np.ndarray, audio_codec.AudioInfo]:
+) -> tuple[bytes | np.ndarray, audio_codec.AudioCheck]:
     """One clip's audio as it will be stored, and what the file was. The whole file is decoded, also if it is kept.
 
-    Raises ValueError or OSError for a file that is broken, empty, not there, or much longer than its source says.
+    Raises ValueError or OSError for a file that is broken, empty, too large, not there, or much longer than its source says.
     """
+    size = path.stat().st_size
+    if size > LARGEST_FILE_BYTES:
+        raise ValueError(f"{readable_bytes(size)}: a clip may have {readable_bytes(LARGEST_FILE_BYTES)}; cut it first")
     data = path.read_bytes()
     info = audio_codec.audio_info(data)
     if listed_seconds is not None and info.duration_seconds > listed_seconds + LONGER_SECONDS:
         raise ValueError(
             f"{info.duration_seconds:.1f} s long, listed as {listed_seconds:.1f} s: it was not cut to its segment"
         )
-    waveform = audio_codec.decode(data)
-    info = replace(info, samples=len(waveform))  # headers of damaged files may promise more
     if kind == "keep":
-        return data, info
+        return data, audio_codec.check_audio(data)
+    waveform = audio_codec.decode(data)
+    check = audio_codec.check_blocks(info, [waveform])
     waveform = audio_codec.resample(waveform, info.sample_rate_hz, sample_rate_hz)
     if kind == "pcm16":
-        return audio_codec.to_pcm16(waveform), info
-    return audio_codec.encode(waveform, sample_rate_hz, kind), info
+        return audio_codec.to_pcm16(waveform), check
+    return audio_codec.encode(waveform, sample_rate_hz, kind), check
 
 
 def _manifest_row(clip: LabelledClip, info: audio_codec.AudioInfo) -> ManifestRow:
@@ -466,6 +512,9 @@ def _run(arguments: Sequence[str] | None) -> None:
     result = pack(parse(PackConfig, arguments, "kd pack"))
     for name, reason in result.skipped:
         print(f"skipped {name}: {reason}")
+    if result.suspicious:
+        packed = summary(dict(result.suspicious), result.clips, "are suspicious")
+        print(f"{packed}; all are listed in {suspicious_path(result.store)}")
     state = "already packed from files of these names and sizes" if result.already_there else "packed"
     print(f"{state}: {result.clips} clips in {result.store} ({len(result.skipped)} skipped)")
     if result.missing:

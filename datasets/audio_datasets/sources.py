@@ -5,15 +5,14 @@ One function per layout; ``read_source`` finds out which it is.
 
 import csv
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
-
 from audio_datasets.audioset import index_audio, is_segment_list, read_class_ids, read_segments, segment_lists
+from audio_datasets.manifest import read_parquet
 from audio_datasets.messages import listed
 
 LABEL_SEPARATOR = ";"
@@ -58,10 +57,16 @@ class Source:
 
 
 def read_source(
-    path: str | Path, layout: str = "auto", *, audio_root: Path | None = None, segments: Sequence[str] = ()
+    path: str | Path,
+    layout: str = "auto",
+    *,
+    audio_root: Path | None = None,
+    segments: Sequence[str] = (),
+    allow_outside: bool = False,
 ) -> Source:
     """The clips at ``path``; ``layout`` is ``auto`` or one of ``LAYOUTS``.
 
+    A list of files may come from a stranger: what it names must lie in its own folder, unless ``allow_outside``.
     ``audio_root`` and ``segments`` are for AudioSet alone, see ``read_audioset``. Files that a list names and that are not
     there are kept: packing reports them with the broken ones. Raises ValueError if the path is missing, in no known
     layout, holds no clips, or a clip id is there twice.
@@ -86,6 +91,8 @@ def read_source(
         )
     if not source.clips:
         raise ValueError(f"{path} (layout {layout}) has no audio files")
+    if not allow_outside:
+        _refuse_outside(path, source.clips)
     seen: dict[str, str] = {}
     for clip in source.clips:
         if not clip.clip_id or "\0" in clip.clip_id or not clip.clip_id.isprintable():
@@ -96,6 +103,23 @@ def read_source(
             )
         seen[clip.clip_id] = clip.source
     return source
+
+
+def _refuse_outside(path: Path, clips: Sequence[SourceClip]) -> None:
+    """ValueError for a clip whose path, as its source writes it, leads out of the source's folder.
+
+    Symbolic links inside the folder are followed: they are the doing of whoever owns the disk, not of the list.
+    """
+    outside = [
+        clip.source
+        for clip in clips
+        if os.path.isabs(clip.source) or ".." in os.path.normpath(clip.source).split(os.sep)
+    ]
+    if outside:
+        raise ValueError(
+            f"{path} names {len(outside)} files outside of its own folder: {listed(outside, limit=3)}; paths are relative to "
+            "the list and stay below it. If you trust the list, take them with --allow-outside"
+        )
 
 
 def _detect_layout(path: Path) -> str:
@@ -166,7 +190,7 @@ def read_folders(folder: Path) -> Source:
 def read_manifest_file(file: Path) -> Source:
     """A CSV or Parquet file with the columns ``clip_id``, ``path``, ``labels`` and perhaps ``split``, ``fold``, ``group``.
 
-    Paths are relative to the manifest, or absolute. Labels are separated by ``;`` (in Parquet also a list); a clip may
+    Paths are relative to the manifest. Labels are separated by ``;`` (in Parquet also a list); a clip may
     have none.
     """
     suffix = file.suffix.lower()
@@ -177,17 +201,16 @@ def read_manifest_file(file: Path) -> Source:
     clips = []
     for line, row in rows:
         where = f"{file}, row {line}"
-        if not row["clip_id"] or not row["path"]:
-            raise ValueError(f"{where}: clip_id and path must not be empty; found {row['clip_id']!r}, {row['path']!r}")
+        clip_id, path = (_required_text(row[name], f"{where}: {name}") for name in ("clip_id", "path"))
         clips.append(
             SourceClip(
-                clip_id=str(row["clip_id"]),
-                path=file.parent / str(row["path"]),
-                source=str(row["path"]),
+                clip_id=clip_id,
+                path=file.parent / path,
+                source=path,
                 labels=_labels(row["labels"], where),
-                split=_text(row.get("split")),
+                split=_text(row.get("split"), f"{where}: split"),
                 fold=_whole_number(row.get("fold"), f"{where}: fold"),
-                group=_text(row.get("group")),
+                group=_text(row.get("group"), f"{where}: group"),
             )
         )
     return Source(tuple(clips), tuple(sorted({label for clip in clips for label in clip.labels})), "manifest")
@@ -257,10 +280,7 @@ def _csv_rows(file: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict
 
 def _parquet_rows(file: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
     """(row number from 1, row) of a Parquet file."""
-    try:
-        table = pyarrow.parquet.read_table(file, partitioning=None)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{file} is not a Parquet file, or a damaged one: {error}") from error
+    table = read_parquet(file)
     _require_columns(file, required, table.column_names)
     number = 0
     for batch in table.to_batches():
@@ -286,8 +306,21 @@ def _labels(value: Any, where: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(label for label in stripped if label))
 
 
-def _text(value: Any) -> str | None:
-    return None if value is None or value == "" else str(value)
+def _required_text(value: Any, where: str) -> str:
+    """A clip id or a path. ValueError for anything but text: bytes or a float would become a name that nobody meant."""
+    text = str(value) if type(value) is int else value
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ValueError(f"{where} must be text and not empty; found {value!r}")
+    return text
+
+
+def _text(value: Any, where: str) -> str | None:
+    """A split or group, which may be a number; None where there is none."""
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"{where} must be text or a number; found {value!r}")
+    return str(value)
 
 
 def _whole_number(value: Any, where: str) -> int | None:

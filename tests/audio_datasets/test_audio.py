@@ -1,6 +1,7 @@
 """Decoding, resampling, cutting and encoding of clips."""
 
 import io
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,10 @@ import pytest
 import soundfile
 from scipy.signal import resample_poly
 
+from audio_datasets import audio
 from audio_datasets.audio import (
     audio_info,
+    check_audio,
     decode,
     encode,
     fit_length,
@@ -18,6 +21,7 @@ from audio_datasets.audio import (
     resample_direct,
     to_pcm16,
 )
+from audio_datasets.bad_clips import suspicion
 from audio_datasets.randomness import generator
 
 
@@ -172,3 +176,95 @@ def test_formats_and_rates_that_cannot_be_encoded_are_refused() -> None:
         encode(sine(440, 32000), 32000, "aac")
     with pytest.raises(ValueError, match="31999"):
         encode(sine(440, 32000), 31999, "mp3")
+
+
+# -- What a clip may be ------------------------------------------------------------------------------------------------
+
+
+def peak_memory(function) -> int:
+    """Most bytes that Python and NumPy hold at a time while ``function`` runs."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def three_hours(path: Path) -> Path:
+    """A WAV of three hours of silence at 192 kHz and 1 second of noise at the end, which takes hardly any room on disk."""
+    rate, seconds = 192_000, 3 * 3600
+    head = bytearray(file_bytes(np.zeros((0, 1)), rate, "WAV", "PCM_16"))
+    tail = to_pcm16(noise(rate)[:, 0]).tobytes()
+    size = 2 * rate * seconds
+    head[4:8], head[40:44] = (len(head) - 8 + size).to_bytes(4, "little"), size.to_bytes(4, "little")
+    with open(path, "wb") as file:
+        file.write(head)
+        file.seek(len(head) + size - len(tail))
+        file.write(tail)
+    return path
+
+
+def test_a_part_of_three_hours_takes_the_memory_of_the_part(tmp_path: Path) -> None:
+    path = three_hours(tmp_path / "long.wav")
+    assert audio_info(path).duration_seconds == 3 * 3600
+    last = decode(path, 32000, start_seconds=3 * 3600 - 1, seconds=1)
+    np.testing.assert_allclose(last[2000:-2000], resample(noise(192_000)[:, 0], 192_000, 32000)[2000:-2000], atol=1e-4)
+    assert peak_memory(lambda: decode(path, 32000, start_seconds=7000, seconds=1)) < 10 * 2**20
+
+
+@pytest.mark.parametrize("file_format", ["MP3", "FLAC"])
+def test_memory_does_not_grow_with_what_is_passed_over_or_checked(
+    file_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audio, "BLOCK_SAMPLES", 2**14)
+    data = file_bytes(noise(8000 * 120), 8000, file_format)
+    assert peak_memory(lambda: decode(data, start_seconds=100, seconds=1)) < len(data) + 2**20
+    assert peak_memory(lambda: check_audio(data)) < len(data) + 2**20
+    whole = decode(data)
+    np.testing.assert_array_equal(decode(data, start_seconds=100, seconds=1), whole[100 * 8000 : 101 * 8000])
+    assert check_audio(data).info.samples == len(whole)
+    assert check_audio(data).peak == np.abs(whole).max()
+
+
+def test_what_is_too_long_to_be_decoded_in_one_piece_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audio, "MOST_SAMPLES", 10_000)
+    data = file_bytes(noise(6000), 8000, "FLAC")
+    assert len(decode(data)) == 6000
+    assert len(decode(data, 12000)) == 9000
+    with pytest.raises(ValueError, match="too long to be decoded in one piece.*10000 samples"):
+        decode(data, 16000)
+    assert len(decode(data, 16000, seconds=0.5)) == 8000
+
+
+@pytest.mark.parametrize("channels", [1, 2, 8])
+def test_a_clip_of_one_sample(channels: int) -> None:
+    data = file_bytes(np.full((1, channels), 0.5), 192_000, "WAV", "FLOAT")
+    np.testing.assert_allclose(decode(data), [0.5])
+    assert len(decode(data, 32000)) == 1
+
+
+def test_what_is_odd_about_a_clip() -> None:
+    def check(wave: np.ndarray) -> str | None:
+        return suspicion(check_audio(file_bytes(wave, 8000, "WAV", "PCM_16")))
+
+    assert check(noise(4000)) is None
+    assert check(np.zeros((4000, 1))) == "silent"
+    assert check(np.clip(50 * noise(4000), -1, 1)).startswith("clipped (")
+    assert check(noise(3)) == "very short (3 samples)"
+
+
+@pytest.mark.parametrize("rate", [1, 999, 1_000_001, 2**31 - 1])
+def test_absurd_sample_rates_are_refused(rate: int) -> None:
+    data = bytearray(file_bytes(noise(100), 8000, "WAV", "PCM_16"))
+    data[24:28] = rate.to_bytes(4, "little")
+    for function in (decode, audio_info, check_audio):
+        with pytest.raises(ValueError, match=f"sample rate of {rate} Hz"):
+            function(bytes(data))
+
+
+def test_absurd_magnitudes_are_refused() -> None:
+    integers = file_bytes(32768 * noise(100), 8000, "WAV", "FLOAT")
+    assert np.abs(decode(integers)).max() > 1000
+    with pytest.raises(ValueError, match="times full scale"):
+        decode(file_bytes(1e9 * noise(100), 8000, "WAV", "FLOAT"))

@@ -104,7 +104,7 @@ def test_packing_says_what_is_missing_and_refuses_what_was_not_cut(
     np.testing.assert_array_equal(store.targets([0, 1, 2]), [[1, 0, 1], [0, 1, 0], [0, 0, 1]])
     assert len(select_rows(store, split="balanced_train")) == 3
     with pytest.raises(ValueError, match="no audio for 1 of the clips .*'Yzzzzzzzzzzz'"):
-        pack(PackConfig(lists, out, audio_root=audio, strict=True), show_progress=False)
+        pack(PackConfig(lists, out, audio_root=audio, on_bad_clip="refuse"), show_progress=False)
 
 
 def test_a_file_of_another_segment_of_the_video_is_not_taken(lists: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from audio_datasets.audio import decode, encode, from_pcm16, resample
 from audio_datasets.clip_store import ClipRecord, ClipStore, concatenate, write_clip_store
+from audio_datasets.hdf5_arrays import BytesOfVaryingLength
 from audio_datasets.randomness import generator
 
 CLASSES = tuple(f"class {index}, of some" for index in range(11))
@@ -293,3 +294,36 @@ def test_damaged_stores_are_refused(tmp_path: Path, change, message: str) -> Non
         change(file)
     with pytest.raises(ValueError, match=message):
         ClipStore.open(path)
+
+
+@settings(max_examples=15, deadline=None)
+@given(lengths=st.lists(st.integers(0, 5000), min_size=1, max_size=30), userblock=st.sampled_from([0, 512]))
+def test_bytes_of_varying_length_are_what_hdf5_reads(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], userblock: int
+) -> None:
+    path = tmp_path_factory.mktemp("varying") / "a.h5"
+    elements = [generator(1, "varying", 0, row).integers(0, 256, n, dtype=np.uint8) for row, n in enumerate(lengths)]
+    with h5py.File(path, "w", userblock_size=userblock) as file:
+        dataset = file.create_dataset("mp3", shape=(len(elements),), dtype=h5py.vlen_dtype(np.uint8))
+        for row, element in enumerate(elements):
+            dataset[row] = element
+    with h5py.File(path) as file:
+        assert BytesOfVaryingLength.lies_plain(file["mp3"])
+        ours = BytesOfVaryingLength(path, file["mp3"])
+    for row, element in enumerate(elements):
+        np.testing.assert_array_equal(ours[row], element)
+
+
+def test_damage_that_hdf5_would_be_given_is_noticed_before(tmp_path: Path) -> None:
+    """Every byte besides the arrays; a store that was changed through HDF5 has no seal and opens."""
+    path = write_encoded(tmp_path / "a.h5", 0, 2)
+    data, changed = path.read_bytes(), tmp_path / "changed.h5"
+    store = ClipStore.open(path)
+    audio = data.index(store.encoded(0))
+    for place in range(48, min(audio, 6000), 37):
+        changed.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        with pytest.raises(ValueError, match="changed.h5"):
+            ClipStore.open(changed)
+    with h5py.File(path, "r+") as file:
+        file.attrs["note"] = "by someone else"
+    assert ClipStore.open(path).attributes["note"] == "by someone else"

@@ -1,5 +1,6 @@
 """The manifest beside a clip store, and the choice of rows by split and fold."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -99,3 +100,34 @@ def test_a_damaged_or_foreign_parquet_file_is_refused(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"clip_id": ["c0"]}), path)
     with pytest.raises(ValueError, match="lacks"):
         store.manifest()
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("fold", ["one"] * 6, "a column has another type"),
+        ("clip_id", list(range(6)), "lists other clips|another type"),
+        ("labels", ["dog"] * 6, "a column has another type"),
+        ("clip_id", ["clip-0000"] * 6, "lists other clips"),
+        ("duration_seconds", ["long"] * 6, "a column has another type"),
+    ],
+)
+def test_columns_of_wrong_types_and_repeated_ids_are_refused(
+    make_tiny_store: Callable[..., Path], column: str, values: list, message: str
+) -> None:
+    path = make_tiny_store("a.h5", clips=6)
+    table = pyarrow.parquet.read_table(manifest_path(path))
+    place = table.column_names.index(column)
+    pyarrow.parquet.write_table(table.set_column(place, column, pyarrow.array(values)), manifest_path(path))
+    with pytest.raises(ValueError, match=message):
+        ClipStore.open(path).manifest()
+
+
+def test_names_that_are_not_utf8_are_refused(make_tiny_store: Callable[..., Path]) -> None:
+    path = make_tiny_store("a.h5", clips=6)
+    table = pyarrow.parquet.read_table(manifest_path(path))
+    latin1 = pyarrow.array([b"caf\xe9"] * 6, pyarrow.binary()).view(pyarrow.string())
+    place = table.column_names.index("source")
+    pyarrow.parquet.write_table(table.set_column(place, "source", latin1), manifest_path(path))
+    with pytest.raises(ValueError, match=r"a\.parquet is not a Parquet file, or a damaged one.*UTF8"):
+        ClipStore.open(path).manifest()

@@ -140,16 +140,18 @@ def test_broken_files_are_skipped_and_listed(tmp_path: Path, capsys: pytest.Capt
     assert main(command) == 0
     assert "already packed" in (again := capsys.readouterr().out)
     assert "skipped dog/000.wav: " in again
-    assert main([*command, "--strict"]) == 2
+    assert main([*command, "--on-bad-clip", "refuse"]) == 2
 
 
-def test_strict_refuses_broken_files_and_keeps_the_work(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_broken_files_are_refused_on_request_and_the_work_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     source = write_source(tmp_path / "source")
     break_some(source)
     command = [str(source), "--out", str(tmp_path / "clips.h5"), "--workers", "1"]
-    assert main([*command, "--strict"]) == 2
+    assert main([*command, "--on-bad-clip", "refuse"]) == 2
     message = capsys.readouterr().err
-    assert "3 of 12 files are broken or empty" in message
+    assert "3 of 12 clips cannot be used" in message
     assert "cat/004.wav" in message
     assert not (tmp_path / "clips.h5").exists()
     assert main(command) == 0
@@ -233,7 +235,7 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "step", ["_pack_shard", "_write_lines", "concatenate", "write_manifest", "flush_folder", "shutil.rmtree"]
+    "step", ["_pack_shard", "ClipList", "concatenate", "write_manifest", "flush_folder", "shutil.rmtree"]
 )
 def test_a_run_stopped_at_any_step_goes_on_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
@@ -257,7 +259,7 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_bytes(
             run_pack(source, tmp_path / "clips.h5", shard_clips=3)
     shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "clips.h5.partial").glob("shard-*.h5")}
     assert len(shards) == (2 if name == "_pack_shard" else 4)
-    if step in ("_write_lines", "concatenate", "write_manifest"):
+    if step in ("ClipList", "concatenate", "write_manifest"):
         with monkeypatch.context() as patched:
             patched.setattr(packing, "_pack_shard", lambda task: pytest.fail("a finished shard was packed again"))
             run_pack(source, tmp_path / "clips.h5", shard_clips=3)

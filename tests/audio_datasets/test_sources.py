@@ -1,6 +1,7 @@
 """The layouts that `kd pack` reads."""
 
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,7 @@ def test_csv_and_parquet_manifests_agree(tmp_path_factory: pytest.TempPathFactor
     write_csv(folder / "m.csv", [columns, *rows])
     table = {name: [row[index] for row in rows] for index, name in enumerate(columns)}
     pyarrow.parquet.write_table(pyarrow.table(table), folder / "m.parquet")
-    from_csv, from_parquet = read_source(folder / "m.csv"), read_source(folder / "m.parquet")
+    from_csv, from_parquet = (read_source(folder / name, allow_outside=True) for name in ("m.csv", "m.parquet"))
     assert from_csv == from_parquet
     assert from_csv.layout == "manifest"
     for clip, (clip_id, path, labels, fold) in zip(from_csv.clips, clips, strict=True):
@@ -110,7 +111,7 @@ def test_parquet_manifests_from_data_frames(tmp_path: Path) -> None:
     table = pyarrow.table(
         {
             "clip_id": ["a", "b"],
-            "path": ["x/a.wav", str(tmp_path / "b.wav")],
+            "path": ["x/a.wav", "b.wav"],
             "labels": [["dog", "cat"], []],
             "fold": np.array([1.0, np.nan]),
         }
@@ -127,7 +128,7 @@ def test_parquet_manifests_from_data_frames(tmp_path: Path) -> None:
         ([["clip_id", "labels"], ["a", "dog"]], r"lacks the columns \['path'\]"),
         ([["clip_id", "path", "labels"]], "no audio files"),
         ([["clip_id", "path", "labels"], ["a", "x", ""], ["a", "y", ""]], "'a' is both 'x' and 'y'"),
-        ([["clip_id", "path", "labels"], ["", "x", ""]], "not be empty"),
+        ([["clip_id", "path", "labels"], ["", "x", ""]], "row 2: clip_id must be text and not empty; found ''"),
         ([["clip_id", "path", "labels"], ["a\tb", "x", ""]], "printable"),
         ([["clip_id", "path", "labels"], ["a", "x"]], "line 2"),
         ([["clip_id", "path", "labels", "fold"], ["a", "x", "dog", "one"]], "fold must be a whole number; found 'one'"),
@@ -151,6 +152,58 @@ def test_any_other_content_is_a_value_error(
     except ValueError as error:
         message = str(error)
     assert not message or str(path) in message
+
+
+@pytest.mark.parametrize("path", ["../a.wav", "x/../../a.wav", "/etc/passwd", ".."])
+def test_a_list_names_nothing_outside_its_folder_unless_trusted(tmp_path: Path, path: str) -> None:
+    rows = [["clip_id", "path", "labels"], ["good", "x/../a.wav", "dog"], ["bad", path, "dog"]]
+    listing = write_csv(tmp_path / "lists" / "m.csv", rows)
+    with pytest.raises(ValueError, match="names 1 files outside of its own folder") as refused:
+        read_source(listing)
+    assert repr(path) in str(refused.value)
+    assert read_source(listing, allow_outside=True).clips[1].path == listing.parent / path
+
+
+def test_a_table_in_esc50s_layout_names_nothing_outside_its_folder(tmp_path: Path) -> None:
+    write_csv(tmp_path / "meta" / "esc50.csv", [["filename", "category"], ["../../a.wav", "dog"]])
+    with pytest.raises(ValueError, match="names 1 files outside of its own folder"):
+        read_source(tmp_path, "esc50")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("clip_id", [b"a", b"b"], "row 1: clip_id must be text"),
+        ("clip_id", [0.5, 1.5], "row 1: clip_id must be text"),
+        ("clip_id", ["same", "same"], "'same' is both"),
+        ("path", [True, False], "row 1: path must be text"),
+        ("path", ["a\0b", "c"], "row 1: path must be text"),
+        ("labels", [1, 2], "row 1: labels must be text"),
+        ("labels", [[b"dog"], []], "row 1: labels must be text"),
+        ("split", [["train"], []], "row 1: split must be text or a number"),
+        ("fold", ["one", "two"], "fold must be a whole number; found 'one'"),
+        ("fold", [1.5, 2.0], "fold must be a whole number; found 1.5"),
+    ],
+)
+def test_parquet_manifests_of_wrong_types_are_refused(tmp_path: Path, column: str, values: list, message: str) -> None:
+    table = {"clip_id": ["a", "b"], "path": ["a.wav", "b.wav"], "labels": ["dog", "cat"], column: values}
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "m.parquet")
+    with pytest.raises(ValueError, match=message):
+        read_source(tmp_path / "m.parquet")
+
+
+def test_names_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
+    latin1 = pyarrow.array([b"caf\xe9.wav"], pyarrow.binary()).view(pyarrow.string())
+    table = pyarrow.table({"clip_id": latin1, "path": latin1, "labels": [""]})
+    pyarrow.parquet.write_table(table, tmp_path / "m.parquet")
+    with pytest.raises(ValueError, match="m.parquet is not a Parquet file, or a damaged one.*UTF8"):
+        read_source(tmp_path / "m.parquet")
+    (tmp_path / "m.csv").write_bytes(b"clip_id,path,labels\ncaf\xe9,a.wav,\n")
+    with pytest.raises(ValueError, match="m.csv is not a CSV file in UTF-8"):
+        read_source(tmp_path / "m.csv")
+    touch(tmp_path / "sounds" / "dog" / os.fsdecode(b"caf\xe9.wav"))
+    with pytest.raises(ValueError, match="clip ids must be printable"):
+        read_source(tmp_path / "sounds")
 
 
 def test_sources_in_no_known_layout_are_refused(tmp_path: Path) -> None:

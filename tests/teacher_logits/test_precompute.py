@@ -118,10 +118,10 @@ def run_until_interrupted(config: TeachConfig, shards: int, monkeypatch: pytest.
     """Runs ``teach`` up to the moment at which shard number ``shards`` would be written."""
     write = ShardFolder.write
 
-    def failing(self, index, logits):
+    def failing(self, index, logits, skipped):
         if len(list(self.folder.glob("shard-*.npy"))) >= shards:
             raise Interrupted
-        write(self, index, logits)
+        write(self, index, logits, skipped)
 
     with monkeypatch.context() as patch:
         patch.setattr(ShardFolder, "write", failing)

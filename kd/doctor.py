@@ -1,0 +1,426 @@
+"""``kd doctor``: is this machine fit for training, are the data whole, and what will training wait for?
+
+Each check gives findings, and each finding says what was found and, unless all is well, what to do about it. Measurements
+are bounded in time, so that the whole takes less than a minute; docs/doctor.md tells what is measured.
+"""
+
+import json
+import math
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from packaging.requirements import Requirement
+from torch.utils.data import default_collate
+
+from audio_datasets.audio import encode
+from audio_datasets.augment import AugmentConfig
+from audio_datasets.bad_clips import BadClipError, summary
+from audio_datasets.class_lists import read_class_names
+from audio_datasets.clip_store import ClipRecord, ClipStore, write_clip_store
+from audio_datasets.command import parse, progress, run_command
+from audio_datasets.disk_space import readable_bytes
+from audio_datasets.randomness import generator
+from kd.loop import OptimizerConfig, create_optimizer
+from kd.objectives import DistillationConfig, DistillationObjective
+from kd.sampling import ClipRequest
+from kd.training_data import TrainingClips
+from students import create_student
+from students.frontend import LogMel, LogMelConfig
+from teacher_logits.store import LogitEnsemble
+
+Status = Literal["ok", "warning", "problem"]
+
+LITTLE_SHARED_MEMORY = 2**30  # containers often have 64 MB, and data-loading workers hand over batches there
+LITTLE_DISK = 5 * 10**9
+SLOW_DISK = 100e6  # bytes a second
+PROBE_BYTES = 256 * 2**20
+SYNTHETIC_CLIPS = 8
+MARGIN = 1.2  # how much faster than computing the loading of data should be
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """Check versions, GPU, disk and data, and tell what training will wait for.
+
+    Exit code 0: no problem (there may be warnings); 1: at least one problem; 2: a wrong command line.
+    """
+
+    clips: Path | None = None
+    """Clip store to check and to measure with; without it, clips are made up."""
+    logits: tuple[str, ...] = ()
+    """Logit stores to check against the clip store, each PATH or PATH:WEIGHT."""
+    class_names: Path | None = None
+    """Class list for clip stores that carry none (the PaSST layout)."""
+    student: str = "mn10"
+    """Student whose training step is measured."""
+    clip_seconds: float = 10.0
+    """Length of the clips."""
+    batch_size: int | None = None
+    """Clips in the measured step; 32 on a GPU and 4 on a CPU, if left out."""
+    out: Path = Path(".")
+    """Folder where runs will be written, whose free space is looked at."""
+    every_clip: bool = False
+    """Decode every clip of the clip store, however long that takes, and not only some."""
+    seconds: float = 5.0
+    """Time for each measurement."""
+    json: bool = False
+    """Print the findings as JSON."""
+
+    def __post_init__(self) -> None:
+        if not (self.clip_seconds > 0 and self.seconds > 0):
+            raise ValueError(f"clip_seconds and seconds must be positive; found {self.clip_seconds} and {self.seconds}")
+        if self.batch_size is not None and self.batch_size < 2:
+            raise ValueError(f"batch_size must be at least 2 (batch normalisation); found {self.batch_size}")
+        if self.logits and self.clips is None:
+            raise ValueError("--logits are checked against a clip store; give --clips")
+        if self.every_clip and self.clips is None:
+            raise ValueError("--every-clip needs a clip store; give --clips")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    topic: str
+    status: Status
+    found: str
+    advice: str = ""
+    """What to do about it; empty if there is nothing to do."""
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+# -- Software and machine ----------------------------------------------------------------------------------------------
+
+
+def check_versions() -> Iterator[Finding]:
+    """Whether the installed packages are those that this one asks for."""
+    try:
+        requirements = [Requirement(text) for text in metadata.requires("audio-kd") or ()]
+    except metadata.PackageNotFoundError:
+        yield Finding("versions", "warning", "audio-kd is not installed", "install it with pip install -e .")
+        return
+    versions, wrong = {"python": platform.python_version()}, []
+    for requirement in requirements:
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            versions[requirement.name] = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            wrong.append(f"{requirement.name} is missing")
+            continue
+        if not requirement.specifier.contains(versions[requirement.name], prereleases=True):
+            wrong.append(f"{requirement.name} {versions[requirement.name]} (needed: {requirement.specifier})")
+    listed = ", ".join(f"{name} {number}" for name, number in versions.items())
+    if wrong:
+        advice = "install the versions of constraints.txt: pip install -c constraints.txt -e ."
+        yield Finding("versions", "problem", f"{'; '.join(wrong)}. All: {listed}", advice)
+    else:
+        yield Finding("versions", "ok", listed)
+
+
+def check_gpu() -> Iterator[Finding]:
+    """GPUs, and whether PyTorch can compute on them."""
+    driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+    built_for = torch.version.cuda
+    if torch.cuda.is_available():
+        try:
+            for index in range(torch.cuda.device_count()):
+                one = torch.ones(64, 64, device=f"cuda:{index}")
+                assert float((one @ one).sum()) == 64**3
+        except RuntimeError as error:
+            advice = "update the driver, or install a PyTorch that was built for this GPU"
+            yield Finding("GPU", "problem", f"does not compute: {str(error).splitlines()[0]}", advice)
+            return
+        described = []
+        for index in range(torch.cuda.device_count()):
+            card = torch.cuda.get_device_properties(index)
+            described.append(f"{card.name}, {readable_bytes(card.total_memory)}, compute {card.major}.{card.minor}")
+        bf16 = "bf16 works" if torch.cuda.is_bf16_supported() else "no bf16: use --mixed-precision fp16"
+        yield Finding("GPU", "ok", f"{'; '.join(described)}; CUDA {built_for}; {bf16}")
+    elif driver and built_for is None:
+        advice = "install PyTorch with CUDA (pip's default on Linux)"
+        yield Finding("GPU", "problem", "there is a driver, but PyTorch is built without CUDA", advice)
+    elif driver:
+        advice = f"see whether nvidia-smi works, and whether the driver is new enough for CUDA {built_for}"
+        yield Finding("GPU", "problem", f"there is a driver, but PyTorch (CUDA {built_for}) finds no GPU", advice)
+    else:
+        advice = "small students and tests are fine on a CPU; pretraining on AudioSet wants a GPU"
+        yield Finding("GPU", "warning", "none: training runs on the CPU", advice)
+
+
+def check_machine(config: DoctorConfig) -> Iterator[Finding]:
+    """Cores, shared memory, and room on disk."""
+    yield Finding("cores", "ok", f"{cores()} for this process ({platform.machine()})", numbers={"cores": cores()})
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        size = shutil.disk_usage(shared).total
+        little = size < LITTLE_SHARED_MEMORY
+        advice = (
+            "give the container more (docker run --shm-size 8g, or --ipc host), or use --workers 0" if little else ""
+        )
+        found = f"{readable_bytes(size)} in /dev/shm for batches from data-loading workers"
+        yield Finding("shared memory", "problem" if little else "ok", found, advice)
+    folder = config.out.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    advice = "free some, or write runs to another disk with --out" if free < LITTLE_DISK else ""
+    yield Finding("free space", "warning" if advice else "ok", f"{readable_bytes(free)} in {folder}", advice)
+    if not os.access(folder, os.W_OK):
+        yield Finding("folder", "problem", f"{folder} cannot be written", "choose another with --out")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# -- Data --------------------------------------------------------------------------------------------------------------
+
+
+def check_clips(config: DoctorConfig, clips: ClipStore) -> Iterator[Finding]:
+    """The clip store, its manifest, and as many clips as there is time for; or every clip."""
+    unlabelled = len(clips.class_names) - int((clips.class_counts() > 0).sum())
+    kind = "PCM" if clips.audio_kind == "pcm16" else "encoded files"
+    found = f"{len(clips)} clips ({kind}) of {len(clips.class_names)} classes in {clips.path}"
+    yield Finding("clip store", "ok", found + (f"; {unlabelled} classes have no clip" if unlabelled else ""))
+    try:
+        has_manifest = clips.manifest() is not None
+        advice = "" if has_manifest else "without it there are no splits and folds; kd pack writes one"
+        found = "one row for each clip" if has_manifest else "none beside the clip store"
+        yield Finding("manifest", "ok" if has_manifest else "warning", found, advice)
+    except ValueError as error:
+        yield Finding("manifest", "problem", str(error), "pack the clips again")
+    rows = generator(0, "doctor").permutation(len(clips))
+    bad: dict[str, str] = {}
+    deadline, looked_at = time.perf_counter() + config.seconds, 0
+    for row in progress(rows, desc="clips", unit="clip", leave=False, shown=config.every_clip):
+        if not config.every_clip and time.perf_counter() > deadline:
+            break
+        looked_at += 1
+        try:
+            clips.verify_audio(int(row))
+            clips.waveform(int(row), LogMelConfig().sample_rate_hz)
+        except BadClipError as error:
+            bad[clips.clip_id(int(row))] = error.reason
+    numbers = {"clips_looked_at": looked_at, "bad_clips": len(bad)}
+    if bad:
+        advice = "pack the clips again without them, or do without them by --on-bad-clip skip"
+        advice += "" if config.every_clip else "; --every-clip finds all of them"
+        yield Finding("audio", "problem", summary(bad, looked_at, "cannot be used"), advice, numbers)
+    else:
+        chosen = "all" if looked_at == len(clips) else f"{looked_at} drawn at random"
+        yield Finding("audio", "ok", f"{chosen} can be decoded, and are as they were packed", numbers=numbers)
+
+
+def check_logits(config: DoctorConfig, clips: ClipStore) -> Iterator[Finding]:
+    """Whether the logits belong to the clips. Their values are what ``kd verify`` checks, which takes longer."""
+    teachers = LogitEnsemble.open(config.logits)
+    missing = int(teachers.check_against(clips).sum())
+    found = f"{len(teachers.stores)} teachers for {len(clips)} clips"
+    if missing:
+        advice = "run kd teach over this clip store, or choose with --missing-logits what becomes of them"
+        yield Finding("logits", "warning", f"{found}; {missing} clips have none", advice)
+    else:
+        yield Finding("logits", "ok", f"{found}, all of the same audio (kd verify also checks the values)")
+
+
+def measure_disk(path: Path, seconds: float) -> Iterator[Finding]:
+    """Speed of reading pieces of 1 MB from random places of a file, past the cache as far as the system allows."""
+    size, piece = path.stat().st_size, 2**20
+    places = generator(0, "disk probe").permutation(max(1, size // piece))[: PROBE_BYTES // piece] * piece
+    with open(path, "rb", buffering=0) as file:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        start, total = time.perf_counter(), 0
+        for place in places.tolist():
+            total += len(os.pread(file.fileno(), piece, place))
+            if time.perf_counter() - start > seconds:
+                break
+        rate = total / max(time.perf_counter() - start, 1e-9)
+    slow = rate < SLOW_DISK and total > 8 * piece
+    advice = "copy the clip store to a faster (local) disk before training" if slow else ""
+    found = f"{readable_bytes(rate)}/s at random places of {path} (read {readable_bytes(total)})"
+    yield Finding("disk", "warning" if slow else "ok", found, advice, {"disk_bytes_per_second": rate})
+
+
+# -- Speed -------------------------------------------------------------------------------------------------------------
+
+
+def made_up_clips(folder: Path, seconds: float) -> ClipStore:
+    """A few MP3 clips of noise, in place of a clip store that is not given."""
+    rate = LogMelConfig().sample_rate_hz
+    clips = [
+        ClipRecord(
+            f"clip {index}",
+            encode(
+                generator(0, "doctor clip", 0, index).normal(0, 0.1, round(seconds * rate)).astype("f4"), rate, "mp3"
+            ),
+            (str(index),),
+        )
+        for index in range(SYNTHETIC_CLIPS)
+    ]
+    write_clip_store(folder / "made_up.h5", clips, [str(index) for index in range(SYNTHETIC_CLIPS)])
+    return ClipStore.open(folder / "made_up.h5")
+
+
+def rate_of(work: Callable[[], Any], clips: int, seconds: float, warm_up: int = 1) -> float:
+    """Clips a second of repeated ``work`` on so many clips; at least one repetition after the warm-up."""
+    for _ in range(warm_up):
+        work()
+    start, repeats = time.perf_counter(), 0
+    while repeats == 0 or time.perf_counter() - start < seconds:
+        work()
+        repeats += 1
+    return repeats * clips / (time.perf_counter() - start)
+
+
+def measure_speed(config: DoctorConfig, clips: ClipStore) -> Iterator[Finding]:
+    """What a worker can load, what a training step can use, and so what training will wait for."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batch_size = config.batch_size or (32 if device.type == "cuda" else 4)
+    frontend_config = LogMelConfig()
+    dataset = TrainingClips(
+        clips,
+        None,
+        frontend=frontend_config,
+        clip_seconds=config.clip_seconds,
+        augment=AugmentConfig(mixup_alpha=0),
+        seed=0,
+    )
+    usable = []
+    for row in generator(0, "doctor rows").permutation(len(clips)):
+        try:
+            usable.append(dataset[ClipRequest(0, len(usable), int(row))])
+        except BadClipError:
+            continue
+        if len(usable) == batch_size:
+            break
+    if not usable:
+        yield Finding("speed", "problem", "no clip can be decoded, so nothing was measured", "pack the clips again")
+        return
+    rows = [example["row"] for example in usable]
+    requests = iter(range(10**9))
+
+    def load() -> None:
+        position = next(requests)
+        dataset[ClipRequest(0, position, rows[position % len(rows)])]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a data-loading worker
+    loaded = rate_of(load, 1, config.seconds)
+    torch.set_num_threads(before)
+    yield Finding("decoding", "ok", f"{loaded:.0f} clips/s for each worker", numbers={"clips_per_second": loaded})
+
+    batch = {
+        key: value.to(device)
+        for key, value in default_collate([usable[index % len(usable)] for index in range(batch_size)]).items()
+    }
+    frontend = LogMel(frontend_config).to(device)
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+    def hear() -> None:
+        with torch.inference_mode():
+            frontend(batch["waveform"], batch["band_edges"])
+        wait()
+
+    heard = rate_of(hear, batch_size, config.seconds / 2)
+    yield Finding("front end", "ok", f"{heard:.0f} clips/s on {device.type}", numbers={"clips_per_second": heard})
+
+    student = create_student(config.student, len(clips.class_names)).to(device).train()
+    objective = DistillationObjective(frontend, DistillationConfig(label_weight=1.0))
+    optimizer = create_optimizer(student, OptimizerConfig())
+
+    def step() -> None:
+        objective(student, batch)["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        wait()
+
+    trained = rate_of(step, batch_size, config.seconds)
+    found = f"{trained:.1f} clips/s on {device.type} (front end, forward, backward, in batches of {batch_size})"
+    yield Finding(f"training {config.student}", "ok", found, numbers={"clips_per_second": trained})
+    yield bottleneck(loaded, trained, cores(), clips.audio_kind)
+
+
+def bottleneck(loaded: float, trained: float, available_cores: int, audio_kind: str) -> Finding:
+    """What training will wait for, from clips a second of one worker and of the training step."""
+    needed = math.ceil(MARGIN * trained / loaded)
+    numbers = {"workers_needed": needed}
+    spare = max(1, available_cores - 1)
+    if needed <= spare:
+        found = f"computing: {needed} worker{'s' if needed > 1 else ''} can load what it uses"
+        return Finding("bottleneck", "ok", found, f"train with --workers {needed}", numbers)
+    advice = f"train with --workers {spare}; more cores for each GPU would help"
+    if audio_kind == "encoded":
+        advice += ", and so would packing with --audio pcm16, which takes more disk and hardly any decoding"
+    found = f"loading data: {needed} workers would be needed, and there are {spare} cores for them"
+    return Finding("bottleneck", "warning", found, advice, numbers)
+
+
+# -- Command -----------------------------------------------------------------------------------------------------------
+
+
+def examine(config: DoctorConfig) -> list[Finding]:
+    """All findings, in the order of the report. ValueError for an unknown student."""
+    with torch.device("meta"):
+        create_student(config.student, num_classes=1)  # a wrong name shows before anything is measured
+    findings = [*check_versions(), *check_gpu(), *check_machine(config)]
+    clips = None
+    if config.clips is not None:
+        try:
+            class_names = read_class_names(config.class_names) if config.class_names else None
+            clips = ClipStore.open(config.clips, class_names=class_names)
+            findings += check_clips(config, clips)
+            findings += measure_disk(config.clips, config.seconds)
+        except (ValueError, OSError) as error:
+            findings.append(Finding("clip store", "problem", str(error), "make it again with kd pack"))
+    if config.logits and clips is not None:
+        try:
+            findings += check_logits(config, clips)
+        except (ValueError, OSError) as error:
+            findings.append(Finding("logits", "problem", str(error), "make them again with kd teach"))
+    with tempfile.TemporaryDirectory() as folder:
+        if clips is None or len(clips) == 0:
+            clips = made_up_clips(Path(folder), config.clip_seconds)
+            made_up = "speed is measured with MP3 clips of noise"
+            findings.append(Finding("clips", "ok", made_up, "give --clips to measure with your own"))
+        findings += measure_speed(config, clips)
+    return findings
+
+
+def report(findings: Sequence[Finding]) -> str:
+    """The findings for people: a line for each, and below it what to do."""
+    width = max(len(finding.topic) for finding in findings)
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.status:8} {finding.topic:{width}}  {finding.found}")
+        if finding.advice:
+            lines.append(f"{'':8} {'':{width}}  → {finding.advice}")
+    counts = {status: sum(finding.status == status for finding in findings) for status in ("problem", "warning")}
+    return "\n".join([*lines, f"{counts['problem']} problems, {counts['warning']} warnings"])
+
+
+def doctor(config: DoctorConfig) -> int:
+    """Prints the findings; 1 if one of them is a problem, else 0."""
+    torch.set_flush_denormal(True)
+    findings = examine(config)
+    print(json.dumps([asdict(finding) for finding in findings], indent=2) if config.json else report(findings))
+    return int(any(finding.status == "problem" for finding in findings))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run_command(lambda: doctor(parse(DoctorConfig, arguments, "kd doctor")))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
