@@ -37,6 +37,7 @@ from audio_datasets.stop_signals import Stopped, StopSignals, outlive_stop_signa
 from audio_datasets.views import ViewConfig
 from teacher_logits.class_mapping import MappedTeacher, read_class_map, with_classes_of_clips
 from teacher_logits.heard_views import heard_views
+from teacher_logits.logit_rows import check_keep
 from teacher_logits.processes import locked_by_main_process, on_main_process
 from teacher_logits.shards import ShardFolder, batches_of, shard_rows
 from teacher_logits.store import LogitStore, to_float16, write_logit_store
@@ -79,6 +80,9 @@ class TeachConfig:
     """Data-loading processes for each process."""
     shard_clips: int = 4096
     """Clips in a shard, which is what a process loses at most when it is killed."""
+    keep: int | None = None
+    """Store only so many logits of each clip, the largest, with one floor for each class in place of the rest (all if left
+    out)."""
     views: Annotated[ViewConfig, tyro.conf.arg(name="")] = field(default_factory=ViewConfig)
     restart: bool = False
     """Give up unfinished work, and replace a finished store, that was made with other settings or of other clips."""
@@ -110,6 +114,7 @@ def teach(config: TeachConfig) -> list[Path]:
     )
     class_names = read_class_names(config.class_names) if config.class_names else None
     clips = ClipStore.open(config.clips, class_names=class_names)
+    check_keep(config.keep, len(clips.class_names))
     # All of them before the first starts: a mistake in the last should not show after hours.
     teachers = [_load(accelerator, config, spec, clips) for spec in config.teacher]
     if config.class_map is not None and not any(isinstance(teacher, MappedTeacher) for teacher in teachers):
@@ -169,7 +174,7 @@ def make_store(
 
     def prepare() -> list[int] | None:
         """Numbers of the shards to do; None if the store is complete."""
-        if path.exists() and _is_complete(path, description, clips, config.restart):
+        if path.exists() and _is_complete(path, description, clips, config):
             work.clean_up()
             return None
         work.begin(config.restart)
@@ -195,12 +200,13 @@ def make_store(
         merged = work.folder / "merged.h5"
         write_logit_store(
             merged,
-            clip_ids=clips.clip_ids,
+            clip_ids=clips.encoded_clip_ids,
             audio_digests=clips.audio_digests(np.arange(len(clips))),
             logit_blocks=work.blocks(),
             class_names=teacher.class_names,
             teacher=description,
             clip_store_fingerprint=clips.fingerprint,
+            keep=config.keep,
         )
         work.publish(merged)
 
@@ -364,20 +370,21 @@ def _load(accelerator: Accelerator, config: TeachConfig, spec: str, clips: ClipS
 
 def _count_longer(clips: ClipStore, seconds: float) -> int:
     """How many clips are longer, as far as the manifest tells."""
-    manifest = read_manifest(clips.path)
+    manifest = read_manifest(clips.path, ["duration_seconds"])
     if manifest is None:
         return 0
     durations = manifest.column("duration_seconds").to_numpy(zero_copy_only=False).astype(float)
     return int((durations > seconds + 0.05).sum())
 
 
-def _is_complete(path: Path, description: dict[str, Any], clips: ClipStore, restart: bool) -> bool:
-    """Whether ``path`` is the store that is to be made. ValueError if it is another one that ``restart`` does not give up."""
+def _is_complete(path: Path, description: dict[str, Any], clips: ClipStore, config: TeachConfig) -> bool:
+    """Whether ``path`` is the store that is to be made; ValueError if it is another one, and may not be given up."""
     store = LogitStore.open(path)
-    if store.teacher == description and store.clip_store_fingerprint == clips.fingerprint:
+    same_teacher = store.teacher == description and store.keep == config.keep
+    if same_teacher and store.clip_store_fingerprint == clips.fingerprint:
         return True
-    if not restart:
-        what = "another teacher or other settings" if store.teacher != description else "other clips"
+    if not config.restart:
+        what = "other clips" if same_teacher else "another teacher or other settings"
         raise ValueError(
             f"{path} exists and was made with {what}; choose another --out or --name, or --restart to replace it"
         )

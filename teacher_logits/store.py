@@ -7,11 +7,10 @@ the format.
 Shapes: n clips, C classes.
 """
 
-import io
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -27,7 +26,6 @@ from audio_datasets.hdf5_arrays import (
     encode_ids,
     find_ids,
     id_order,
-    is_mappable,
     map_array,
     open_hdf5,
     string_attribute,
@@ -35,12 +33,14 @@ from audio_datasets.hdf5_arrays import (
 from audio_datasets.messages import listed
 from audio_datasets.views import ViewConfig
 from teacher_logits.joined_logits import JoinedLogits
+from teacher_logits.logit_rows import RowReader, create_rows, open_rows
 
 if TYPE_CHECKING:
     from audio_datasets.clip_store import ClipStore
 
 FORMAT = "kd-logit-store"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 DIGEST_BYTES = 16  # BLAKE2b-128 of a clip's stored audio; all zeros where it is not known
 LARGEST_LOGIT = float(np.finfo(np.float16).max)
 
@@ -67,19 +67,23 @@ def to_float16(logits: np.ndarray, clip_ids: Sequence[str]) -> np.ndarray:
 def write_logit_store(
     path: Path,
     *,
-    clip_ids: Sequence[str],
+    clip_ids: Sequence[str] | np.ndarray,
     audio_digests: np.ndarray,
     logit_blocks: Iterable[np.ndarray],
     class_names: Sequence[str],
     teacher: dict[str, Any],
     clip_store_fingerprint: str,
+    keep: int | None = None,
 ) -> None:
     """Writes a logit store aside and renames it to ``path``. The same content always gives the same bytes.
 
     ``logit_blocks`` are float16 arrays (any number of rows, C) which follow one another in the order of ``clip_ids``, with a
-    row for each view of a clip if ``teacher["views"]`` says that it heard views; only one block is in memory at a time. ``audio_digests`` is uint8 (n, 16), ``teacher`` anything that JSON can hold.
+    row for each view of a clip if ``teacher["views"]`` says that it heard views; only two are in memory at a time.
+    ``clip_ids`` may be those of another store as they are encoded there. ``audio_digests`` is uint8 (n, 16), ``teacher`` anything that JSON can hold. ``keep`` says how many logits of each row
+    are kept, the largest; the others become a floor, which is one for each class (see ``logit_rows.py``).
 
-    Raises ValueError for an id that occurs twice or holds a NUL character, and for no clips at all.
+    Raises ValueError for an id that occurs twice or holds a NUL character, for no clips at all, and for a ``keep`` that is
+    not less than the number of classes.
     """
     path = Path(path)
     count, num_classes = len(clip_ids), len(class_names)
@@ -97,15 +101,17 @@ def write_logit_store(
         file.create_dataset("clip_id", data=identifiers)
         file.create_dataset("clip_id_order", data=id_order(identifiers))
         file.create_dataset("audio_digest", data=digests)
-        stored = file.create_dataset("logits", shape=(num_rows, num_classes), dtype=np.float16)
-        filled = 0
-        for block in logit_blocks:
-            assert block.dtype == np.float16, block.dtype
-            assert block.shape[1] == num_classes, (block.shape, num_classes)
-            stored[filled : filled + len(block)] = block
-            state.update(np.ascontiguousarray(block))
-            filled += len(block)
-        assert filled == num_rows, (filled, num_rows)
+        rows = create_rows(file, num_rows, num_classes, keep)
+        # A block is hashed while the next one is written.
+        with ThreadPoolExecutor(1) as hasher:
+            hashed = hasher.submit(lambda: None)
+            for block in logit_blocks:
+                assert block.dtype == np.float16, block.dtype
+                assert block.shape[1] == num_classes, (block.shape, num_classes)
+                stored = rows.write(block)
+                hashed.result()
+                hashed = hasher.submit(state.update, _as_bytes(stored))
+        state.update(_as_bytes(rows.finish()))
         file.attrs["format"] = FORMAT
         file.attrs["format_version"] = FORMAT_VERSION
         for name, text in description.items():
@@ -125,6 +131,7 @@ class LogitStore:
         teacher: the teacher's name, fingerprint, front end and so on, as written by ``precompute.py``.
         views: how the views were made that the teacher heard; None if it heard the clips as they are.
         num_views: rows of logits for each clip: its views, or 1.
+        keep: how many logits of each row are kept, the others being read as a floor; None if all are.
         clip_store_fingerprint: fingerprint of the clip store that the teacher heard.
         fingerprint: hash of everything stored here, logits included (``read_fingerprint`` computes it again).
     """
@@ -132,7 +139,7 @@ class LogitStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._arrays: dict[str, np.ndarray] = {}
-        self._logits: LogitRows | None = None
+        self._logits: RowReader | None = None
         with open_hdf5(path) as file:
             self._check_format(file)
             self.class_names = tuple(self._json(file, "class_names"))
@@ -168,9 +175,10 @@ class LogitStore:
                 "(kd teach makes such a file)"
             )
         version = file.attrs.get("format_version")
-        if version != FORMAT_VERSION:
+        if version not in READABLE_VERSIONS:
             raise ValueError(
-                f"{self.path} has version {version} of the logit store format; this program reads {FORMAT_VERSION}"
+                f"{self.path} has version {version} of the logit store format; this program reads versions "
+                f"{' and '.join(map(str, READABLE_VERSIONS))}"
             )
 
     def _text(self, file: h5py.File, name: str) -> str:
@@ -196,13 +204,14 @@ class LogitStore:
     def _map(self, file: h5py.File) -> None:
         """Maps what look-up needs, finds the logits, and checks types and shapes against each other."""
         arrays = {name: map_array(file, name) for name in ("clip_id", "clip_id_order", "audio_digest")}
-        logits = LogitRows(self.path, file)
+        # Version 1 knew no other way and did not name it.
+        storage = "dense" if file.attrs["format_version"] == 1 else self._text(file, "storage")
+        logits = open_rows(self.path, file, storage)
         count = len(arrays["clip_id"])
         needed = {
             "clip_id": (arrays["clip_id"], "S", (count,)),
             "clip_id_order": (arrays["clip_id_order"], "i", (count,)),
             "audio_digest": (arrays["audio_digest"], "u", (count, DIGEST_BYTES)),
-            "logits": (logits, "f", (count * self.num_views, len(self.class_names))),
         }
         for name, (found, kind, shape) in needed.items():
             if found.dtype.kind != kind or found.shape != shape:
@@ -210,6 +219,13 @@ class LogitStore:
                     f"{self.path} is a damaged logit store: {name} has type {found.dtype} and shape {found.shape}; "
                     f"the kind {kind!r} and the shape {shape} are needed"
                 )
+        expected = (count * self.num_views, len(self.class_names))
+        if logits.shape != expected:
+            raise ValueError(
+                f"{self.path} is a damaged logit store: it has logits of shape {logits.shape} for {count} clips, "
+                f"{self.num_views} views and {len(self.class_names)} class names; {expected} is needed"
+            )
+        self.keep = logits.keep
         self._arrays, self._logits = arrays, logits
 
     def _opened(self) -> "LogitStore":
@@ -285,47 +301,9 @@ class LogitStore:
         """``fingerprint`` computed again from what the file holds now; differs if a byte of it has changed."""
         description = _as_text(self.class_names, self.teacher, self.clip_store_fingerprint)
         state = _hash_without_logits(description, self.encoded_clip_ids, self._opened()._arrays["audio_digest"])
-        for _, logits in self.blocks():
-            state.update(logits)
+        for stored in self._opened()._logits.stored_bytes(ROWS_PER_BLOCK):
+            state.update(_as_bytes(stored))
         return state.hexdigest()
-
-
-class LogitRows:
-    """The logits (n, C) of an open store, of which rows are read from the file when asked for.
-
-    Not mapped, for the sake of memory: the kernel maps up to 2 MB around each row that is touched, so that random reading
-    would make the whole array part of every worker's memory. Reading is also the faster of the two (measured: rows of a
-    2 GB array, cached).
-    """
-
-    def __init__(self, path: Path, file: h5py.File) -> None:
-        dataset = file.get("logits")
-        if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 2 or not is_mappable(dataset):
-            raise ValueError(f"{path} is a damaged logit store: it has no plain array of logits")
-        self.path = path
-        self.dtype = dataset.dtype
-        self.shape = dataset.shape
-        self._offset = dataset.id.get_offset()
-        self._row_bytes = self.shape[1] * self.dtype.itemsize
-        self._file = io.FileIO(path)
-
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        """The given rows, (k, C), in the stored type."""
-        result = np.empty((len(rows), self.shape[1]), self.dtype)
-        for place, row in zip(result, rows.tolist(), strict=True):
-            self._read_into(place, row)
-        return result
-
-    def read_run(self, first: int, count: int) -> np.ndarray:
-        """``count`` rows from ``first`` on, (count, C), in the stored type."""
-        result = np.empty((count, self.shape[1]), self.dtype)
-        self._read_into(result, first)
-        return result
-
-    def _read_into(self, result: np.ndarray, first: int) -> None:
-        found = os.preadv(self._file.fileno(), [result], self._offset + int(first) * self._row_bytes)
-        if found != result.nbytes:
-            raise ValueError(f"{self.path} ends too early: it was cut after it was opened")
 
 
 @dataclass(frozen=True)
@@ -499,7 +477,11 @@ def _hash_without_logits(description: dict[str, str], identifiers: np.ndarray, d
     for text in description.values():
         data = text.encode()
         state.update(len(data).to_bytes(8, "little") + data)
-    # As bytes: hashlib takes no buffers of fixed-width text.
-    state.update(np.ascontiguousarray(identifiers).view(np.uint8))
-    state.update(np.ascontiguousarray(digests))
+    state.update(_as_bytes(identifiers))
+    state.update(_as_bytes(digests))
     return state
+
+
+def _as_bytes(array: np.ndarray) -> np.ndarray:
+    """The same memory as plain bytes: hashlib takes no buffers of fixed-width text or of structures."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
