@@ -18,6 +18,7 @@ from teacher_logits.store import (
     check_same_classes,
     parse_weighted_path,
     to_float16,
+    weighted_mean,
     write_logit_store,
 )
 
@@ -229,14 +230,54 @@ def test_an_ensemble_is_the_weighted_mean_where_all_have_the_clip(tmp_path):
     assert [store["weight"] for store in ensemble.describe()] == [3.0, 1.0]
 
 
+def test_a_weight_of_0_takes_a_store_out_without_another_run_of_the_teacher(tmp_path):
+    a = write(tmp_path / "a.h5", ["x", "y"])
+    write(tmp_path / "b.h5", ["x"], np.array([[9.0, -9.0, 9.0]]))
+    specs = [tmp_path / "a.h5", f"{tmp_path / 'b.h5'}:2"]
+    both, _ = LogitEnsemble.open(specs).read(["x"])
+    ensemble = LogitEnsemble.open([tmp_path / "a.h5", f"{tmp_path / 'b.h5'}:0"])
+    alone, present = ensemble.read(["x", "y"])
+    np.testing.assert_array_equal(alone, a.astype(np.float32))
+    assert present.all()  # a clip that only the idle store lacks is not missing
+    assert not np.allclose(both[0], alone[0])
+    assert [store.path.name for store in ensemble.taking_part] == ["a.h5"]
+    assert [store["weight"] for store in ensemble.describe()] == [1.0, 0.0]
+    digests = np.ones((2, 16), np.uint8)
+    assert not ensemble.check_against(Clips(["x", "y"], digests)).any()
+
+
+def test_the_mean_of_probabilities_is_read_as_its_logit(tmp_path):
+    a = write(tmp_path / "a.h5", ["x", "y", "z"]).astype(np.float64)
+    b = write(tmp_path / "b.h5", ["x", "y", "z"], np.full((3, 3), -5.5)).astype(np.float64)
+    ensemble = LogitEnsemble.open([f"{tmp_path / 'a.h5'}:3", tmp_path / "b.h5"], mean="probabilities")
+    read, _ = ensemble.read(["x", "y", "z"])
+    assert read.dtype == np.float32
+    np.testing.assert_allclose(expit(read), 0.75 * expit(a) + 0.25 * expit(b), rtol=1e-5)
+    assert {store["mean_of"] for store in ensemble.describe()} == {"probabilities"}
+
+
+def test_a_mean_of_probabilities_stays_finite_where_they_round_to_0_and_1():
+    sure = np.array([[40.0, -40.0, 65504.0, -65504.0]], np.float32)
+    np.testing.assert_allclose(weighted_mean([sure, sure], [1, 1], "probabilities"), [[40, -40, 700, -700]], rtol=1e-6)
+    # σ(40) and σ(0): 1 minus the mean is a quarter, to all digits.
+    one = weighted_mean([sure[:, :1], np.zeros((1, 1), np.float32)], [1, 1], "probabilities")
+    np.testing.assert_allclose(one, np.log(3), rtol=1e-6)
+
+
 def test_ensembles_that_are_refused(tmp_path):
     write(tmp_path / "a.h5", ["x"])
     write(tmp_path / "b.h5", ["x"], classes=("dog", "rain", "Geige ♪"))
     with pytest.raises(ValueError, match=r"class 1 is 'rain, heavy' in .*a\.h5 and 'rain' in .*b\.h5"):
         LogitEnsemble.open([tmp_path / "a.h5", tmp_path / "b.h5"])
-    for weight in ("0", "-1", "nan", "inf"):
-        with pytest.raises(ValueError, match="must be a positive number"):
+    for weight in ("-1", "nan", "inf"):
+        with pytest.raises(ValueError, match="must be a positive number, or 0"):
             LogitEnsemble.open([f"{tmp_path / 'a.h5'}:{weight}"])
+    with pytest.raises(ValueError, match="at least one must take part"):
+        LogitEnsemble.open([f"{tmp_path / 'a.h5'}:0"])
+    with pytest.raises(ValueError, match=r"one of \['logits', 'probabilities'\]; found 'odds'"):
+        LogitEnsemble.open([tmp_path / "a.h5"], mean="odds")
+    with pytest.raises(ValueError, match="class 1 is"):  # also for a store that takes no part
+        LogitEnsemble.open([tmp_path / "a.h5", f"{tmp_path / 'b.h5'}:0"])
     with pytest.raises(ValueError, match="at least one logit store"):
         LogitEnsemble.open([])
     with pytest.raises(ValueError, match="must be a number; found 'much'"):
