@@ -39,7 +39,7 @@ from teacher_logits.class_mapping import MappedTeacher, read_class_map, with_cla
 from teacher_logits.heard_views import heard_views
 from teacher_logits.logit_rows import check_keep
 from teacher_logits.processes import locked_by_main_process, on_main_process
-from teacher_logits.shards import ShardFolder, batches_of, shard_rows
+from teacher_logits.shards import ShardBatches, ShardFolder, batches_of, shard_rows
 from teacher_logits.store import LogitStore, to_float16, write_logit_store
 from teacher_logits.teachers import Teacher, knows_its_classes, load_teacher
 
@@ -230,7 +230,8 @@ def compute_shards(
     """
     signals = signals or StopSignals()
     clips_in_batch = max(1, config.batch_size // work.views)
-    batches = [batch for index in indices for batch in batches_of(work.shards[index], clips_in_batch)]
+    shards = [work.shards[index] for index in indices]
+    batches = ShardBatches(shards, clips_in_batch)
     loader = DataLoader(
         ClipBatches(clips, batches, teacher, views),
         batch_size=None,  # the data set's items are batches
@@ -241,7 +242,7 @@ def compute_shards(
     loaded = iter(loader)
     share = f" (1 of {accelerator.num_processes} processes)" if accelerator.num_processes > 1 else ""
     with progress(
-        total=sum(map(len, batches)), shown=accelerator.is_main_process, desc=f"{teacher.name}{share}", unit="clip"
+        total=sum(map(len, shards)), shown=accelerator.is_main_process, desc=f"{teacher.name}{share}", unit="clip"
     ) as bar:
         for index in indices:
             parts = []
