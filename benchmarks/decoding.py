@@ -11,6 +11,7 @@ import argparse
 import io
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +53,8 @@ def wav_stereo_44100(wave: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def write_stores(folder: Path, clips: int) -> dict[str, ClipStore]:
-    """One clip store per way of keeping the same clips."""
+def write_stores(folder: Path, clips: int, class_names: Sequence[str] = ("any",)) -> dict[str, ClipStore]:
+    """One clip store per way of keeping the same clips; they have no labels."""
     ways = {
         "MP3": lambda wave: encode(wave, SAMPLE_RATE_HZ, "mp3"),
         "Ogg Vorbis": vorbis,
@@ -67,7 +68,9 @@ def write_stores(folder: Path, clips: int) -> dict[str, ClipStore]:
     for number, (name, store_audio) in enumerate(ways.items()):
         path = folder / f"{number}.h5"
         options = {"audio_kind": "pcm16", "sample_rate_hz": SAMPLE_RATE_HZ} if name == "int16 PCM" else {}
-        write_clip_store(path, [ClipRecord(str(i), store_audio(waves[i])) for i in range(clips)], ["any"], **options)
+        write_clip_store(
+            path, [ClipRecord(str(i), store_audio(waves[i])) for i in range(clips)], class_names, **options
+        )
         stores[name] = ClipStore.open(path)
     return stores
 

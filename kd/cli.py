@@ -9,6 +9,7 @@ COMMANDS = {
     "pack": ("audio_datasets.pack", "put a folder or a manifest of audio files into a clip store"),
     "teach": ("teacher_logits.precompute", "run teachers over a clip store and keep their logits"),
     "import-logits": ("teacher_logits.import_logits", "put published predictions into a logit store"),
+    "compact-logits": ("teacher_logits.compact", "keep only the largest logits of each clip in a logit store"),
     "verify": ("teacher_logits.verify", "check logit stores against a clip store"),
     "pretrain": ("kd.pretrain", "train a student on labels and teacher logits"),
     "finetune": ("kd.finetune", "carry a student over to ESC-50, FSD50K, OpenMIC, DCASE20 or your own sounds"),

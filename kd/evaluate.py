@@ -141,7 +141,7 @@ def manifest_categories(clips: ClipStore, rows) -> list[str]:
     Raises:
         ValueError: no manifest, or a clip with more or fewer than one such label.
     """
-    manifest = clips.manifest()
+    manifest = clips.manifest(["source_labels"])
     if manifest is None:
         raise ValueError(f"{clips.path} has no manifest beside it, so its clips' categories are not known")
     labels = manifest.column("source_labels").to_pylist()

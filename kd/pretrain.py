@@ -60,7 +60,7 @@ from students.catalog import default_options
 from students.frontend import LogMel, LogMelConfig
 from students.weights import imagenet_architecture, load_imagenet_weights, save_student
 from teacher_logits.processes import any_process, locked_by_main_process, on_main_process
-from teacher_logits.store import LogitEnsemble, check_same_classes
+from teacher_logits.store import LogitEnsemble, MeanOf, check_same_classes
 
 SKIPPED_CLIPS_FILE = "skipped_clips.txt"
 
@@ -84,7 +84,10 @@ class PretrainConfig:
     out: Path
     """Run folder to write."""
     logits: tuple[str, ...] = ()
-    """Logit stores of the teachers, each PATH or PATH:WEIGHT; A.h5+B.h5 is one teacher's logits for clips in two stores."""
+    """Logit stores of the teachers, each PATH or PATH:WEIGHT (weight 0: takes no part); A.h5+B.h5 is one teacher's logits for
+    clips in two stores."""
+    ensemble: MeanOf = "logits"
+    """What several teachers' weighted mean is taken of."""
     student: str = "mn10"
     """Name of the student in the catalog."""
     student_options: tuple[str, ...] = ()
@@ -406,7 +409,7 @@ def open_training_data(
     rows = select_rows(clips, split=config.split, folds=config.folds or None)
     if not config.logits:
         return clips, rows, None
-    teachers = LogitEnsemble.open(config.logits)
+    teachers = LogitEnsemble.open(config.logits, config.ensemble)
     check_views(config, teachers)
     missing = teachers.check_against(clips, rows)
     if missing.any():
@@ -430,13 +433,13 @@ def check_views(config: PretrainConfig, teachers: LogitEnsemble) -> None:
     if config.views == "own":
         if views is not None:
             raise ValueError(
-                f"{teachers.stores[0].path} holds the logits of {views.views} views of each clip; show these to the student "
+                f"{teachers.taking_part[0].path} holds the logits of {views.views} views of each clip; show these to the student "
                 "with --views stored, or run the teacher over the clips as they are"
             )
         return
     if views is None:
         raise ValueError(
-            f"{teachers.stores[0].path} holds the logits of whole clips and of no views; make some with kd teach --views"
+            f"{teachers.taking_part[0].path} holds the logits of whole clips and of no views; make some with kd teach --views"
         )
     if config.clip_seconds != views.view_seconds:
         raise ValueError(
@@ -444,7 +447,7 @@ def check_views(config: PretrainConfig, teachers: LogitEnsemble) -> None:
             f"(found {config.clip_seconds:g})"
         )
     frontends = [
-        LogMelConfig.from_dict(store.teacher["frontend"]) for store in teachers.stores if views.view_mel_jitter
+        LogMelConfig.from_dict(store.teacher["frontend"]) for store in teachers.taking_part if views.view_mel_jitter
     ]
     if any(frontend != config.frontend for frontend in frontends):
         raise ValueError(

@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 from audio_datasets.clip_store import ClipStore
 from audio_datasets.randomness import generator
 
-ROWS_AT_A_TIME = 65_536  # bounds the memory of a pass over the targets
+ROWS_AT_A_TIME = 8_192  # bounds the memory of a pass over the targets
 
 
 @dataclass(frozen=True)

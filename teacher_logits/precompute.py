@@ -39,8 +39,9 @@ from audio_datasets.stop_signals import Stopped, StopSignals, outlive_stop_signa
 from audio_datasets.views import ViewConfig
 from teacher_logits.class_mapping import MappedTeacher, read_class_map, with_classes_of_clips
 from teacher_logits.heard_views import heard_views
+from teacher_logits.logit_rows import check_keep
 from teacher_logits.processes import locked_by_main_process, on_main_process
-from teacher_logits.shards import ShardFolder, batches_of, shard_rows
+from teacher_logits.shards import ShardBatches, ShardFolder, batches_of, shard_rows
 from teacher_logits.store import LogitStore, to_float16, write_logit_store
 from teacher_logits.teachers import Teacher, knows_its_classes, load_teacher
 
@@ -81,6 +82,9 @@ class TeachConfig:
     """Data-loading processes for each process."""
     shard_clips: int = 4096
     """Clips in a shard, which is what a process loses at most when it is killed."""
+    keep: int | None = None
+    """Store only so many logits of each clip, the largest, with one floor for each class in place of the rest (all if left
+    out)."""
     views: Annotated[ViewConfig, tyro.conf.arg(name="")] = field(default_factory=ViewConfig)
     on_bad_clip: OnBadClip = "refuse"
     """A clip that cannot be decoded: refuse stops with its name; skip leaves it out of the logit stores and lists it."""
@@ -114,6 +118,7 @@ def teach(config: TeachConfig) -> list[Path]:
     )
     class_names = read_class_names(config.class_names) if config.class_names else None
     clips = ClipStore.open(config.clips, class_names=class_names)
+    check_keep(config.keep, len(clips.class_names))
     # All of them before the first starts: a mistake in the last should not show after hours.
     teachers = [_load(accelerator, config, spec, clips) for spec in config.teacher]
     if config.class_map is not None and not any(isinstance(teacher, MappedTeacher) for teacher in teachers):
@@ -175,7 +180,7 @@ def make_store(
 
     def prepare() -> list[int] | None:
         """Numbers of the shards to do; None if the store is complete."""
-        if path.exists() and _is_complete(path, description, clips, config.restart):
+        if path.exists() and _is_complete(path, description, clips, config):
             _refuse_skipped(config, skipped_clips.read(), len(clips))
             work.clean_up()
             return None
@@ -208,21 +213,19 @@ def make_store(
     def merge() -> dict[str, str]:
         """Makes the store from the shards; returns the clips that were skipped, and why."""
         skipped = work.skipped()
-        rows, clip_ids = np.arange(len(clips)), clips.clip_ids
-        if skipped:
-            rows = np.array([row for row, clip_id in enumerate(clip_ids) if clip_id not in skipped], dtype=np.int64)
-            clip_ids = [clip_ids[row] for row in rows]
-            if not clip_ids:
-                raise ValueError(f"{summary(skipped, len(clips), 'cannot be used')}; no clip is left")
+        rows = np.setdiff1d(np.arange(len(clips)), clips.find(list(skipped)))
+        if len(rows) == 0:
+            raise ValueError(f"{summary(skipped, len(clips), 'cannot be used')}; no clip is left")
         merged = work.folder / "merged.h5"
         write_logit_store(
             merged,
-            clip_ids=clip_ids,
+            clip_ids=clips.encoded_clip_ids[rows],
             audio_digests=clips.audio_digests(rows),
             logit_blocks=work.blocks(),
             class_names=teacher.class_names,
             teacher=description,
             clip_store_fingerprint=clips.fingerprint,
+            keep=config.keep,
         )
         skipped_clips.replace(skipped)
         work.publish(merged)
@@ -264,7 +267,8 @@ def compute_shards(
     """
     signals = signals or StopSignals()
     clips_in_batch = max(1, config.batch_size // work.views)
-    batches = [batch for index in indices for batch in batches_of(work.shards[index], clips_in_batch)]
+    shards = [work.shards[index] for index in indices]
+    batches = ShardBatches(shards, clips_in_batch)
     loader = DataLoader(
         ClipBatches(clips, batches, teacher, views),
         batch_size=None,  # the data set's items are batches
@@ -275,7 +279,7 @@ def compute_shards(
     loaded = iter(loader)
     share = f" (1 of {accelerator.num_processes} processes)" if accelerator.num_processes > 1 else ""
     with progress(
-        total=sum(map(len, batches)), shown=accelerator.is_main_process, desc=f"{teacher.name}{share}", unit="clip"
+        total=sum(map(len, shards)), shown=accelerator.is_main_process, desc=f"{teacher.name}{share}", unit="clip"
     ) as bar:
         for index in indices:
             parts, skipped = [np.empty((0, len(teacher.class_names)), dtype=np.float16)], {}
@@ -416,20 +420,21 @@ def _load(accelerator: Accelerator, config: TeachConfig, spec: str, clips: ClipS
 
 def _count_longer(clips: ClipStore, seconds: float) -> int:
     """How many clips are longer, as far as the manifest tells."""
-    manifest = read_manifest(clips.path)
+    manifest = read_manifest(clips.path, ["duration_seconds"])
     if manifest is None:
         return 0
     durations = manifest.column("duration_seconds").to_numpy(zero_copy_only=False).astype(float)
     return int((durations > seconds + 0.05).sum())
 
 
-def _is_complete(path: Path, description: dict[str, Any], clips: ClipStore, restart: bool) -> bool:
-    """Whether ``path`` is the store that is to be made. ValueError if it is another one that ``restart`` does not give up."""
+def _is_complete(path: Path, description: dict[str, Any], clips: ClipStore, config: TeachConfig) -> bool:
+    """Whether ``path`` is the store that is to be made; ValueError if it is another one, and may not be given up."""
     store = LogitStore.open(path)
-    if store.teacher == description and store.clip_store_fingerprint == clips.fingerprint:
+    same_teacher = store.teacher == description and store.keep == config.keep
+    if same_teacher and store.clip_store_fingerprint == clips.fingerprint:
         return True
-    if not restart:
-        what = "another teacher or other settings" if store.teacher != description else "other clips"
+    if not config.restart:
+        what = "other clips" if same_teacher else "another teacher or other settings"
         raise ValueError(
             f"{path} exists and was made with {what}; choose another --out or --name, or --restart to replace it"
         )

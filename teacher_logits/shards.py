@@ -8,7 +8,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,27 @@ def shard_rows(num_clips: int, shard_clips: int) -> list[range]:
 def batches_of(rows: range, batch_size: int) -> list[range]:
     """The batches of a shard. None crosses the border of a shard, so a batch is the same whoever computes it."""
     return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
+
+class ShardBatches(Sequence[range]):
+    """``batches_of`` every one of some shards, one after the other, made when asked for.
+
+    A list would hold a Python object for every few clips, in each data-loading worker.
+    """
+
+    def __init__(self, shards: Sequence[range], batch_size: int) -> None:
+        self.shards = shards
+        self.batch_size = batch_size
+        self._first = np.cumsum([0, *(-(-len(shard) // batch_size) for shard in shards)])  # (shards + 1,)
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def __getitem__(self, index: int) -> range:
+        index = range(len(self))[index]  # IndexError beyond the end
+        shard = int(np.searchsorted(self._first, index, side="right")) - 1
+        start = (index - int(self._first[shard])) * self.batch_size
+        return self.shards[shard][start : start + self.batch_size]
 
 
 class ShardFolder:

@@ -7,18 +7,18 @@ the format.
 Shapes: n clips, C classes.
 """
 
-import io
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import h5py
 import numpy as np
+from scipy.special import expit
 
 from audio_datasets.class_lists import check_class_names
 from audio_datasets.files import written_aside
@@ -28,7 +28,6 @@ from audio_datasets.hdf5_arrays import (
     encode_ids,
     find_ids,
     id_order,
-    is_mappable,
     map_array,
     open_hdf5,
     plain_hdf5_errors,
@@ -37,16 +36,20 @@ from audio_datasets.hdf5_arrays import (
 from audio_datasets.messages import brief, listed
 from audio_datasets.views import ViewConfig
 from teacher_logits.joined_logits import JoinedLogits
+from teacher_logits.logit_rows import RowReader, create_rows, open_rows
 
 if TYPE_CHECKING:
     from audio_datasets.clip_store import ClipStore
 
 FORMAT = "kd-logit-store"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 DIGEST_BYTES = 16  # BLAKE2b-128 of a clip's stored audio; all zeros where it is not known
 LARGEST_LOGIT = float(np.finfo(np.float16).max)
 
 ROWS_PER_BLOCK = 4096
+
+MeanOf = Literal["logits", "probabilities"]
 
 
 def to_float16(logits: np.ndarray, clip_ids: Sequence[str]) -> np.ndarray:
@@ -69,19 +72,23 @@ def to_float16(logits: np.ndarray, clip_ids: Sequence[str]) -> np.ndarray:
 def write_logit_store(
     path: Path,
     *,
-    clip_ids: Sequence[str],
+    clip_ids: Sequence[str] | np.ndarray,
     audio_digests: np.ndarray,
     logit_blocks: Iterable[np.ndarray],
     class_names: Sequence[str],
     teacher: dict[str, Any],
     clip_store_fingerprint: str,
+    keep: int | None = None,
 ) -> None:
     """Writes a logit store aside and renames it to ``path``. The same content always gives the same bytes.
 
     ``logit_blocks`` are float16 arrays (any number of rows, C) which follow one another in the order of ``clip_ids``, with a
-    row for each view of a clip if ``teacher["views"]`` says that it heard views; only one block is in memory at a time. ``audio_digests`` is uint8 (n, 16), ``teacher`` anything that JSON can hold.
+    row for each view of a clip if ``teacher["views"]`` says that it heard views; only two are in memory at a time.
+    ``clip_ids`` may be those of another store as they are encoded there. ``audio_digests`` is uint8 (n, 16), ``teacher`` anything that JSON can hold. ``keep`` says how many logits of each row
+    are kept, the largest; the others become a floor, which is one for each class (see ``logit_rows.py``).
 
-    Raises ValueError for an id that occurs twice or holds a NUL character, and for no clips at all.
+    Raises ValueError for an id that occurs twice or holds a NUL character, for no clips at all, and for a ``keep`` that is
+    not less than the number of classes.
     """
     path = Path(path)
     count, num_classes = len(clip_ids), len(class_names)
@@ -99,15 +106,17 @@ def write_logit_store(
         file.create_dataset("clip_id", data=identifiers)
         file.create_dataset("clip_id_order", data=id_order(identifiers))
         file.create_dataset("audio_digest", data=digests)
-        stored = file.create_dataset("logits", shape=(num_rows, num_classes), dtype=np.float16)
-        filled = 0
-        for block in logit_blocks:
-            assert block.dtype == np.float16, block.dtype
-            assert block.shape[1] == num_classes, (block.shape, num_classes)
-            stored[filled : filled + len(block)] = block
-            state.update(np.ascontiguousarray(block))
-            filled += len(block)
-        assert filled == num_rows, (filled, num_rows)
+        rows = create_rows(file, num_rows, num_classes, keep)
+        # A block is hashed while the next one is written.
+        with ThreadPoolExecutor(1) as hasher:
+            hashed = hasher.submit(lambda: None)
+            for block in logit_blocks:
+                assert block.dtype == np.float16, block.dtype
+                assert block.shape[1] == num_classes, (block.shape, num_classes)
+                stored = rows.write(block)
+                hashed.result()
+                hashed = hasher.submit(state.update, _as_bytes(stored))
+        state.update(_as_bytes(rows.finish()))
         file.attrs["format"] = FORMAT
         file.attrs["format_version"] = FORMAT_VERSION
         for name, text in description.items():
@@ -127,6 +136,7 @@ class LogitStore:
         teacher: the teacher's name, fingerprint, front end and so on, as written by ``precompute.py``.
         views: how the views were made that the teacher heard; None if it heard the clips as they are.
         num_views: rows of logits for each clip: its views, or 1.
+        keep: how many logits of each row are kept, the others being read as a floor; None if all are.
         clip_store_fingerprint: fingerprint of the clip store that the teacher heard.
         fingerprint: hash of everything stored here, logits included (``read_fingerprint`` computes it again).
     """
@@ -134,7 +144,7 @@ class LogitStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._arrays: dict[str, np.ndarray] = {}
-        self._logits: LogitRows | None = None
+        self._logits: RowReader | None = None
         with plain_hdf5_errors(path, "logit store"), open_hdf5(path) as file:
             self._check_format(file)
             self.class_names = check_class_names(self._json(file, "class_names", list))
@@ -170,9 +180,10 @@ class LogitStore:
                 "(kd teach makes such a file)"
             )
         version = file.attrs.get("format_version")
-        if version != FORMAT_VERSION:
+        if version not in READABLE_VERSIONS:
             raise ValueError(
-                f"{self.path} has version {brief(version)} of the logit store format; this program reads {FORMAT_VERSION}"
+                f"{self.path} has version {brief(version)} of the logit store format; this program reads versions "
+                f"{' and '.join(map(str, READABLE_VERSIONS))}"
             )
 
     def _text(self, file: h5py.File, name: str) -> str:
@@ -201,13 +212,14 @@ class LogitStore:
     def _map(self, file: h5py.File) -> None:
         """Maps what look-up needs, finds the logits, and checks types and shapes against each other."""
         arrays = {name: map_array(file, name) for name in ("clip_id", "clip_id_order", "audio_digest")}
-        logits = LogitRows(self.path, file)
+        # Version 1 knew no other way and did not name it.
+        storage = "dense" if file.attrs["format_version"] == 1 else self._text(file, "storage")
+        logits = open_rows(self.path, file, storage)
         count = len(arrays["clip_id"])
         needed = {
             "clip_id": (arrays["clip_id"], "S", (count,)),
             "clip_id_order": (arrays["clip_id_order"], "i", (count,)),
             "audio_digest": (arrays["audio_digest"], "u", (count, DIGEST_BYTES)),
-            "logits": (logits, "f", (count * self.num_views, len(self.class_names))),
         }
         for name, (found, kind, shape) in needed.items():
             if found.dtype.kind != kind or found.shape != shape:
@@ -215,6 +227,13 @@ class LogitStore:
                     f"{self.path} is a damaged logit store: {name} has type {found.dtype} and shape {found.shape}; "
                     f"the kind {kind!r} and the shape {shape} are needed"
                 )
+        expected = (count * self.num_views, len(self.class_names))
+        if logits.shape != expected:
+            raise ValueError(
+                f"{self.path} is a damaged logit store: it has logits of shape {logits.shape} for {count} clips, "
+                f"{self.num_views} views and {len(self.class_names)} class names; {expected} is needed"
+            )
+        self.keep = logits.keep
         self._arrays, self._logits = arrays, logits
 
     def _opened(self) -> "LogitStore":
@@ -293,81 +312,54 @@ class LogitStore:
         """``fingerprint`` computed again from what the file holds now; differs if a byte of it has changed."""
         description = _as_text(self.class_names, self.teacher, self.clip_store_fingerprint)
         state = _hash_without_logits(description, self.encoded_clip_ids, self._opened()._arrays["audio_digest"])
-        for _, logits in self.blocks():
-            state.update(logits)
+        for stored in self._opened()._logits.stored_bytes(ROWS_PER_BLOCK):
+            state.update(_as_bytes(stored))
         return state.hexdigest()
-
-
-class LogitRows:
-    """The logits (n, C) of an open store, of which rows are read from the file when asked for.
-
-    Not mapped, for the sake of memory: the kernel maps up to 2 MB around each row that is touched, so that random reading
-    would make the whole array part of every worker's memory. Reading is also the faster of the two (measured: rows of a
-    2 GB array, cached).
-    """
-
-    def __init__(self, path: Path, file: h5py.File) -> None:
-        dataset = file.get("logits")
-        if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 2 or not is_mappable(dataset):
-            raise ValueError(f"{path} is a damaged logit store: it has no plain array of logits")
-        self.path = path
-        self.dtype = dataset.dtype
-        self.shape = dataset.shape
-        self._offset = dataset.id.get_offset()
-        self._row_bytes = self.shape[1] * self.dtype.itemsize
-        self._file = io.FileIO(path)
-
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        """The given rows, (k, C), in the stored type."""
-        result = np.empty((len(rows), self.shape[1]), self.dtype)
-        for place, row in zip(result, rows.tolist(), strict=True):
-            self._read_into(place, row)
-        return result
-
-    def read_run(self, first: int, count: int) -> np.ndarray:
-        """``count`` rows from ``first`` on, (count, C), in the stored type."""
-        result = np.empty((count, self.shape[1]), self.dtype)
-        self._read_into(result, first)
-        return result
-
-    def _read_into(self, result: np.ndarray, first: int) -> None:
-        found = os.preadv(self._file.fileno(), [result], self._offset + int(first) * self._row_bytes)
-        if found != result.nbytes:
-            raise ValueError(f"{self.path} ends too early: it was cut after it was opened")
 
 
 @dataclass(frozen=True)
 class LogitEnsemble:
-    """Several stores read as one teacher: the weighted mean of their logits.
+    """Several stores read as one teacher: the weighted mean of their logits, or of their probabilities.
 
-    Weights are relative: 2 and 1 stand for 2/3 and 1/3. Raises ValueError if the class lists differ, a weight is not
-    positive, or there is no store.
+    Weights are relative: 2 and 1 stand for 2/3 and 1/3. A store with weight 0 takes no part: it may lack clips. Raises
+    ValueError if the class lists differ, a weight is negative, all are 0, or there is no store.
     """
 
     stores: tuple[LogitStore | JoinedLogits, ...]
     weights: tuple[float, ...]
+    mean: MeanOf = "logits"
+    """What the mean is taken of; ``weighted_mean`` tells more."""
 
     def __post_init__(self) -> None:
         if not self.stores:
             raise ValueError("an ensemble needs at least one logit store; found none")
         if len(self.stores) != len(self.weights):
             raise ValueError(f"one weight per store is needed; found {len(self.stores)} and {len(self.weights)}")
+        if self.mean not in get_args(MeanOf):
+            raise ValueError(f"the mean of an ensemble is of one of {list(get_args(MeanOf))}; found {self.mean!r}")
         for store, weight in zip(self.stores, self.weights, strict=True):
-            if not (math.isfinite(weight) and weight > 0):
+            if not (math.isfinite(weight) and weight >= 0):
                 raise ValueError(
-                    f"the weight of a logit store must be a positive number; found {weight} for {store.path}"
+                    f"the weight of a logit store must be a positive number, or 0; found {weight} for {store.path}"
                 )
+        if not any(self.weights):
+            raise ValueError("every logit store has weight 0; at least one must take part")
         for store in self.stores[1:]:
             check_same_classes(self.stores[0].class_names, store.class_names, str(self.stores[0].path), str(store.path))
 
     @classmethod
-    def open(cls, specs: Sequence[str | Path]) -> "LogitEnsemble":
+    def open(cls, specs: Sequence[str | Path], mean: MeanOf = "logits") -> "LogitEnsemble":
         """Stores given as ``path`` or ``path:weight``; the weight is 1 if not given.
 
         ``a.h5+b.h5`` names two stores of one teacher over different clips, which count as one.
         """
         paths, weights = zip(*(parse_weighted_path(str(spec)) for spec in specs), strict=True) if specs else ((), ())
-        return cls(tuple(open_logits(path) for path in paths), weights)
+        return cls(tuple(open_logits(path) for path in paths), weights, mean)
+
+    @property
+    def taking_part(self) -> tuple[LogitStore | JoinedLogits, ...]:
+        """The stores whose weight is not 0."""
+        return tuple(store for store, weight in zip(self.stores, self.weights, strict=True) if weight)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -375,9 +367,9 @@ class LogitEnsemble:
         return self.stores[0].class_names
 
     def describe(self) -> list[dict[str, Any]]:
-        """For a run's provenance: each store's teacher, weight and fingerprint."""
+        """For a run's provenance: each store's teacher, weight and fingerprint, and what the mean is of."""
         return [
-            {"teacher": store.teacher, "weight": weight, "fingerprint": store.fingerprint}
+            {"teacher": store.teacher, "weight": weight, "mean_of": self.mean, "fingerprint": store.fingerprint}
             for store, weight in zip(self.stores, self.weights, strict=True)
         ]
 
@@ -387,7 +379,7 @@ class LogitEnsemble:
 
         Raises ValueError if they heard different ones.
         """
-        first, *others = self.stores
+        first, *others = self.taking_part
         for store in others:
             if store.views != first.views:
                 raise ValueError(
@@ -397,32 +389,30 @@ class LogitEnsemble:
         return first.views
 
     def present(self, ids: Sequence[str]) -> np.ndarray:
-        """bool (k,): whether every store has the clip."""
-        return np.logical_and.reduce([store.rows(ids) >= 0 for store in self.stores])
+        """bool (k,): whether every store that takes part has the clip."""
+        return np.logical_and.reduce([store.rows(ids) >= 0 for store in self.taking_part])
 
     def read(self, ids: Sequence[str], views: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Mean logits float32 (k, C), and bool (k,): whether every store has the clip. Zeros where one does not.
+        """Mean logits float32 (k, C), and bool (k,): whether every store that takes part has the clip.
 
-        ``views`` (k,) chooses a view of each clip; without it, logits are the mean over the views that a store has.
-
-        What to do about a missing clip is left to the caller.
+        ``views`` (k,) chooses a view of each clip; without it, logits are the mean over the views that a store has. Zeros
+        where a clip is missing: what to do about it is left to the caller.
         """
-        rows = [store.rows(ids) for store in self.stores]
+        stores, weights = self.taking_part, [weight for weight in self.weights if weight]
+        rows = [store.rows(ids) for store in stores]
         present = np.logical_and.reduce([r >= 0 for r in rows])
+        views = None if views is None else np.asarray(views)[present]
+        logits = [store.read_rows(found[present], views) for store, found in zip(stores, rows, strict=True)]
         mean = np.zeros((len(ids), len(self.class_names)), dtype=np.float32)
-        total = sum(self.weights)
-        for store, weight, store_rows in zip(self.stores, self.weights, rows, strict=True):
-            mean[present] += np.float32(weight / total) * store.read_rows(
-                store_rows[present], None if views is None else np.asarray(views)[present]
-            )
+        mean[present] = weighted_mean(logits, weights, self.mean)
         return mean, present
 
     def check_against(self, clip_store: "ClipStore", rows: np.ndarray | None = None) -> np.ndarray:
         """Checks that these logits belong to the clips in ``rows`` (default: all) of a clip store.
 
-        Returns bool (k,): True where a clip has no logits in at least one store; the caller decides whether that is an
-        error. Raises ValueError if the class lists differ, or if a clip's audio is not what the teacher heard (told by
-        its digest, where both stores have one); the message names the first such clip.
+        Returns bool (k,): True where a clip has no logits in at least one store that takes part; the caller decides
+        whether that is an error. Raises ValueError if the class lists differ, or if a clip's audio is not what the teacher
+        heard (told by its digest, where both stores have one); the message names the first such clip.
         """
         check_same_classes(clip_store.class_names, self.class_names, str(clip_store.path), str(self.stores[0].path))
         rows = np.arange(len(clip_store)) if rows is None else np.asarray(rows, dtype=np.int64)
@@ -431,7 +421,7 @@ class LogitEnsemble:
             part = rows[start : start + ROWS_PER_BLOCK]
             ids = [clip_store.clip_id(int(row)) for row in part]
             heard_now = clip_store.audio_digests(part)
-            for store in self.stores:
+            for store in self.taking_part:
                 found = store.rows(ids)
                 missing[start : start + len(part)] |= found < 0
                 heard_then = store.audio_digests(np.maximum(found, 0))
@@ -453,6 +443,29 @@ def open_logits(path: Path) -> LogitStore | JoinedLogits:
     if not all(parts):
         raise ValueError(f"stores of one teacher are joined as A.h5+B.h5; found {str(path)!r}")
     return JoinedLogits([LogitStore.open(part) for part in parts])
+
+
+def weighted_mean(logits: Sequence[np.ndarray], weights: Sequence[float], mean: MeanOf) -> np.ndarray:
+    """One array of logits for several of the same shape, float32.
+
+    The mean of logits is the geometric mean of the odds. The mean of probabilities is given as its logit, so that whoever
+    reads it need not know which of the two it was. In it a teacher that is sure of a class counts for more than one that is
+    sure against it: a probability of 10^-6 pulls a mean down hardly further than one of 10^-3. Logits beyond ±700 count as
+    ±700 there, where float64 ends.
+    """
+    shares = np.asarray(weights, dtype=np.float64) / np.sum(weights)
+    if mean == "logits" or len(logits) == 1:
+        result = np.zeros(logits[0].shape, dtype=np.float32)
+        for share, values in zip(shares, logits, strict=True):
+            result += np.float32(share) * values
+        return result
+    # Both the mean of σ(z) and that of 1 - σ(z) = σ(-z): neither rounds to 1, so the logit stays finite and precise.
+    yes, no = np.zeros((2, *logits[0].shape))
+    for share, values in zip(shares, logits, strict=True):
+        values = np.clip(values, -700, 700, dtype=np.float64)
+        yes += share * expit(values)
+        no += share * expit(-values)
+    return (np.log(yes) - np.log(no)).astype(np.float32)
 
 
 def parse_weighted_path(spec: str) -> tuple[Path, float]:
@@ -507,7 +520,11 @@ def _hash_without_logits(description: dict[str, str], identifiers: np.ndarray, d
     for text in description.values():
         data = text.encode()
         state.update(len(data).to_bytes(8, "little") + data)
-    # As bytes: hashlib takes no buffers of fixed-width text.
-    state.update(np.ascontiguousarray(identifiers).view(np.uint8))
-    state.update(np.ascontiguousarray(digests))
+    state.update(_as_bytes(identifiers))
+    state.update(_as_bytes(digests))
     return state
+
+
+def _as_bytes(array: np.ndarray) -> np.ndarray:
+    """The same memory as plain bytes: hashlib takes no buffers of fixed-width text or of structures."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

@@ -5,17 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from sklearn.metrics import average_precision_score
 
 from audio_datasets.class_lists import read_class_names
-from audio_datasets.command import parse, progress, run_command
+from audio_datasets.command import parse, run_command
 from audio_datasets.joined import AnyClips, open_clips
-from audio_datasets.messages import brief, listed
+from audio_datasets.messages import Tally, brief, listed
 from teacher_logits.class_mapping import load_teacher_as_stored
-from teacher_logits.store import ROWS_PER_BLOCK, LogitEnsemble, LogitStore, check_same_classes
-
-# Scores (4 bytes) and targets (1 byte) of so many clip-class pairs are held at a time to compute average precisions.
-PAIRS_AT_ONCE = 200_000_000
+from teacher_logits.class_precisions import class_precisions
+from teacher_logits.precision_tables import class_table, summary, write_class_table
+from teacher_logits.store import ROWS_PER_BLOCK, LogitEnsemble, LogitStore, MeanOf, check_same_classes
 
 
 @dataclass(frozen=True)
@@ -26,6 +24,14 @@ class VerifyConfig:
     """Logit stores, each PATH or PATH:WEIGHT."""
     clips: tuple[Path, ...]
     """Clip store that the logits are meant for; several count as one."""
+    ensemble: MeanOf = "logits"
+    """What the ensemble is the weighted mean of."""
+    classes: bool = False
+    """Also print the average precision of every class: of each store, of the ensemble, and without each store."""
+    table: Path | None = None
+    """Write the same as CSV to this file."""
+    average_precision: bool = True
+    """Compute average precisions at all, which takes longer than the checks."""
     teacher: tuple[str, ...] = ()
     """Also check that the logits are of these teachers, one for each logit store, named as for kd teach."""
     class_names: Path | None = None
@@ -42,6 +48,8 @@ class VerifyConfig:
             raise ValueError(
                 f"one teacher for each logit store is needed; found {len(self.teacher)} for {len(self.logits)}"
             )
+        if not self.average_precision and (self.classes or self.table):
+            raise ValueError("--classes and --table show average precisions, which --no-average-precision leaves out")
 
 
 def verify(config: VerifyConfig) -> None:
@@ -51,7 +59,7 @@ def verify(config: VerifyConfig) -> None:
     """
     class_names = read_class_names(config.class_names) if config.class_names else None
     clips = open_clips(config.clips, class_names)
-    ensemble = LogitEnsemble.open(config.logits)
+    ensemble = LogitEnsemble.open(config.logits, config.ensemble)
     check_same_classes(clips.class_names, ensemble.class_names, str(clips.path), str(ensemble.stores[0].path))
     mismatches: list[str] = []
     for number, store in enumerate(ensemble.stores):
@@ -64,13 +72,20 @@ def verify(config: VerifyConfig) -> None:
     if mismatches:
         raise ValueError("\n  ".join([f"{len(mismatches)} mismatches", *mismatches]))
     print("ids, class lists, fingerprints and values agree")
+    if not config.average_precision:
+        return
     if not clips.class_counts().any():
         print("no clip has a label: no mAP")
         return
-    for store in ensemble.stores:
-        print(f"mAP {mean_average_precision(LogitEnsemble((store,), (1.0,)), clips):.4f}  {store.path}")
-    if len(ensemble.stores) > 1:
-        print(f"mAP {mean_average_precision(ensemble, clips):.4f}  ensemble, weights {list(ensemble.weights)}")
+    precisions = class_precisions(ensemble, clips)
+    if precisions.num_clips < len(clips):
+        print(f"mAP is taken over the {precisions.num_clips} clips that all stores have")
+    print(summary(precisions, ensemble))
+    if config.classes:
+        print(class_table(precisions, ensemble))
+    if config.table is not None:
+        write_class_table(config.table, precisions, ensemble)
+        print(f"{config.table} written")
 
 
 def check_content(store: LogitStore) -> list[str]:
@@ -88,7 +103,7 @@ def check_content(store: LogitStore) -> list[str]:
         if (in_order[1:] < in_order[:-1]).any():
             mismatches.append("its clip ids are not in the order that look-up relies on")
     not_finite = [rows[~np.isfinite(logits).all(axis=1)] for rows, logits in store.blocks()]
-    rows = np.concatenate(not_finite)
+    rows = np.unique(np.concatenate(not_finite))
     if len(rows):
         names = [store.clip_id(int(row)) for row in rows[:10]]
         mismatches.append(f"{len(rows)} clips have logits that are not finite, the first: {listed(names)}")
@@ -106,26 +121,24 @@ def check_clips(store: LogitStore, clips: AnyClips, allow_missing: bool, other_c
             f"it was made from another clip store (fingerprint {brief(store.clip_store_fingerprint)}, {clips.path} has "
             f"{clips.fingerprint}); --other-clip-store allows that if every clip's audio agrees"
         )
-    missing: list[str] = []
-    changed: list[str] = []
-    unknown: list[str] = []
+    missing, changed, unknown = Tally(), Tally(), Tally()
     for start in range(0, len(clips), ROWS_PER_BLOCK):
         rows = np.arange(start, min(start + ROWS_PER_BLOCK, len(clips)))
         ids = np.array([clips.clip_id(row) for row in rows], dtype=object)
         found = store.rows(ids)
         now, then = clips.audio_digests(rows), store.audio_digests(np.maximum(found, 0))
         known = now.any(axis=1) & then.any(axis=1)
-        missing += ids[found < 0].tolist()
-        changed += ids[(found >= 0) & known & (now != then).any(axis=1)].tolist()
-        unknown += ids[(found >= 0) & ~known].tolist()
+        missing.add(ids[found < 0])
+        changed.add(ids[(found >= 0) & known & (now != then).any(axis=1)])
+        unknown.add(ids[(found >= 0) & ~known])
     if missing and not allow_missing:
-        mismatches.append(f"{len(missing)} of {len(clips)} clips have no logits: {listed(missing)}")
+        mismatches.append(f"{len(missing)} of {len(clips)} clips have no logits: {missing}")
     if changed:
-        mismatches.append(f"{len(changed)} clips have other audio than the teacher heard: {listed(changed)}")
+        mismatches.append(f"{len(changed)} clips have other audio than the teacher heard: {changed}")
     if other and other_clip_store and unknown:
         mismatches.append(
             f"it was made from another clip store, and for {len(unknown)} clips it is not known whether the audio is the "
-            f"same (no digests): {listed(unknown)}"
+            f"same (no digests): {unknown}"
         )
     covered = len(clips) - len(missing)
     print(f"  covers {covered} of {len(clips)} clips; {len(store) - covered} more clips are not in {clips.path}")
@@ -141,33 +154,6 @@ def check_teacher(store: LogitStore, spec: str, clips: AnyClips) -> list[str]:
         f"it is not of teacher {spec}, whose fingerprint is {teacher.fingerprint}; "
         f"found {store.teacher.get('fingerprint')} ({store.teacher.get('name')!r})"
     ]
-
-
-def mean_average_precision(ensemble: LogitEnsemble, clips: AnyClips) -> float:
-    """Mean over the classes that occur of scikit-learn's average precision, over the clips that have logits.
-
-    Goes through the store once for every block of classes, so that memory stays bounded for any number of clips.
-    """
-    class_block = max(1, PAIRS_AT_ONCE // len(clips))
-    num_classes = len(clips.class_names)
-    precisions: list[float] = []
-    with progress(total=num_classes, desc="average precision", unit="class", leave=False) as bar:
-        for first in range(0, num_classes, class_block):
-            columns = slice(first, min(first + class_block, num_classes))
-            scores, targets = [], []
-            for start in range(0, len(clips), ROWS_PER_BLOCK):
-                rows = np.arange(start, min(start + ROWS_PER_BLOCK, len(clips)))
-                logits, present = ensemble.read([clips.clip_id(row) for row in rows])
-                scores.append(logits[present, columns])
-                targets.append(clips.targets(rows[present])[:, columns].astype(bool))
-            all_scores, all_targets = np.concatenate(scores), np.concatenate(targets)
-            for index in range(all_scores.shape[1]):
-                if all_targets[:, index].any():
-                    precisions.append(average_precision_score(all_targets[:, index], all_scores[:, index]))
-                bar.update()
-    if not precisions:
-        raise ValueError(f"no labelled clip of {clips.path} has logits, so there is no mAP")
-    return float(np.mean(precisions))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,8 +5,9 @@ Shapes: n clips, C classes, k rows asked for.
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,9 @@ from audio_datasets.hdf5_arrays import (
     ArrayFile,
     ArrayWriter,
     BytesOfVaryingLength,
+    FileRows,
     create_hdf5,
+    dataset_of,
     decode_ids,
     encode_ids,
     find_ids,
@@ -45,7 +48,7 @@ AUDIO_KINDS = {"encoded": np.dtype("uint8"), "pcm16": np.dtype("<i2")}
 DIGEST_BYTES = 16
 # HDF5 keeps attributes of up to 64 KiB in the object's header, next to each other.
 LARGEST_CLASS_LIST_BYTES = 60_000
-ROWS_AT_ONCE = 65_536
+ROWS_AT_ONCE = 8_192
 BYTES_AT_ONCE = 16 * 2**20
 INDEX_DIGEST = "index_digest"
 FOREIGN_DATASETS = ("audio_name", "mp3", "target")
@@ -64,9 +67,9 @@ class ClipRecord:
 class ClipStore:
     """Reads clips, targets and ids of one clip store, by row number; ``rows`` finds a row by clip id.
 
-    The file is opened on first use in each process. A store can be pickled and survives a fork; arrays are
-    memory-mapped, so that worker processes share them. Also reads the HDF5 layout of PaSST and EfficientAT
-    (``audio_name``, ``mp3``, ``target``).
+    The file is opened on first use in each process. A store can be pickled and survives a fork. What there is for every
+    clip besides its audio is memory-mapped, so that processes share it; audio is read at its offset. Also reads the HDF5
+    layout of PaSST and EfficientAT (``audio_name``, ``mp3``, ``target``).
     """
 
     def __init__(self, path: Path, class_names: tuple[str, ...] | None):
@@ -86,7 +89,7 @@ class ClipStore:
         ids, targets or offsets are not those that were written (``verify_audio`` tells that of a clip's audio).
         """
         store = cls(Path(path), None if class_names is None else check_class_names(class_names))
-        store._contents.check_index()
+        store._contents.check()
         return store
 
     def __getstate__(self) -> dict:
@@ -147,6 +150,11 @@ class ClipStore:
         """The rows of these clips, int64 (k,); -1 for an id that is not there."""
         return find_ids(self._contents.ids, self._contents.order, clip_ids)
 
+    @property
+    def encoded_clip_ids(self) -> np.ndarray:
+        """All ids in row order as they are stored, S<longest> (n,), memory-mapped."""
+        return self._contents.ids
+
     def rows(self, clip_ids: Sequence[str]) -> np.ndarray:
         """The rows of these clips, int64 (k,); ValueError that names the ids that are not there."""
         rows = self.find(clip_ids)
@@ -187,13 +195,21 @@ class ClipStore:
         """32 hexadecimal digits over class names, ids, audio and its kind; not over targets and attributes."""
         return self._contents.fingerprint
 
-    def manifest(self) -> pyarrow.Table | None:
+    def manifest(self, columns: Sequence[str] | None = None) -> pyarrow.Table | None:
         """The manifest beside the store, one row per clip in the same order; None if there is none.
+
+        ``columns`` besides the clip's id are those needed (default: all); labels of millions of clips take gigabytes.
 
         Raises ValueError if the manifest is of other clips.
         """
-        table = read_manifest(self.path)
-        if table is not None and table.column("clip_id").to_pylist() != self.clip_ids:
+        table = read_manifest(self.path, None if columns is None else ["clip_id", *columns])
+        if table is None:
+            return None
+        same, row = len(table) == len(self), 0
+        for batch in table.select(["clip_id"]).to_batches(ROWS_AT_ONCE) if same else ():
+            same &= batch.column(0).to_pylist() == decode_ids(self._contents.ids[row : row + len(batch)])
+            row += len(batch)
+        if not same:
             raise ValueError(f"the manifest beside {self.path} lists other clips than the store holds; pack again")
         return table
 
@@ -208,7 +224,7 @@ class ClipStore:
     def duration_seconds(self, row: int) -> float:
         """One clip's length; for encoded audio, what the file's header says."""
         if self.audio_kind == "pcm16":
-            return len(self._contents.audio(row)) / self.sample_rate_hz
+            return self._contents.audio_length(row) / self.sample_rate_hz
         try:
             return audio_codec.audio_info(self.encoded(row)).duration_seconds
         except ValueError as error:
@@ -228,10 +244,10 @@ class ClipStore:
                 return audio_codec.decode(self.encoded(row), sample_rate_hz, start_seconds, seconds)
             span = audio_codec.span_to_read(start_seconds, seconds, self.sample_rate_hz, sample_rate_hz)
             end = None if span.count is None else span.first + span.count
-            stored = self._contents.audio(row)
-            if len(stored) == 0:
+            start, stop, _ = slice(span.first, end).indices(self._contents.audio_length(row))
+            if self._contents.audio_length(row) == 0:
                 raise ValueError(audio_codec.EMPTY)
-            samples = audio_codec.from_pcm16(stored[span.first : end])
+            samples = audio_codec.from_pcm16(self._contents.audio(row, start, stop))
             return span.cut(audio_codec.resample(samples, self.sample_rate_hz, sample_rate_hz))
         except ValueError as error:
             raise self._bad_clip(row, error) from error
@@ -254,8 +270,11 @@ class _Contents(Protocol):
 
     def packed_targets(self, rows: np.ndarray) -> np.ndarray: ...  # uint8 (k, ceil(C / 8))
     def audio_digests(self, rows: np.ndarray) -> np.ndarray: ...  # uint8 (k, 16)
-    def audio(self, row: int) -> np.ndarray: ...  # uint8 (bytes,) or int16 (samples,)
-    def check_index(self) -> None: ...  # ValueError if anything but the audio is not as it was written
+    def audio_length(self, row: int) -> int: ...  # bytes or samples
+    def audio(
+        self, row: int, first: int = 0, end: int | None = None
+    ) -> np.ndarray: ...  # uint8 or int16 (end - first,)
+    def check(self) -> None: ...  # what takes a pass over all clips, done once and not by every worker: ValueError
 
 
 def _open_contents(path: Path, class_names: tuple[str, ...] | None) -> _Contents:
@@ -275,7 +294,7 @@ def _open_contents(path: Path, class_names: tuple[str, ...] | None) -> _Contents
 
 
 class _NativeContents:
-    """Our own layout. Everything is memory-mapped; the HDF5 file is closed after opening."""
+    """Our own layout. The HDF5 file is closed after opening."""
 
     def __init__(self, file: h5py.File, class_names: tuple[str, ...] | None):
         path = file.filename
@@ -304,7 +323,7 @@ class _NativeContents:
         self.ids = map_array(file, "clip_id")
         self.order = map_array(file, "clip_id_order")
         self._offsets = map_array(file, "offset")
-        self._audio = map_array(file, "audio")
+        self._audio = FileRows(Path(path), dataset_of(file, "audio"))
         self._targets = map_array(file, "target")
         self._digests = map_array(file, "audio_digest")
         clips, packed = len(self.ids), _packed_bytes(len(self.class_names))
@@ -312,7 +331,7 @@ class _NativeContents:
             "clip_id": (self.ids, (clips,), "S"),
             "clip_id_order": (self.order, (clips,), "i"),
             "offset": (self._offsets, (clips + 1,), "i"),
-            "audio": (self._audio, (self._audio.size,), AUDIO_KINDS[self.audio_kind].kind),
+            "audio": (self._audio, (math.prod(self._audio.shape),), AUDIO_KINDS[self.audio_kind].kind),
             "target": (self._targets, (clips, packed), "u"),
             "audio_digest": (self._digests, (clips, DIGEST_BYTES), "u"),
         }
@@ -321,9 +340,15 @@ class _NativeContents:
                 raise ValueError(
                     f"{path} is a damaged clip store: {name} is {array.dtype} {array.shape}, expected kind {kind} {shape}"
                 )
+
+    def check(self) -> None:
         whole = self._offsets[0] == 0 and self._offsets[-1] == len(self._audio)
         if not whole or (np.diff(self._offsets) < 0).any():
-            raise ValueError(f"{path} is a damaged clip store: its offsets do not match its audio")
+            raise ValueError(f"{self._path} is a damaged clip store: its offsets do not match its audio")
+        settings = (self.class_names, self.audio_kind, self.sample_rate_hz)
+        arrays = (self.ids, self.order, self._offsets, self._targets, self._digests)
+        if self._index_digest is not None and self._index_digest != _digest_of_index(*settings, *arrays):
+            raise ValueError(f"{self._path} is a damaged clip store: its ids, targets or offsets have changed")
 
     def packed_targets(self, rows: np.ndarray) -> np.ndarray:
         return self._targets[rows]
@@ -331,15 +356,14 @@ class _NativeContents:
     def audio_digests(self, rows: np.ndarray) -> np.ndarray:
         return self._digests[rows]
 
-    def audio(self, row: int) -> np.ndarray:
+    def audio_length(self, row: int) -> int:
         row = range(len(self.ids))[row]  # IndexError beyond the end, and negative rows count from it
-        return self._audio[self._offsets[row] : self._offsets[row + 1]]
+        return int(self._offsets[row + 1] - self._offsets[row])
 
-    def check_index(self) -> None:
-        settings = (self.class_names, self.audio_kind, self.sample_rate_hz)
-        arrays = (self.ids, self.order, self._offsets, self._targets, self._digests)
-        if self._index_digest is not None and self._index_digest != _digest_of_index(*settings, *arrays):
-            raise ValueError(f"{self._path} is a damaged clip store: its ids, targets or offsets have changed")
+    def audio(self, row: int, first: int = 0, end: int | None = None) -> np.ndarray:
+        length = self.audio_length(row)
+        first, end, _ = slice(first, end).indices(length)
+        return self._audio.read_run(int(self._offsets[row % len(self.ids)]) + first, max(0, end - first))
 
     @property
     def audio_lengths(self) -> np.ndarray:
@@ -373,9 +397,20 @@ class _ForeignContents:
             raise ValueError(f"{path}: mp3 is {mp3.dtype}; expected uint8 of varying length")
         self._mp3 = BytesOfVaryingLength(path, mp3) if BytesOfVaryingLength.lies_plain(mp3) else mp3
         self._targets = map_array(self._file, "target") if is_mappable(target) else target
-        self.ids = _foreign_ids(path, self._file["audio_name"])
-        if len(self.ids) != clips:
-            raise ValueError(f"{path}: {len(self.ids)} audio names for {clips} clips")
+        self._path = path
+        self.ids = _foreign_ids(self._file)
+        if self.ids.shape != (clips,) or self.ids.dtype.kind != "S":
+            raise ValueError(
+                f"{path}: audio_name is {self.ids.dtype} {self.ids.shape}; expected a name for {clips} clips"
+            )
+
+    def check(self) -> None:
+        in_order = self.ids[self.order]
+        repeated = np.unique(in_order[1:][in_order[1:] == in_order[:-1]])
+        if len(repeated):
+            raise ValueError(
+                f"{self._path}: audio_name must hold each name once; found again: {listed(decode_ids(repeated))}"
+            )
 
     @cached_property
     def order(self) -> np.ndarray:
@@ -391,15 +426,15 @@ class _ForeignContents:
     def audio_digests(self, rows: np.ndarray) -> np.ndarray:
         return np.zeros((len(rows), DIGEST_BYTES), dtype=np.uint8)
 
-    def audio(self, row: int) -> np.ndarray:
+    def audio_length(self, row: int) -> int:
+        return len(self.audio(row))
+
+    def audio(self, row: int, first: int = 0, end: int | None = None) -> np.ndarray:
         row = range(len(self.ids))[row]
         try:
-            return self._mp3[row]
+            return self._mp3[row][first:end]
         except (OSError, RuntimeError) as error:
             raise ValueError(f"its bytes cannot be read from the file: {error}") from error
-
-    def check_index(self) -> None:
-        """The layout has nothing to check by."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -418,13 +453,11 @@ def _foreign_class_names(path: Path, class_names: tuple[str, ...] | None) -> tup
     )
 
 
-def _foreign_ids(path: Path, names: h5py.Dataset) -> np.ndarray:
-    ids = names[:]
-    if ids.dtype.kind != "S":
-        ids = np.array([name if isinstance(name, bytes) else str(name).encode("utf-8") for name in ids])
-    if ids.ndim != 1 or ids.dtype.kind != "S" or len(np.unique(ids)) < len(ids):
-        raise ValueError(f"{path}: audio_name must hold one name per clip, each once")
-    return ids
+def _foreign_ids(file: h5py.File) -> np.ndarray:
+    names = file["audio_name"]
+    if names.dtype.kind == "S" and is_mappable(names):
+        return map_array(file, "audio_name")
+    return np.array([name if isinstance(name, bytes) else str(name).encode("utf-8") for name in names[:]])
 
 
 def _fingerprint(contents: _Contents, digests: np.ndarray) -> str:
@@ -500,9 +533,23 @@ def write_clip_store(
             audio_dtype=dtype,
         )
         start = 0
-        for block in blocks:
+        for block in _merged(blocks, BYTES_AT_ONCE):
             audio[start : start + len(block)] = block
             start += len(block)
+
+
+def _merged(blocks: Sequence[np.ndarray], bytes_at_once: int) -> Iterator[np.ndarray]:
+    """The same in few long arrays: HDF5 takes longer to begin writing a short clip than to write it."""
+    group: list[np.ndarray] = []
+    size = 0
+    for block in blocks:
+        group.append(block)
+        size += block.nbytes
+        if size >= bytes_at_once:
+            yield np.concatenate(group)
+            group, size = [], 0
+    if group:
+        yield np.concatenate(group)
 
 
 def concatenate(
@@ -534,7 +581,7 @@ def concatenate(
                 f"{part} is in the layout of PaSST and EfficientAT; only our own stores can be concatenated"
             )
         every = np.arange(len(store))
-        ids += store.clip_ids
+        ids.append(store.encoded_clip_ids)
         lengths.append(contents.audio_lengths)
         targets.append(contents.packed_targets(every))
         digests.append(contents.audio_digests(every))
@@ -542,7 +589,7 @@ def concatenate(
         _write_attributes(file, first.class_names, first.audio_kind, first.sample_rate_hz, attributes or {})
         audio = _write_arrays(
             file,
-            ids=encode_ids(ids),
+            ids=encode_ids(np.concatenate(ids)),
             lengths=np.concatenate(lengths),
             targets=np.concatenate(targets),
             digests=np.concatenate(digests),

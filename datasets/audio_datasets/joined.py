@@ -107,9 +107,9 @@ class JoinedClips:
         """uint8 (k, 16): digest of each clip's stored audio; zeros where its file has none."""
         return self._gather(rows, lambda store, part: store.audio_digests(part), DIGEST_BYTES, np.uint8)
 
-    def manifest(self) -> pyarrow.Table | None:
+    def manifest(self, columns: Sequence[str] | None = None) -> pyarrow.Table | None:
         """The stores' manifests, one after the other; None if no store has one. ValueError if only some have one."""
-        tables = [store.manifest() for store in self.stores]
+        tables = [store.manifest(columns) for store in self.stores]
         without = [str(store.path) for store, table in zip(self.stores, tables, strict=True) if table is None]
         if len(without) == len(tables):
             return None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
 
 from audio_datasets.files import written_aside
@@ -64,29 +65,34 @@ def write_manifest(path: Path, rows: Sequence[ManifestRow]) -> None:
         pyarrow.parquet.write_table(table, aside)
 
 
-def read_manifest(store_path: str | Path) -> pyarrow.Table | None:
-    """The manifest beside the store at ``store_path``, or None if there is none.
+def read_manifest(store_path: str | Path, columns: Sequence[str] | None = None) -> pyarrow.Table | None:
+    """The manifest beside the store at ``store_path``, or None if there is none; only ``columns`` if they are given.
 
     Raises ValueError, with the path, for a file that is damaged or lacks a column.
     """
     path = manifest_path(store_path)
     if not path.exists():
         return None
-    table = read_parquet(path)
-    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    table = read_parquet(path, columns)
+    needed = SCHEMA if columns is None else pyarrow.schema([SCHEMA.field(name) for name in columns])
+    there = pyarrow.parquet.read_schema(path).names
+    missing = [name for name in SCHEMA.names if name not in there]
     if missing:
-        raise ValueError(f"{path} is no manifest of a clip store: it lacks {missing}; found {table.column_names}")
+        raise ValueError(f"{path} is no manifest of a clip store: it lacks {missing}; found {there}")
     try:
         # Only what our types can hold: a fold that is text would be compared with numbers, and never be equal.
-        return table.select(SCHEMA.names).cast(SCHEMA)
+        return table.select(needed.names).cast(needed)
     except (pyarrow.ArrowException, ValueError) as error:
         raise ValueError(f"{path} is no manifest of a clip store: a column has another type: {error}") from error
 
 
-def read_parquet(path: Path) -> pyarrow.Table:
-    """All of a Parquet file, with every value checked. ValueError, with the path, if it is damaged or holds no UTF-8."""
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pyarrow.Table:
+    """A Parquet file, or those of the columns that it has, with every value checked.
+
+    Raises ValueError, with the path, if it is damaged or holds no UTF-8.
+    """
     try:
-        table = pyarrow.parquet.read_table(path, partitioning=None)
+        table = pyarrow.parquet.read_table(path, partitioning=None, columns=None if columns is None else list(columns))
         table.validate(full=True)
         return table
     except (pyarrow.ArrowException, OSError, ValueError) as error:
@@ -101,27 +107,25 @@ def select_rows(store: "ClipStore", split: str | None = None, folds: Sequence[in
     """
     if split is None and folds is None:
         return np.arange(len(store), dtype=np.int64)
-    table = store.manifest()
+    table = store.manifest(["split", "fold"])
     if table is None:
         raise ValueError(
             f"{store.path} has no manifest ({manifest_path(store.path).name} beside it), so no splits or folds to choose"
         )
     selected = np.ones(len(store), dtype=bool)
-    if split is not None:
-        splits = table.column("split").to_pylist()
-        _refuse_absent("split", [split], splits, store.path)
-        selected &= np.array([value == split for value in splits])
-    if folds is not None:
-        of_clip = table.column("fold").to_pylist()
-        _refuse_absent("fold", list(folds), of_clip, store.path)
-        selected &= np.array([value in folds for value in of_clip])
+    for what, wanted in (("split", None if split is None else [split]), ("fold", folds)):
+        if wanted is not None:
+            selected &= _is_any_of(table.column(what), what, list(wanted), store.path)
     if not selected.any():
         raise ValueError(f"{store.path} has no clip that is in split {split!r} and in folds {list(folds or [])}")
     return np.flatnonzero(selected).astype(np.int64)
 
 
-def _refuse_absent(what: str, wanted: list, values: list, path: Path) -> None:
-    there = sorted({value for value in values if value is not None})
+def _is_any_of(column: pyarrow.ChunkedArray, what: str, wanted: list, path: Path) -> np.ndarray:
+    """bool (n,): whether a clip's value is one of those wanted; ValueError if no clip has one of them."""
+    there = sorted(value for value in column.unique().to_pylist() if value is not None)
     absent = [value for value in wanted if value not in there]
     if absent or not wanted:
         raise ValueError(f"{path} has no clip of {what} {absent}; its {what}s are {there}")
+    found = pyarrow.compute.is_in(column, value_set=pyarrow.array(wanted, type=column.type))
+    return found.to_numpy(zero_copy_only=False)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audio_datasets import clip_store
 from audio_datasets.clip_store import ClipRecord, ClipStore, write_clip_store
 from audio_datasets.manifest import ManifestRow, manifest_path, read_manifest, select_rows, write_manifest
 
@@ -87,6 +88,18 @@ def test_a_manifest_of_other_clips_is_refused(tmp_path: Path) -> None:
     write_manifest(manifest_path(store.path), [ManifestRow(f"c{i}") for i in (0, 1, 2, 4, 3)])
     with pytest.raises(ValueError, match="other clips"):
         store.manifest()
+
+
+def test_only_the_columns_asked_for_are_read_and_ids_are_compared_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clip_store, "ROWS_AT_ONCE", 2)
+    store = store_with_manifest(tmp_path / "clips.h5")
+    assert store.manifest(["fold"]).column_names == ["clip_id", "fold"]
+    for ids in ([0, 1, 2, 3, 5], [0, 1, 2, 3], [0, 1, 2, 3, 4, 5]):
+        write_manifest(manifest_path(store.path), [ManifestRow(f"c{i}") for i in ids])
+        with pytest.raises(ValueError, match="other clips"):
+            store.manifest(["fold"])
 
 
 def test_a_damaged_or_foreign_parquet_file_is_refused(tmp_path: Path) -> None:

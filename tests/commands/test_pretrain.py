@@ -20,6 +20,7 @@ from kd.pretrain import main
 from kd.runlog import read_metrics
 from students.dymn import DyMN
 from students.weights import load_student
+from teacher_logits.compact import write_compact
 from teacher_logits.store import LogitStore, write_logit_store
 
 PRETRAIN = str(Path(__file__).parents[2] / "kd" / "pretrain.py")
@@ -65,6 +66,26 @@ def test_teachers_change_what_is_learnt(tiny_store: Path, tiny_logits: Path, tmp
     main(arguments(tiny_store, tmp_path / "distilled", "--logits", str(tiny_logits)))
     left, right = (load_file(tmp_path / name / "student.safetensors") for name in ("labels", "distilled"))
     assert any(not torch.equal(left[name], right[name]) for name in left)
+
+
+def test_compact_logits_and_means_of_probabilities_reach_the_student(
+    tiny_store: Path, tiny_logits: Path, make_tiny_logits: Callable[..., Path], tmp_path: Path
+) -> None:
+    top = tmp_path / "top.h5"
+    write_compact(LogitStore.open(tiny_logits), top, keep=1)
+    other = make_tiny_logits("other.h5", tiny_store, scale=-1.0)
+    ways = {
+        "both": [tiny_logits, other],
+        "compact": [top, other],
+        "probabilities": [top, other, "--ensemble", "probabilities"],
+        "alone": [top, f"{other}:0"],
+    }
+    results = []
+    for name, options in ways.items():
+        assert main(arguments(tiny_store, tmp_path / name, "--epochs", "1", "--logits", *map(str, options))) == 0
+        results.append(load_file(tmp_path / name / "student.safetensors")["features.0.0.weight"])
+    for index, one in enumerate(results):
+        assert not any(torch.equal(one, another) for another in results[:index])
 
 
 @pytest.mark.parametrize(("accumulation", "workers"), [(1, 0), (2, 1)])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import expit, logit
 
 from teacher_logits.store import (
     LogitEnsemble,
@@ -17,13 +18,14 @@ from teacher_logits.store import (
     check_same_classes,
     parse_weighted_path,
     to_float16,
+    weighted_mean,
     write_logit_store,
 )
 
 CLASSES = ("dog", "rain, heavy", "Geige ♪")
 
 
-def write(path: Path, ids, logits=None, classes=CLASSES, digests=None, block=2, teacher=None) -> np.ndarray:
+def write(path: Path, ids, logits=None, classes=CLASSES, digests=None, block=2, teacher=None, keep=None) -> np.ndarray:
     """Writes a store with random logits (or the given ones) and returns them as float16."""
     if logits is None:
         logits = np.random.default_rng(len(ids)).normal(0, 4, (len(ids), len(classes)))
@@ -36,6 +38,7 @@ def write(path: Path, ids, logits=None, classes=CLASSES, digests=None, block=2, 
         class_names=classes,
         teacher=teacher or {"name": "T", "fingerprint": "f"},
         clip_store_fingerprint="clips",
+        keep=keep,
     )
     return logits
 
@@ -194,12 +197,14 @@ def test_files_of_another_kind_are_refused(tmp_path):
         LogitStore.open(tmp_path / "other.h5")
 
 
-@pytest.mark.parametrize("damage", ["version", "shape", "dataset", "attribute", "json"])
+@pytest.mark.parametrize("damage", ["version", "shape", "dataset", "attribute", "json", "storage"])
 def test_a_damaged_or_newer_store_is_refused(tmp_path, damage):
     write(tmp_path / "a.h5", ["a", "b"])
     with h5py.File(tmp_path / "a.h5", "r+") as file:
         if damage == "version":
-            file.attrs["format_version"] = 2
+            file.attrs["format_version"] = 3
+        elif damage == "storage":
+            file.attrs["storage"] = "sparse"
         elif damage == "attribute":
             del file.attrs["teacher"]
         elif damage == "json":
@@ -225,14 +230,54 @@ def test_an_ensemble_is_the_weighted_mean_where_all_have_the_clip(tmp_path):
     assert [store["weight"] for store in ensemble.describe()] == [3.0, 1.0]
 
 
+def test_a_weight_of_0_takes_a_store_out_without_another_run_of_the_teacher(tmp_path):
+    a = write(tmp_path / "a.h5", ["x", "y"])
+    write(tmp_path / "b.h5", ["x"], np.array([[9.0, -9.0, 9.0]]))
+    specs = [tmp_path / "a.h5", f"{tmp_path / 'b.h5'}:2"]
+    both, _ = LogitEnsemble.open(specs).read(["x"])
+    ensemble = LogitEnsemble.open([tmp_path / "a.h5", f"{tmp_path / 'b.h5'}:0"])
+    alone, present = ensemble.read(["x", "y"])
+    np.testing.assert_array_equal(alone, a.astype(np.float32))
+    assert present.all()  # a clip that only the idle store lacks is not missing
+    assert not np.allclose(both[0], alone[0])
+    assert [store.path.name for store in ensemble.taking_part] == ["a.h5"]
+    assert [store["weight"] for store in ensemble.describe()] == [1.0, 0.0]
+    digests = np.ones((2, 16), np.uint8)
+    assert not ensemble.check_against(Clips(["x", "y"], digests)).any()
+
+
+def test_the_mean_of_probabilities_is_read_as_its_logit(tmp_path):
+    a = write(tmp_path / "a.h5", ["x", "y", "z"]).astype(np.float64)
+    b = write(tmp_path / "b.h5", ["x", "y", "z"], np.full((3, 3), -5.5)).astype(np.float64)
+    ensemble = LogitEnsemble.open([f"{tmp_path / 'a.h5'}:3", tmp_path / "b.h5"], mean="probabilities")
+    read, _ = ensemble.read(["x", "y", "z"])
+    assert read.dtype == np.float32
+    np.testing.assert_allclose(expit(read), 0.75 * expit(a) + 0.25 * expit(b), rtol=1e-5)
+    assert {store["mean_of"] for store in ensemble.describe()} == {"probabilities"}
+
+
+def test_a_mean_of_probabilities_stays_finite_where_they_round_to_0_and_1():
+    sure = np.array([[40.0, -40.0, 65504.0, -65504.0]], np.float32)
+    np.testing.assert_allclose(weighted_mean([sure, sure], [1, 1], "probabilities"), [[40, -40, 700, -700]], rtol=1e-6)
+    # σ(40) and σ(0): 1 minus the mean is a quarter, to all digits.
+    one = weighted_mean([sure[:, :1], np.zeros((1, 1), np.float32)], [1, 1], "probabilities")
+    np.testing.assert_allclose(one, np.log(3), rtol=1e-6)
+
+
 def test_ensembles_that_are_refused(tmp_path):
     write(tmp_path / "a.h5", ["x"])
     write(tmp_path / "b.h5", ["x"], classes=("dog", "rain", "Geige ♪"))
     with pytest.raises(ValueError, match=r"class 1 is 'rain, heavy' in .*a\.h5 and 'rain' in .*b\.h5"):
         LogitEnsemble.open([tmp_path / "a.h5", tmp_path / "b.h5"])
-    for weight in ("0", "-1", "nan", "inf"):
-        with pytest.raises(ValueError, match="must be a positive number"):
+    for weight in ("-1", "nan", "inf"):
+        with pytest.raises(ValueError, match="must be a positive number, or 0"):
             LogitEnsemble.open([f"{tmp_path / 'a.h5'}:{weight}"])
+    with pytest.raises(ValueError, match="at least one must take part"):
+        LogitEnsemble.open([f"{tmp_path / 'a.h5'}:0"])
+    with pytest.raises(ValueError, match=r"one of \['logits', 'probabilities'\]; found 'odds'"):
+        LogitEnsemble.open([tmp_path / "a.h5"], mean="odds")
+    with pytest.raises(ValueError, match="class 1 is"):  # also for a store that takes no part
+        LogitEnsemble.open([tmp_path / "a.h5", f"{tmp_path / 'b.h5'}:0"])
     with pytest.raises(ValueError, match="at least one logit store"):
         LogitEnsemble.open([])
     with pytest.raises(ValueError, match="must be a number; found 'much'"):
@@ -269,3 +314,116 @@ def test_check_against_a_clip_store(tmp_path):
     assert ensemble.check_against(Clips(ids, other)).tolist() == [False, False, False, True]
     with pytest.raises(ValueError, match="class lists differ"):
         ensemble.check_against(Clips(ids, digests, class_names=("dog", "rain", "x")))
+
+
+# -- Only the largest logits of each clip
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 9),
+    classes=st.integers(2, 12),
+    keep=st.integers(1, 11),
+    block=st.integers(1, 9),
+    coarse=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_the_largest_logits_are_kept_and_the_rest_is_their_mean_probability(
+    tmp_path_factory, rows, classes, keep, block, coarse, seed
+):
+    keep = min(keep, classes - 1)
+    path = tmp_path_factory.mktemp("top") / "top.h5"
+    ids = [f"clip{i}" for i in range(rows)]
+    values = np.random.default_rng(seed).normal(-2, 3, (rows, classes))
+    values = np.round(values / 4) * 4 if coarse else values  # many equal ones, and -0.0
+    logits = write(path, ids, values, classes=[f"c{i}" for i in range(classes)], block=block, keep=keep)
+    store = LogitStore.open(path)
+    assert (store.keep, len(store)) == (keep, rows)
+    read = store.read(ids)
+
+    kept = np.zeros(logits.shape, bool)
+    for row, values in enumerate(logits.astype(np.float64) + 0.0):
+        kept[row, sorted(range(classes), key=lambda index: (-values[index], index))[:keep]] = True
+    exact = read == logits.astype(np.float32)
+    if not coarse:  # which of two equal values (0.0 and -0.0 too) is kept shows nowhere else
+        assert exact[kept].all()
+        for index in range(classes):
+            left_out = expit(logits[~kept[:, index], index].astype(np.float64))
+            if len(left_out):
+                floor = np.unique(read[~kept[:, index], index])
+                assert len(floor) == 1
+                np.testing.assert_allclose(floor[0], logit(left_out.mean()), rtol=1e-3, atol=1e-3)
+    assert (exact.sum(axis=1) >= keep).all()
+    np.testing.assert_array_equal(np.concatenate([values for _, values in store.blocks(4)]), read)
+    assert store.read_fingerprint() == store.fingerprint
+
+
+def test_a_compact_store_has_equal_bytes_however_it_is_cut_and_is_smaller(tmp_path):
+    ids = [f"clip{i}" for i in range(200)]
+    logits = np.random.default_rng(0).normal(-6, 3, (200, 527))
+    options = {"classes": [f"c{i}" for i in range(527)]}
+    write(tmp_path / "one.h5", ids, logits, block=7, keep=20, **options)
+    write(tmp_path / "two.h5", ids, logits, block=200, keep=20, **options)
+    write(tmp_path / "dense.h5", ids, logits, **options)
+    assert (tmp_path / "one.h5").read_bytes() == (tmp_path / "two.h5").read_bytes()
+    assert (tmp_path / "one.h5").stat().st_size < (tmp_path / "dense.h5").stat().st_size / 5
+    # The floor keeps the mean probability of every class.
+    stored, dense = (expit(LogitStore.open(tmp_path / name).read(ids)) for name in ("one.h5", "dense.h5"))
+    np.testing.assert_allclose(stored.mean(axis=0), dense.mean(axis=0), rtol=2e-3)
+
+
+def test_a_compact_store_has_views_and_is_pickled_like_any_other(tmp_path):
+    teacher = {"name": "T", "views": {"views": 2}}
+    logits = np.random.default_rng(1).normal(size=(6, 3))
+    ids = ["a", "b", "c"]
+    path = tmp_path / "v.h5"
+    write_logit_store(
+        path,
+        clip_ids=ids,
+        audio_digests=np.zeros((3, 16), np.uint8),
+        logit_blocks=[logits.astype(np.float16)],
+        class_names=CLASSES,
+        teacher=teacher,
+        clip_store_fingerprint="",
+        keep=2,
+    )
+    store = pickle.loads(pickle.dumps(LogitStore.open(path)))
+    largest = logits.astype(np.float16).max(axis=1)
+    for view in (0, 1):
+        read = store.read(ids, np.full(3, view))
+        np.testing.assert_array_equal(read.max(axis=1), largest[view::2].astype(np.float32))
+
+
+@pytest.mark.parametrize("keep", [0, -1, 3, 4])
+def test_numbers_of_logits_that_cannot_be_kept(tmp_path, keep):
+    with pytest.raises(ValueError, match=f"from 1 to 2 of 3 logits .* found {keep}"):
+        write(tmp_path / "a.h5", ["a"], keep=keep)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damage_in_a_compact_store(tmp_path):
+    write(tmp_path / "a.h5", ["a", "b"], keep=1)
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        kept = file["kept"][:]
+        kept["class"][1, 0] = 3
+        file["kept"][...] = kept
+    store = LogitStore.open(tmp_path / "a.h5")
+    assert store.read_fingerprint() != store.fingerprint
+    with pytest.raises(ValueError, match=r"a\.h5 is a damaged logit store: it has a class beyond its 3"):
+        store.read(["b"])
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        del file["kept"]
+        file["kept"] = np.zeros((2, 1), np.float16)
+    with pytest.raises(ValueError, match=r"a\.h5 is a damaged logit store: kept is float16"):
+        LogitStore.open(tmp_path / "a.h5")
+
+
+def test_version_1_is_read(tmp_path):
+    """What version 2 added is how rows are kept; version 1 is version 2 without that attribute, and always dense."""
+    logits = write(tmp_path / "a.h5", ["a", "b"])
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file.attrs["format_version"] = 1
+        del file.attrs["storage"]
+    store = LogitStore.open(tmp_path / "a.h5")
+    np.testing.assert_array_equal(store.read(["b", "a"]), logits[[1, 0]].astype(np.float32))
+    assert store.read_fingerprint() == store.fingerprint

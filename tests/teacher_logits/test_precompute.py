@@ -17,7 +17,7 @@ from audio_datasets.command import STOPPED
 from audio_datasets.locks import locked
 from teacher_logits import precompute
 from teacher_logits.precompute import TeachConfig, main, teach, unique_names
-from teacher_logits.shards import ShardFolder, batches_of, shard_rows
+from teacher_logits.shards import ShardBatches, ShardFolder, batches_of, shard_rows
 from teacher_logits.store import LogitEnsemble, LogitStore
 from teacher_logits.teachers import load_teacher
 
@@ -244,6 +244,10 @@ def test_shards_and_batches_cover_every_row_once():
     shards = shard_rows(12, 5)
     assert [list(rows) for rows in shards] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11]]
     assert [list(batch) for batch in batches_of(shards[1], 2)] == [[5, 6], [7, 8], [9]]
+    every = ShardBatches(shards, 2)
+    assert list(every) == [batch for shard in shards for batch in batches_of(shard, 2)]
+    assert (len(every), every[-1]) == (len(list(every)), batches_of(shards[-1], 2)[-1])
+    assert list(ShardBatches([], 2)) == []
 
 
 # --- Kills -------------------------------------------------------------------------------------------------------------

@@ -1,18 +1,22 @@
 """``kd verify``: says that a good store is good, and finds everything that can be wrong with one."""
 
+import csv
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from audio_datasets.clip_store import ClipRecord, ClipStore, write_clip_store
 from audio_datasets.hdf5_arrays import id_order
-from teacher_logits import verify
+from teacher_logits import class_precisions as precisions_module
+from teacher_logits.class_precisions import average_precision, class_precisions
 from teacher_logits.precompute import TeachConfig, teach
 from teacher_logits.store import LogitEnsemble, LogitStore, write_logit_store
-from teacher_logits.verify import VerifyConfig, main, mean_average_precision
+from teacher_logits.verify import VerifyConfig, main
 
 CLASSES = ("hiss", "hum", "never")
 IDS = [f"clip{i}" for i in range(30)]
@@ -77,11 +81,73 @@ def test_good_stores_pass_and_their_map_is_told(clips, tmp_path, run, monkeypatc
     for scores in (one, two, one / 4 + two * 3 / 4):
         expected = np.mean([average_precision_score(targets[:, c], scores[:, c]) for c in (0, 1)])
         assert f"mAP {expected:.4f}" in out
-    ensemble = LogitEnsemble.open([tmp_path / "two.h5"])
-    whole = mean_average_precision(ensemble, clips)
-    monkeypatch.setattr(verify, "PAIRS_AT_ONCE", 31)  # one class at a time
-    monkeypatch.setattr(verify, "ROWS_PER_BLOCK", 7)
-    assert mean_average_precision(ensemble, clips) == whole
+    ensemble = LogitEnsemble.open([tmp_path / "logits.h5", tmp_path / "two.h5"])
+    whole = class_precisions(ensemble, clips)
+    monkeypatch.setattr(precisions_module, "COLUMN_BYTES_AT_ONCE", 1)  # one class at a time
+    monkeypatch.setattr(precisions_module, "ROWS_PER_BLOCK", 7)
+    pieces = class_precisions(ensemble, clips)
+    for field in ("positives", "stores", "ensemble", "without"):
+        np.testing.assert_array_equal(getattr(pieces, field), getattr(whole, field))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.integers(1, 40))
+def test_average_precision_is_scikit_learns_also_with_equal_scores(data, count):
+    scores = np.array(data.draw(st.lists(st.integers(-3, 3), min_size=count, max_size=count)), np.float32)
+    targets = np.array(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)))
+    if targets.any():
+        expected = average_precision_score(targets, scores)
+        assert average_precision(scores, np.flatnonzero(targets)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("mean", ["logits", "probabilities"])
+def test_the_classes_that_a_teacher_hurts_are_named(clips, tmp_path, run, mean):
+    """The second teacher takes hissing for its opposite; the third takes no part."""
+    targets = clips.targets(np.arange(30))
+    right = (8 * targets - 4 + np.random.default_rng(0).normal(0, 0.5, targets.shape)).astype(np.float16)
+    wrong = right * np.array([-1, 1, 1], np.float16)
+    write_logits(tmp_path / "right.h5", clips, logit_blocks=[right])
+    write_logits(tmp_path / "wrong.h5", clips, logit_blocks=[wrong])
+    write_logits(tmp_path / "idle.h5", clips, logit_blocks=[-right])
+    names = ("right.h5", "wrong.h5:3", "idle.h5:0")
+    table = tmp_path / "table.csv"
+    code, out, _ = run("--ensemble", mean, "--classes", "--table", str(table), logits=names)
+    assert code == 0
+    without_right, without_wrong = (line for line in out.splitlines() if "it hurts" in line)
+    assert without_right.endswith("classes that it hurts: 0")
+    assert "mAP 1.0000" in without_wrong
+    assert "classes that it hurts: 1 (hiss +0." in without_wrong
+
+    rows = {row["class"]: row for row in csv.DictReader(table.open())}
+    assert list(rows) == list(CLASSES)
+    hiss = rows["hiss"]
+    assert (hiss["clips"], rows["never"]["clips"], rows["never"]["ensemble"]) == ("15", "0", "")
+    assert float(hiss[f"{tmp_path / 'right.h5'}"]) == float(hiss[f"without {tmp_path / 'wrong.h5'}"]) == 1.0
+    assert float(hiss["ensemble"]) < 0.6
+    assert hiss[f"without {tmp_path / 'idle.h5'}"] == ""
+    (line,) = (line for line in out.splitlines() if line.startswith("hiss"))
+    assert line.split()[1:4] == ["15", "1.000", hiss[f"{tmp_path / 'wrong.h5'}"][:5]]
+    assert line.endswith("1.000*  -")
+
+
+def test_precisions_are_compared_over_the_clips_that_all_stores_have(clips, tmp_path, run):
+    write_logits(tmp_path / "all.h5", clips)
+    some = np.arange(3, 30)
+    logits = np.random.default_rng(3).normal(size=(27, 3)).astype(np.float16)
+    digests = clips.audio_digests(some)
+    write_logits(tmp_path / "some.h5", clips, clip_ids=IDS[3:], audio_digests=digests, logit_blocks=[logits])
+    code, out, _ = run("--allow-missing", logits=("all.h5", "some.h5"))
+    assert code == 0
+    assert "over the 27 clips that all stores have" in out
+    targets, read = clips.targets(some), LogitStore.open(tmp_path / "all.h5").read(IDS[3:])
+    expected = np.mean([average_precision_score(targets[:, c], read[:, c]) for c in (0, 1)])
+    assert f"mAP {expected:.4f}  {tmp_path / 'all.h5'}" in out
+
+
+def test_checks_alone(clips, tmp_path, run):
+    write_logits(tmp_path / "logits.h5", clips)
+    code, out, _ = run("--no-average-precision")
+    assert (code, "mAP" in out) == (0, False)
 
 
 def test_clips_without_labels_have_no_map(tmp_path, run):
@@ -128,6 +194,20 @@ def test_other_audio(clips, tmp_path, run):
     code, _, error = run()
     assert code == 2
     assert "2 clips have other audio than the teacher heard: 'clip3', 'clip4'" in error
+
+
+def test_a_class_name_that_was_removed_is_noticed(clips, tmp_path, run):
+    """With its column gone too, the store is whole but of other classes; with the name alone gone, it is damaged."""
+    write_logits(tmp_path / "logits.h5", clips, class_names=CLASSES[:2], logit_blocks=[np.zeros((30, 2), np.float16)])
+    code, _, error = run()
+    assert (code, "3 classes in" in error and "2 in" in error) == (2, True)
+
+    write_logits(tmp_path / "logits.h5", clips)
+    with h5py.File(tmp_path / "logits.h5", "r+") as file:
+        file.attrs["class_names"] = '["hiss", "hum"]'
+    code, _, error = run()
+    assert code == 2
+    assert "logits of shape (30, 3) for 30 clips, 1 views and 2 class names" in error
 
 
 def test_other_classes(clips, tmp_path, run):
@@ -207,3 +287,5 @@ def test_settings_that_are_refused():
         VerifyConfig(("a.h5",), Path("c.h5"), teacher=("x", "y"))
     with pytest.raises(ValueError, match="at least one logit store"):
         VerifyConfig((), Path("c.h5"))
+    with pytest.raises(ValueError, match="--no-average-precision leaves out"):
+        VerifyConfig(("a.h5",), Path("c.h5"), classes=True, average_precision=False)
