@@ -63,6 +63,11 @@ def open_rows(path: Path, file: h5py.File, storage: str) -> RowReader:
     return readers[storage](path, file)
 
 
+def row_bytes(num_classes: int, keep: int | None = None) -> int:
+    """What a row of logits takes on disk."""
+    return num_classes * np.dtype(np.float16).itemsize if keep is None else keep * KEPT.itemsize
+
+
 def check_keep(keep: int | None, num_classes: int) -> None:
     """Raises ValueError unless so many logits of each row can be kept in place of all."""
     if keep is not None and not 1 <= keep < num_classes <= MOST_CLASSES:

@@ -39,7 +39,7 @@ from audio_datasets.stop_signals import Stopped, StopSignals, outlive_stop_signa
 from audio_datasets.views import ViewConfig
 from teacher_logits.class_mapping import MappedTeacher, read_class_map, with_classes_of_clips
 from teacher_logits.heard_views import heard_views
-from teacher_logits.logit_rows import check_keep
+from teacher_logits.logit_rows import check_keep, row_bytes
 from teacher_logits.processes import locked_by_main_process, on_main_process
 from teacher_logits.shards import ShardBatches, ShardFolder, batches_of, shard_rows
 from teacher_logits.store import LogitStore, to_float16, write_logit_store
@@ -187,11 +187,10 @@ def make_store(
         work.begin(config.restart)
         _refuse_skipped(config, work.skipped(), len(clips))
         unfinished = work.unfinished()
-        row_bytes = 2 * len(teacher.class_names) * work.views  # float16; once in the shards and once in the store
-        to_do = sum(len(work.shards[index]) for index in unfinished)
-        require_space(
-            config.out, row_bytes * (to_do + len(clips)), f"the logits of {teacher.name} for {len(clips)} clips"
-        )
+        shard_bytes = row_bytes(len(teacher.class_names)) * sum(len(work.shards[index]) for index in unfinished)
+        store_bytes = row_bytes(len(teacher.class_names), config.keep) * len(clips)
+        needed = (shard_bytes + store_bytes) * work.views
+        require_space(config.out, needed, f"the logits of {teacher.name} for {len(clips)} clips")
         return unfinished
 
     unfinished = on_main_process(accelerator, prepare)
@@ -213,8 +212,8 @@ def make_store(
     def merge() -> dict[str, str]:
         """Makes the store from the shards; returns the clips that were skipped, and why."""
         skipped = work.skipped()
-        rows = np.setdiff1d(np.arange(len(clips)), clips.find(list(skipped)))
-        if len(rows) == 0:
+        rows = np.delete(np.arange(len(clips)), clips.rows(list(skipped)))
+        if not len(rows):
             raise ValueError(f"{summary(skipped, len(clips), 'cannot be used')}; no clip is left")
         merged = work.folder / "merged.h5"
         write_logit_store(

@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from hypothesis import settings
 
 from audio_datasets.clip_store import ClipRecord, ClipStore, write_clip_store
 from audio_datasets.manifest import ManifestRow, manifest_path, write_manifest
 from audio_datasets.randomness import generator
 from teacher_logits.store import write_logit_store
+
+# A slow machine must not fail a test, and an example's first run imports and compiles.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 CLASS_NAMES = ("hiss", "hum, low", "click")
 TINY_CLIPS = 12

@@ -252,7 +252,8 @@ class BytesOfVaryingLength:
         self._base = dataset.file.userblock_size
         references = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
         self._references = np.memmap(path, references, "r", dataset.id.get_offset(), shape=dataset.shape)
-        self._file = np.memmap(path, np.uint8, "r")
+        self._file = io.FileIO(path)
+        self._size = os.fstat(self._file.fileno()).st_size
 
     @staticmethod
     def lies_plain(dataset: h5py.Dataset) -> bool:
@@ -269,21 +270,24 @@ class BytesOfVaryingLength:
         if length == 0:
             return np.empty(0, np.uint8)
         position = self._base + address
-        header = self._file[position : position + 16].tobytes()
+        header = self._read(position, 16)
         if header[:5] != b"GCOL\1" or len(header) < 16:
             raise ValueError("the file is damaged: there is no heap where its bytes should be")
-        end = min(position + int.from_bytes(header[8:], "little"), len(self._file))
+        end = min(position + int.from_bytes(header[8:], "little"), self._size)
         position += 16
         while position + 16 <= end:
-            found = self._file[position : position + 16].tobytes()
+            found = self._read(position, 16)
             size = int.from_bytes(found[8:], "little")
             if int.from_bytes(found[:2], "little") == index:
-                content = self._file[position + 16 : min(position + 16 + length, end)]
-                if length > size or len(content) < length:
+                if length > min(size, end - position - 16):
                     break
-                return np.array(content)
+                return np.frombuffer(self._read(position + 16, length), np.uint8)
             position += 16 + -(-size // 8) * 8
         raise ValueError("the file is damaged: its bytes are not where they should be")
+
+    def _read(self, position: int, count: int) -> bytes:
+        """Bytes of the file; fewer at its end. Not mapped, for the same reason as ``FileRows``."""
+        return os.pread(self._file.fileno(), count, position) if position < self._size else b""
 
 
 class FileRows:
@@ -309,11 +313,13 @@ class FileRows:
         self.dtype = dataset.dtype
         self.shape = dataset.shape
         self._offset = dataset.id.get_offset() or 0
-        self._row_bytes = int(np.prod(self.shape[1:])) * self.dtype.itemsize
+        self._row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
         self._file = io.FileIO(path)
+        if self._offset + len(self) * self._row_bytes > os.fstat(self._file.fileno()).st_size:
+            raise ValueError(f"{path} is truncated: it ends within {dataset.name!r}")
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return self.shape[0] if self.shape else 0
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """The rows with these numbers, (k, …)."""

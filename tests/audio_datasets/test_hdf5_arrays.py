@@ -59,6 +59,12 @@ def test_what_cannot_be_read_by_offset(path: Path) -> None:
     assert rows.read_run(0, 3).shape == (3, 2)
     with pytest.raises(ValueError, match="cut after it was opened"):
         rows.read_run(0, 4)
+    with h5py.File(path.with_name("b.h5"), "w") as file:
+        file["rows"] = np.zeros(1000)
+        file.flush()
+        os.truncate(file.filename, 3000)
+        with pytest.raises(ValueError, match=r"b\.h5 is truncated: it ends within '/rows'"):
+            FileRows(path.with_name("b.h5"), file["rows"])
 
 
 def test_ids_of_another_store_are_taken_as_they_are_encoded() -> None:

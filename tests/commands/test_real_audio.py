@@ -7,18 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from audio_datasets.audio import to_pcm16
-from audio_datasets.clip_store import ClipRecord, ClipStore, write_clip_store
+from audio_datasets.clip_store import ClipStore
 from audio_datasets.pack import main as pack
 from kd.evaluate import main as evaluate
 from kd.finetune import main as finetune
 from kd.pretrain import main as pretrain
 from kd.runlog import read_metrics
-from students.frontend import LogMelConfig
 from students.weights import load_student
-from teacher_logits.passt import create_passt, save_passt
 from teacher_logits.precompute import main as teach
-from teacher_logits.store import LogitEnsemble, LogitStore
+from teacher_logits.store import LogitStore
 from teacher_logits.verify import main as verify
 
 
@@ -47,49 +44,6 @@ def test_the_audioset_student_names_the_category_of_95_percent_of_the_recordings
     assert found["num_clips"] == 400
     assert found["category_accuracy"] >= 0.95
     assert found["mAP"] >= 0.95
-
-
-def test_nine_teachers_become_one_ensemble_whose_weights_need_no_teacher_again(esc10: Path, tmp_path: Path) -> None:
-    whole, clips = ClipStore.open(esc10), tmp_path / "some.h5"
-    chosen = range(0, len(whole), 20)
-    records = [
-        ClipRecord(
-            whole.clip_id(row),
-            to_pcm16(whole.waveform(row, 32000, seconds=1.0)),
-            tuple(np.array(whole.class_names)[whole.targets([row])[0] > 0]),
-        )
-        for row in chosen
-    ]
-    write_clip_store(clips, records, whole.class_names, audio_kind="pcm16", sample_rate_hz=32000)
-    folders = [tmp_path / f"passt-{number}" for number in range(9)]
-    for number, folder in enumerate(folders):
-        torch.manual_seed(number)
-        network = create_passt(
-            "passt_s", len(whole.class_names), width=16, depth=1, heads=2, stride=16, time_positions=6
-        )
-        torch.nn.init.normal_(network.classifier[-1].weight)
-        save_passt(folder, network, whole.class_names, LogMelConfig(), {"clip_seconds": 1.0})
-    logits = tmp_path / "logits"
-    teachers = [str(folder) for folder in folders]
-    assert teach(["--clips", str(clips), "--teacher", *teachers, "--out", str(logits), "--workers", "0"]) == 0
-    stores = sorted(logits.glob("*.h5"))
-    assert len(stores) == 9
-    assert verify(["--logits", *map(str, stores), "--clips", str(clips), "--teacher", *sorted(teachers)]) == 0
-
-    before = {store: store.read_bytes() for store in stores}
-    ids = [record.clip_id for record in records]
-    all_nine, _ = LogitEnsemble.open(stores).read(ids)
-    eight, _ = LogitEnsemble.open([*stores[:8], f"{stores[8]}:0"]).read(ids)
-    np.testing.assert_allclose((8 * eight + LogitStore.open(stores[8]).read(ids)) / 9, all_nine, atol=1e-3)
-    assert not np.allclose(eight, all_nine)
-    assert {store: store.read_bytes() for store in stores} == before
-
-    run = tmp_path / "run"
-    settings = "--student mn01 --epochs 1 --batch-size 4 --clip-seconds 1 --workers 0"
-    weighted = [*map(str, stores[:8]), f"{stores[8]}:0"]
-    assert pretrain(["--clips", str(clips), "--logits", *weighted, "--out", str(run), *settings.split()]) == 0
-    _, card = load_student(run)
-    assert [teacher["weight"] for teacher in card.provenance["teachers"]] == [1.0] * 8 + [0.0]
 
 
 def test_real_logits_distil_into_a_student(esc10: Path, checkpoint: str, tmp_path: Path, reference_dir: Path) -> None:
