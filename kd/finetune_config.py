@@ -97,8 +97,10 @@ class FinetuneConfig:
     """Data-loading processes for each training process."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the student's forward pass."""
-    resume: bool = False
-    """Go on where the run folder stands; finished folds and seeds are kept."""
+    accept_changes: bool = False
+    """Go on with an unfinished or finished run although settings have changed that change its result."""
+    restart: bool = False
+    """Give up the run in the folder if it was begun with other settings, and begin again."""
     loop: Annotated[LoopConfig, Flat] = field(
         default_factory=lambda: LoopConfig(epochs=80, batch_size=64, keep_checkpoints=1, log_every_steps=10)
     )
@@ -124,6 +126,10 @@ class FinetuneConfig:
             raise ValueError(
                 "workers must be at least 0, patience and eval_batch_size at least 1; found "
                 f"{self.workers}, {self.patience} and {self.eval_batch_size}"
+            )
+        if self.accept_changes and self.restart:
+            raise ValueError(
+                "--accept-changes goes on with the run in the folder and --restart gives it up; choose one"
             )
         if not 0.0 < self.layer_decay <= 1.0:
             raise ValueError(f"layer_decay must be above 0 and at most 1; found {self.layer_decay}")

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from audio_datasets.stop_signals import outlive_stop_signals
 from audio_datasets.task import TaskClips
 from kd.evaluation import predict_logits
 from kd.finetune_data import EvaluationWindows, Hearing
@@ -34,13 +35,26 @@ class ClipEvaluator:
         self.description = description
         self.windows = EvaluationWindows(clips, rows, hearing)
         self.loader = accelerator.prepare(
-            DataLoader(self.windows, batch_size, num_workers=workers, pin_memory=accelerator.device.type == "cuda")
+            DataLoader(
+                self.windows,
+                batch_size,
+                num_workers=workers,
+                worker_init_fn=outlive_stop_signals,
+                pin_memory=accelerator.device.type == "cuda",
+            )
         )
 
     def predict(
-        self, student: nn.Module, choose: Callable[[StudentOutput], Tensor] = lambda output: output.logits
+        self,
+        student: nn.Module,
+        choose: Callable[[StudentOutput], Tensor] = lambda output: output.logits,
+        *,
+        before_batch: Callable[[], None] = lambda: None,
     ) -> np.ndarray:
-        """Logits (or what else ``choose`` takes from the output) of each clip, (rows, columns) float32."""
+        """Logits (or what else ``choose`` takes from the output) of each clip, (rows, columns) float32.
+
+        ``before_batch`` is called by every process before each batch; it may raise, on all of them alike.
+        """
         student = student.to(self.accelerator.device).eval()
         values = predict_logits(
             self.accelerator,
@@ -48,5 +62,6 @@ class ClipEvaluator:
             self.loader,
             len(self.windows),
             self.description,
+            before_batch,
         )
         return self.windows.mean_of_clips(values)
