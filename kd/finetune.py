@@ -39,7 +39,15 @@ ASKS_FOR = ("fold", "probe", "probe_only", "report")
 
 CHANGES_NOTHING = (
     *ASKS_FOR,
-    *("accept_changes", "restart", "workers", "out", "loop.keep_checkpoints", "loop.checkpoint_every_steps"),
+    *(
+        "accept_changes",
+        "restart",
+        "on_bad_clip",
+        "workers",
+        "out",
+        "loop.keep_checkpoints",
+        "loop.checkpoint_every_steps",
+    ),
     *("data", "logits", "cache"),  # what is in them counts, by their fingerprints
 )
 """Settings that a run may go on with otherwise, since they do not change the result of a fold."""

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 import tyro
 
 from audio_datasets.augment import AugmentConfig
-from audio_datasets.task import MissingAudio, Task, TaskClips, one_label_each
+from audio_datasets.bad_clips import OnBadClip
+from audio_datasets.task import MissingAudio, Task, TaskClips, one_label_each, usable_durations
 from kd.finetune_data import TaskAugmentConfig
 from kd.finetune_objective import LossConfig
 from kd.loop import LoopConfig, OptimizerConfig
@@ -59,6 +60,9 @@ class FinetuneConfig:
     """One run (or one of each fold) for each of these seeds; the result is their mean and spread."""
     missing_audio: MissingAudio = "refuse"
     """What to do if audio files that the task's lists name are not there."""
+    on_bad_clip: OnBadClip = "refuse"
+    """A clip that cannot be decoded: refuse stops with its name; skip trains on another in its place, leaves it out of
+    evaluation, and lists it."""
     test_share: float = 0.2
     """Own sounds without folds and splits: share of the clips to test on."""
     valid_share: float = 0.0
@@ -168,7 +172,10 @@ def decided_by_data(config: FinetuneConfig, task: Task, clips: TaskClips) -> Fin
         raise ValueError(f"--early-stopping must be one of {', '.join(allowed)}; found {config.early_stopping!r}")
     seconds = config.clip_seconds or task.clip_seconds
     if seconds is None:
-        longest = max(clips.duration_seconds(row) for row in range(len(clips)))
+        durations = usable_durations(clips, config.on_bad_clip)
+        if not durations:
+            raise ValueError(f"{clips.path}: none of the {len(clips)} clips can be used")
+        longest = max(durations)
         seconds = min(LONGEST_CLIP_SECONDS, max(0.01, round(longest, 2)))
     return replace(config, loss=replace(config.loss, loss=loss), clip_seconds=seconds)
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from audio_datasets.bad_clips import ClipList, summary
 from audio_datasets.files import digest_of, read_json, write_json
 from audio_datasets.impulse_responses import load_impulse_responses
 from audio_datasets.messages import listed
@@ -33,11 +35,12 @@ from kd.finetune_results import (
 )
 from kd.loop import Run, TrainState, create_optimizer, evaluated_student, fit, resume_state, stop_message
 from kd.probe import probe_logits
-from kd.run_start import RunFolder
+from kd.run_start import SKIPPED_CLIPS_FILE, RunFolder
 from kd.runlog import RunLog
 from kd.sampling import EpochBatches
 from kd.splits import Partition
 from kd.task_evaluation import ClipEvaluator
+from kd.training_data import Replacements
 from kd.transfer import Start, freeze, layer_groups, start_from_run, starting_student
 from students.blocks import Student
 from students.frontend import LogMel
@@ -63,6 +66,7 @@ class Job:
         self.clips = clips
         self.accelerator = accelerator
         self.signals = signals
+        self.skipped = ClipList(config.out / SKIPPED_CLIPS_FILE)
         self.accepted_changes: list[dict[str, Any]] = []
         self.exclusive = is_exclusive(task, clips)
         self.hearing = Hearing(config.frontend.sample_rate_hz, config.clip_seconds, config.short_clips)
@@ -94,13 +98,14 @@ class Job:
             batch_size=self.config.eval_batch_size,
             workers=self.config.workers,
             description=description,
+            skipped=self.skipped if self.config.on_bad_clip == "skip" else None,
         )
 
     def read_from_cache(self, folder: Path) -> None:
         """From now on waveforms come from a cache, which the main process fills if need be."""
         rate = self.config.frontend.sample_rate_hz
         with self.accelerator.main_process_first():
-            fill_cache(self.clips, folder, rate, self.accelerator.is_main_process)
+            fill_cache(self.clips, folder, rate, self.accelerator.is_main_process, self.config.on_bad_clip)
         self.clips = CachedClips(self.clips, folder, rate)
 
     def fingerprints(self, every_part: Sequence[Partition]) -> dict[str, Any]:
@@ -136,8 +141,14 @@ class Job:
         self.accepted_changes = entered.description.get("accepted_changes", [])
         if self.config.probe or self.config.probe_only:
             self.probe(parts, command)
-            if self.config.probe_only:
-                return
+        if not self.config.probe_only:
+            self.train_all(parts, command)
+        if self.accelerator.is_main_process and (bad_clips := self.skipped.read()):
+            self.skipped.replace(dict(sorted(bad_clips.items())))
+            print(f"{summary(bad_clips, len(self.clips), 'skipped')}; all are listed in {self.skipped.path}")
+
+    def train_all(self, parts: Sequence[Partition], command: str) -> None:
+        """The runs of all seeds and ``parts``, without those that are finished, and the results of all."""
         runs = []
         for seed, part in self.runs(parts):
             folder = self.config.out / folder_name(part, self.config.seeds, seed)
@@ -173,9 +184,15 @@ class Job:
                 ),
             )
             runs = []
-            for place, part in zip(folders, parts, strict=True):
-                logits = probe_logits(self.clips, part, embeddings, self.exclusive, self.config.probe_regularization)
-                runs.append(self.keep(place, part, seed, logits))
+            for place, whole in zip(folders, parts, strict=True):
+                train, _ = heard(whole.train, embeddings[whole.train], "training")
+                test, _ = heard(whole.test, embeddings[whole.test], "test")
+                part = replace(whole, train=train, test=test)
+                logits = np.full((len(whole.test), len(self.clips.class_names)), np.nan, dtype=np.float32)
+                logits[np.isin(whole.test, test)] = probe_logits(
+                    self.clips, part, embeddings, self.exclusive, self.config.probe_regularization
+                )
+                runs.append(self.keep(place, whole, seed, logits))
         self.summarize(folder, runs, command, "linear probe")
 
     def train(self, folder: Path, part: Partition, seed: int) -> dict[str, Any]:
@@ -204,6 +221,7 @@ class Job:
             teacher_temperature=config.distillation.teacher_temperature,
             exclusive=config.loss.loss == "cross-entropy",
             seed=seed,
+            replacements=Replacements(part.train, self.skipped) if config.on_bad_clip == "skip" else None,
         )
         loader = training_loader(examples, batches, config.workers, accelerator)
         student, optimizer, loader = accelerator.prepare(
@@ -226,9 +244,8 @@ class Job:
             valid = self.evaluator(part.valid, "validate")
 
             def validate(evaluated: nn.Module) -> dict[str, Any]:
-                metrics = metrics_of(
-                    self.clips, part, part.valid, valid.predict(evaluated, before_batch=stop_if_asked), self.exclusive
-                )
+                rows, logits = heard(part.valid, valid.predict(evaluated, before_batch=stop_if_asked), "validation")
+                metrics = metrics_of(self.clips, part, rows, logits, self.exclusive)
                 stopping.keep_if_best(metrics, evaluated, run.metrics_path)
                 return {name: value for name, value in metrics.items() if isinstance(value, float)}
 
@@ -250,9 +267,9 @@ class Job:
         best = evaluated_student(state, accelerator)
         stopping.load_best(best)
         if len(part.valid):  # for what is chosen on them, such as thresholds
-            chosen_on = valid.predict(best, before_batch=stop_if_asked)
+            rows, chosen_on = heard(part.valid, valid.predict(best, before_batch=stop_if_asked), "validation")
             if accelerator.is_main_process:
-                write_predictions(folder / VALIDATION_FILE, self.clips, part.valid, chosen_on, part)
+                write_predictions(folder / VALIDATION_FILE, self.clips, rows, chosen_on, part)
         logits = self.evaluator(part.test, "test").predict(best, before_batch=stop_if_asked)
         if accelerator.is_main_process:
             save_student(folder, best, self.clips.class_names, config.frontend, self.provenance(part, seed, state))
@@ -347,12 +364,13 @@ class Job:
 
     def keep(self, folder: Path, part: Partition, seed: int, logits: np.ndarray) -> dict[str, Any]:
         """Writes the predictions of a run and, last, its result, which marks it as finished."""
-        metrics = metrics_of(self.clips, part, part.test, logits, self.exclusive)
+        rows, logits = heard(part.test, logits, "test")
+        metrics = metrics_of(self.clips, part, rows, logits, self.exclusive)
         place = folder.relative_to(self.config.out).as_posix()
         result = {"seed": seed, "fold": part.fold, "folder": place, "metrics": metrics}
-        result["accepted_changes"] = len(self.accepted_changes)
+        result |= {"skipped_clips": len(part.test) - len(rows), "accepted_changes": len(self.accepted_changes)}
         if self.accelerator.is_main_process:
-            write_predictions(folder / PREDICTIONS_FILE, self.clips, part.test, logits, part)
+            write_predictions(folder / PREDICTIONS_FILE, self.clips, rows, logits, part)
             write_json(folder / RESULT_FILE, result)
             shown = " ".join(f"{name} {value:.4f}" for name, value in metrics.items() if isinstance(value, float))
             print(shown if place == "." else f"{place}: {shown}")
@@ -372,6 +390,18 @@ class Job:
 
                 print(f"report: {write_report(folder, self.audio)}")
         self.accelerator.wait_for_everyone()
+
+
+def heard(rows: np.ndarray, values: np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and their values (rows, any) without the clips that were skipped, which have NaN.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    usable = ~np.isnan(values).any(axis=1)
+    if not usable.any():
+        raise ValueError(f"none of the {len(rows)} {what} clips can be used")
+    return rows[usable], values[usable]
 
 
 def read_start(config: FinetuneConfig) -> Start:

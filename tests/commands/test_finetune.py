@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from safetensors.torch import load_file
 
+from audio_datasets.bad_clips import ClipList
 from audio_datasets.catalog import get_task
 from audio_datasets.command import STOPPED
 from audio_datasets.locks import locked
@@ -399,6 +401,42 @@ def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(
     for name in ("metrics.jsonl", "student.safetensors", "result.json"):
         for fold in ("fold1", "fold2"):
             assert (tmp_path / "run" / fold / name).read_bytes() == (tmp_path / "whole" / fold / name).read_bytes()
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_bad_clips_are_refused_or_skipped(
+    make_task_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture, cached: bool
+) -> None:
+    """One to train on and one to test on in each fold: one of no format, one whose header is whole and samples are NaN."""
+    data, out = make_task_folder("esc50", per_fold=4), tmp_path / "run"
+    clips, _ = read_task(get_task("esc50"), data)
+    of_fold = {fold: [clip for clip in clips.clips if clip.fold == fold] for fold in (1, 2)}
+    damaged, spoilt = of_fold[1][0], of_fold[2][1]
+    damaged.path.write_bytes(b"no audio at all")
+    soundfile.write(spoilt.path, np.full(32000, np.nan), 32000, format="WAV", subtype="FLOAT")
+    # With every clip mixed with another, bad ones are met as partners too.
+    command = arguments("esc50", data, out, "--fold", "1", "2", "--waveform-mixup", "1", "--batch-size", "4", "--probe")
+    command += ["--cache", str(tmp_path / "cache")] if cached else []
+    assert main(command) == 2
+    assert f"clip {damaged.clip_id!r}" in capsys.readouterr().err
+    # The same run, since what is done with bad clips is not what it is.
+    assert main([*command, "--on-bad-clip", "skip"]) == 0
+    assert f"2 of {len(clips)} clips skipped" in capsys.readouterr().out
+    skipped = ClipList(out / "skipped_clips.txt").read()
+    assert list(skipped) == sorted([damaged.clip_id, spoilt.clip_id])
+    assert "in no format" in skipped[damaged.clip_id]
+    assert "NaN" in skipped[spoilt.clip_id]
+    for place in (out, out / "probe"):
+        assert [run["skipped_clips"] for run in results(place)["runs"]] == [1, 1]
+        for fold, bad in ((1, damaged), (2, spoilt)):
+            with np.load(place / f"fold{fold}" / "predictions.npz", allow_pickle=False) as arrays:
+                assert set(arrays["clip_ids"]) == {clip.clip_id for clip in of_fold[fold]} - {bad.clip_id}
+                assert np.isfinite(arrays["logits"]).all()
+    if not cached:
+        other = [option if option != str(out) else str(tmp_path / "other") for option in command]
+        assert main([*other, "--on-bad-clip", "skip", "--workers", "2"]) == 0
+        left, right = (load_file(run / "fold1" / "student.safetensors") for run in (out, tmp_path / "other"))
+        assert all(torch.equal(left[name], right[name]) for name in left)
 
 
 def test_as_a_script_with_a_worker(
