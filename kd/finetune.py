@@ -12,16 +12,17 @@ from accelerate.utils import GradientAccumulationPlugin
 
 from audio_datasets.catalog import get_task
 from audio_datasets.command import parse, run_command
-from audio_datasets.files import read_json
+from audio_datasets.stop_signals import StopSignals
 from audio_datasets.task import read_task
-from kd.building import check_run_folder
+from kd.config import as_json
 from kd.finetune_config import FinetuneConfig, decided_by_data, read_deciding
-from kd.finetune_job import Job, folder_name
+from kd.finetune_job import Job
 from kd.finetune_recipes import recipe_config
-from kd.finetune_results import RESULT_FILE
+from kd.run_start import LOCK_FILE, enter_run_folder
 from kd.splits import partitions
 from kd.threads import leave_a_core_to_the_workers
 from kd.transfer import start_from_run
+from teacher_logits.processes import locked_by_main_process, on_main_process
 
 GUIDE = """\
 finetune.py carries a student over to a task. It needs:
@@ -33,29 +34,38 @@ and, to start from a trained student, one of:
   --student mn04 --weights mn04_as.pt   a student of the catalog with weights from a file
 All options: --help."""
 
+ASKS_FOR = ("fold", "probe", "probe_only", "report")
+"""Settings that say how much is to be done, and change nothing of what is done already."""
+
 CHANGES_NOTHING = (
-    "resume",
-    "workers",
-    "out",
-    "fold",
-    "probe",
-    "probe_only",
-    "report",
-    "loop.keep_checkpoints",
-    "loop.checkpoint_every_steps",
+    *ASKS_FOR,
+    *(
+        "accept_changes",
+        "restart",
+        "on_bad_clip",
+        "workers",
+        "out",
+        "loop.keep_checkpoints",
+        "loop.checkpoint_every_steps",
+    ),
+    *("data", "logits", "cache"),  # what is in them counts, by their fingerprints
 )
-"""Settings that a resumed run may have otherwise, since they do not change the result of a fold."""
+"""Settings that a run may go on with otherwise, since they do not change the result of a fold."""
 
 
 def finetune(config: FinetuneConfig, command: str = "") -> Path:
-    """Runs the fine-tuning described by ``config``, one student for each seed and fold, and returns the run folder.
+    """Runs the fine-tuning described by ``config``, or goes on with it, and returns the run folder.
+
+    There is one student for each seed and fold; those that are finished are kept.
 
     The folder then holds ``config.json``, ``results.json`` and, for each seed and fold in a folder of its own where there
     are several (docs/finetune.md), ``metrics.jsonl``, ``checkpoints/``, ``predictions.npz`` and the student. ``command`` is
     what was typed, for the record.
 
     Raises:
-        ValueError: data, weights or settings that do not fit together, or a run folder that is already in use.
+        ValueError: data, weights or settings that do not fit together, a run folder with another run in it or in use by
+            another process, or a loss that is not finite.
+        Stopped: SIGTERM or SIGUSR1 came; the run is saved.
     """
     torch.set_flush_denormal(True)
     accelerator = Accelerator(
@@ -67,7 +77,8 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
     clips, notes = read_task(task, config.data, config.missing_audio)
     config = decided_by_data(config, task, clips)
     parts, told = partitions(clips, folds=config.fold, test_share=config.test_share, valid_share=config.valid_share)
-    job = Job(config, task, clips, accelerator)
+    every_part, _ = partitions(clips, test_share=config.test_share, valid_share=config.valid_share)
+    job = Job(config, task, clips, accelerator, StopSignals())
     for note in (*notes, told, f"{len(clips)} clips, {config.clip_seconds:g} s each, loss {config.loss.loss}"):
         accelerator.print(note)
     if not config.is_pretrained:
@@ -75,21 +86,32 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
             f"{config.student} starts from scratch; --init or --weights would start from a trained student"
         )
     job.check(parts)
-    check_run_folder(config.out, config, resume=config.resume, accelerator=accelerator, changes_nothing=CHANGES_NOTHING)
-    if config.cache is not None:
-        job.read_from_cache(config.cache)
-    if config.probe or config.probe_only:
-        job.probe(parts, command)
-        if config.probe_only:
+    description = {**as_json(config), "processes": accelerator.num_processes, "inputs": job.fingerprints(every_part)}
+    with locked_by_main_process(accelerator, config.out / LOCK_FILE, str(config.out)):
+        folder = on_main_process(
+            accelerator,
+            lambda: enter_run_folder(
+                config.out,
+                description,
+                changes_nothing=CHANGES_NOTHING,
+                asks_for=ASKS_FOR,
+                accept_changes=config.accept_changes,
+                restart=config.restart,
+                results=job.results(parts),
+            ),
+        )
+        for note in folder.notes:
+            accelerator.print(note)
+        if folder.state == "finished":
+            accelerator.print(f"the run in {config.out} is finished already: nothing to do")
             return config.out
-    runs = []
-    for seed in config.seeds:
-        for part in parts:
-            folder = config.out / folder_name(part, config.seeds, seed)
-            finished = folder / RESULT_FILE
-            runs.append(read_json(finished) if finished.exists() else job.train(folder, part, seed))
-    job.summarize(config.out, runs, command, "fine-tuned")
-    accelerator.end_training()
+        if config.cache is not None:
+            job.read_from_cache(config.cache)
+        with job.signals:
+            job.run(parts, folder, command)
+        if accelerator.is_main_process:
+            folder.finish()
+        accelerator.end_training()
     return config.out
 
 

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 import tyro
 
 from audio_datasets.augment import AugmentConfig
-from audio_datasets.task import MissingAudio, Task, TaskClips, one_label_each
+from audio_datasets.bad_clips import OnBadClip
+from audio_datasets.task import MissingAudio, Task, TaskClips, one_label_each, usable_durations
 from kd.finetune_data import TaskAugmentConfig
 from kd.finetune_objective import LossConfig
 from kd.loop import LoopConfig, OptimizerConfig
@@ -59,6 +60,9 @@ class FinetuneConfig:
     """One run (or one of each fold) for each of these seeds; the result is their mean and spread."""
     missing_audio: MissingAudio = "refuse"
     """What to do if audio files that the task's lists name are not there."""
+    on_bad_clip: OnBadClip = "refuse"
+    """A clip that cannot be decoded: refuse stops with its name; skip trains on another in its place, leaves it out of
+    evaluation, and lists it."""
     test_share: float = 0.2
     """Own sounds without folds and splits: share of the clips to test on."""
     valid_share: float = 0.0
@@ -97,8 +101,10 @@ class FinetuneConfig:
     """Data-loading processes for each training process."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the student's forward pass."""
-    resume: bool = False
-    """Go on where the run folder stands; finished folds and seeds are kept."""
+    accept_changes: bool = False
+    """Go on with an unfinished or finished run although settings have changed that change its result."""
+    restart: bool = False
+    """Give up the run in the folder if it was begun with other settings, and begin again."""
     loop: Annotated[LoopConfig, Flat] = field(
         default_factory=lambda: LoopConfig(epochs=80, batch_size=64, keep_checkpoints=1, log_every_steps=10)
     )
@@ -124,6 +130,10 @@ class FinetuneConfig:
             raise ValueError(
                 "workers must be at least 0, patience and eval_batch_size at least 1; found "
                 f"{self.workers}, {self.patience} and {self.eval_batch_size}"
+            )
+        if self.accept_changes and self.restart:
+            raise ValueError(
+                "--accept-changes goes on with the run in the folder and --restart gives it up; choose one"
             )
         if not 0.0 < self.layer_decay <= 1.0:
             raise ValueError(f"layer_decay must be above 0 and at most 1; found {self.layer_decay}")
@@ -162,7 +172,10 @@ def decided_by_data(config: FinetuneConfig, task: Task, clips: TaskClips) -> Fin
         raise ValueError(f"--early-stopping must be one of {', '.join(allowed)}; found {config.early_stopping!r}")
     seconds = config.clip_seconds or task.clip_seconds
     if seconds is None:
-        longest = max(clips.duration_seconds(row) for row in range(len(clips)))
+        durations = usable_durations(clips, config.on_bad_clip)
+        if not durations:
+            raise ValueError(f"{clips.path}: none of the {len(clips)} clips can be used")
+        longest = max(durations)
         seconds = min(LONGEST_CLIP_SECONDS, max(0.01, round(longest, 2)))
     return replace(config, loss=replace(config.loss, loss=loss), clip_seconds=seconds)
 

@@ -16,10 +16,12 @@ from torch.utils.data import Dataset
 
 from audio_datasets.audio import fit_length
 from audio_datasets.augment import AugmentConfig, augment_waveform, draw_mix_weight
+from audio_datasets.bad_clips import BadClipError, OnBadClip
 from audio_datasets.impulse_responses import convolve
 from audio_datasets.randomness import generator
 from audio_datasets.task import TaskClips
 from kd.sampling import ClipRequest
+from kd.training_data import Replacements
 from students.frontend import LogMelConfig, draw_band_edges
 from teacher_logits.store import LogitEnsemble
 
@@ -87,9 +89,10 @@ class Hearing:
 class TaskExamples(Dataset[dict[str, Any]]):
     """Map from a ``ClipRequest`` to one training example; all randomness is keyed by (seed, epoch, position).
 
-    An example holds ``row`` int, ``waveform`` (S,), ``targets`` (C,), ``sample_key`` int and, as configured, ``known``
-    (C,) bool, ``band_edges`` (2,), ``mix_weight``, ``style_weight``, ``time_masks`` and ``frequency_masks`` (masks, 2) as
-    shares from start to end, ``teacher`` (C,) probabilities with ``has_teacher``.
+    An example holds ``row`` int (of the clip that is really there, see ``Replacements``), ``waveform`` (S,), ``targets``
+    (C,), ``sample_key`` int and, as configured, ``known`` (C,) bool, ``band_edges`` (2,), ``mix_weight``,
+    ``style_weight``, ``time_masks`` and ``frequency_masks`` (masks, 2) as shares from start to end, ``teacher`` (C,)
+    probabilities with ``has_teacher``.
     """
 
     def __init__(
@@ -106,8 +109,14 @@ class TaskExamples(Dataset[dict[str, Any]]):
         teacher_temperature: float = 1.0,
         exclusive: bool = False,
         seed: int,
+        replacements: Replacements | None = None,
     ) -> None:
-        """``rows`` are the training clips, among which mixing finds its partners; ``exclusive`` classes have a softmax."""
+        """
+        Args:
+            rows: the training clips, among which mixing finds its partners.
+            exclusive: the classes have a softmax.
+            replacements: what to show in place of a clip that cannot be used; without them it is a ``BadClipError``.
+        """
         self.clips = clips
         self.rows = rows
         self.hearing = hearing
@@ -119,10 +128,12 @@ class TaskExamples(Dataset[dict[str, Any]]):
         self.teacher_temperature = teacher_temperature
         self.exclusive = exclusive
         self.seed = seed
+        self.replacements = replacements
 
     def __getitem__(self, request: ClipRequest) -> dict[str, Any]:
         epoch, position, row = request
-        parts = self._clip(row, epoch, position)
+        parts = self._usable_clip(row, epoch, position)
+        row = parts.pop("row")
         partner = generator(self.seed, "waveform mixup", epoch, position)
         # Drawn in this order whether or not it is used, so that each setting leaves the others' numbers alone.
         is_mixed = partner.random() < self.task_augment.waveform_mixup
@@ -130,7 +141,8 @@ class TaskExamples(Dataset[dict[str, Any]]):
         if is_mixed:
             alpha = self.task_augment.waveform_mixup_alpha
             weight = float(partner.beta(alpha, alpha)) if alpha else 0.5
-            parts = _mixed(parts, self._clip(partner_row, epoch, position, of_partner=True), max(weight, 1 - weight))
+            partner_parts = self._usable_clip(partner_row, epoch, position, of_partner=True)
+            parts = _mixed(parts, partner_parts, max(weight, 1 - weight))
         example: dict[str, Any] = {
             name: torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
             for name, value in parts.items()
@@ -154,6 +166,18 @@ class TaskExamples(Dataset[dict[str, Any]]):
                 start = rng.random(count) * (1 - width)
                 example[f"{name}_masks"] = torch.from_numpy(np.stack([start, start + width], axis=1).astype(np.float32))
         return example
+
+    def _usable_clip(self, row: int, epoch: int, position: int, of_partner: bool = False) -> dict[str, Any]:
+        """As ``_clip``, with the ``row`` that it is of; another clip if this one cannot be used and is to be replaced."""
+
+        def read(row: int) -> dict[str, Any]:
+            return {"row": row, **self._clip(row, epoch, position, of_partner)}
+
+        if self.replacements is None:
+            return read(row)
+        purpose = "replacement of partner" if of_partner else "replacement"
+        draws = generator(self.seed, purpose, epoch, position)
+        return self.replacements.first_usable(row, read, draws, self.clips.clip_id)
 
     def _clip(self, row: int, epoch: int, position: int, of_partner: bool = False) -> dict[str, Any]:
         """What mixing mixes: one clip's augmented waveform, targets, what is known of them, and its teacher's."""
@@ -231,19 +255,21 @@ def equal_batches(clips: int, largest: int, batches_per_step: int, pairs: bool) 
 class EvaluationWindows(Dataset[tuple[int, Tensor]]):
     """(number, waveform (S,)) of windows that together cover each clip whole; nothing is random.
 
-    A clip longer than a window has several, evenly spread, the first at its start and the last at its end.
+    A clip longer than a window has several, evenly spread, the first at its start and the last at its end. What cannot be
+    used is a ``BadClipError``; or, with ``on_bad_clip="skip"``, silence with the number ``~number``, which is negative.
     """
 
-    def __init__(self, clips: TaskClips, rows: np.ndarray, hearing: Hearing) -> None:
+    def __init__(self, clips: TaskClips, rows: np.ndarray, hearing: Hearing, on_bad_clip: OnBadClip = "refuse") -> None:
         self.clips = clips
         self.rows = rows
         self.hearing = hearing
+        self.on_bad_clip = on_bad_clip
         self.clip_of: list[int] = []
         """For each window, the place in ``rows`` of its clip."""
         self.starts: list[float] = []
         """For each window, where it begins in its clip, in seconds."""
         for place, row in enumerate(rows):
-            starts = window_starts(clips.duration_seconds(int(row)), hearing.clip_seconds)
+            starts = self._window_starts(int(row))
             self.clip_of += [place] * len(starts)
             self.starts += starts
 
@@ -251,17 +277,41 @@ class EvaluationWindows(Dataset[tuple[int, Tensor]]):
         return len(self.starts)
 
     def __getitem__(self, number: int) -> tuple[int, Tensor]:
-        row = int(self.rows[self.clip_of[number]])
         hearing = self.hearing
-        waveform = self.clips.waveform(row, hearing.sample_rate_hz, self.starts[number], hearing.clip_seconds)
+        try:
+            waveform = self._waveform(number)
+        except BadClipError:
+            if self.on_bad_clip == "refuse":
+                raise
+            return ~number, torch.zeros(hearing.samples)
         return number, torch.from_numpy(fit_length(hearing.lengthened(waveform), hearing.samples))
+
+    def _waveform(self, number: int) -> np.ndarray:
+        row, hearing = int(self.rows[self.clip_of[number]]), self.hearing
+        return self.clips.waveform(row, hearing.sample_rate_hz, self.starts[number], hearing.clip_seconds)
+
+    def _window_starts(self, row: int) -> list[float]:
+        try:
+            return window_starts(self.clips.duration_seconds(row), self.hearing.clip_seconds)
+        except BadClipError:
+            if self.on_bad_clip == "refuse":
+                raise
+            return [0.0]  # which tells why when it is read
 
     def clip_id(self, number: int) -> str:
         """The clip of a window."""
         return self.clips.clip_id(int(self.rows[self.clip_of[number]]))
 
+    def reason(self, number: int) -> str:
+        """Why a window cannot be used; "" if it can."""
+        try:
+            self._waveform(number)
+            return ""
+        except BadClipError as error:
+            return error.reason
+
     def mean_of_clips(self, values: np.ndarray) -> np.ndarray:
-        """(windows, any) -> (rows, any): the mean over each clip's windows."""
+        """(windows, any) -> (rows, any): the mean over each clip's windows; NaN where one of them is."""
         sums = np.zeros((len(self.rows), values.shape[1]), dtype=np.float64)
         np.add.at(sums, self.clip_of, values)
         return (sums / np.bincount(self.clip_of, minlength=len(self.rows))[:, None]).astype(np.float32)

@@ -1,7 +1,8 @@
 """One fine-tuning call: its task's clips, what its students start from, and a student for each fold and seed."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from audio_datasets.files import write_json
+from audio_datasets.bad_clips import ClipList, summary
+from audio_datasets.files import digest_of, read_json, write_json
 from audio_datasets.impulse_responses import load_impulse_responses
 from audio_datasets.messages import listed
 from audio_datasets.pcm_cache import CachedClips, fill_cache
+from audio_datasets.stop_signals import Stopped, StopSignals
 from audio_datasets.task import Task, TaskClips
 from kd.building import moving_average, package_versions, training_loader
 from kd.config import as_json, parse_options
@@ -30,16 +33,19 @@ from kd.finetune_results import (
     write_predictions,
     write_results,
 )
-from kd.loop import Run, TrainState, create_optimizer, evaluated_student, fit, resume_state
+from kd.loop import Run, TrainState, create_optimizer, evaluated_student, fit, resume_state, stop_message
 from kd.probe import probe_logits
+from kd.run_start import SKIPPED_CLIPS_FILE, RunFolder
 from kd.runlog import RunLog
 from kd.sampling import EpochBatches
 from kd.splits import Partition
 from kd.task_evaluation import ClipEvaluator
+from kd.training_data import Replacements
 from kd.transfer import Start, freeze, layer_groups, start_from_run, starting_student
 from students.blocks import Student
 from students.frontend import LogMel
 from students.weights import save_student
+from teacher_logits.processes import any_process
 from teacher_logits.store import LogitEnsemble
 
 
@@ -52,11 +58,16 @@ def folder_name(part: Partition, seeds: Sequence[int], seed: int) -> str:
 class Job:
     """What the runs of one call share: the task's clips, what the student starts from, the teachers, the devices."""
 
-    def __init__(self, config: FinetuneConfig, task: Task, clips: TaskClips, accelerator: Accelerator) -> None:
+    def __init__(
+        self, config: FinetuneConfig, task: Task, clips: TaskClips, accelerator: Accelerator, signals: StopSignals
+    ) -> None:
         self.config = config
         self.task = task
         self.clips = clips
         self.accelerator = accelerator
+        self.signals = signals
+        self.skipped = ClipList(config.out / SKIPPED_CLIPS_FILE)
+        self.accepted_changes: list[dict[str, Any]] = []
         self.exclusive = is_exclusive(task, clips)
         self.hearing = Hearing(config.frontend.sample_rate_hz, config.clip_seconds, config.short_clips)
         self.frontend = LogMel(config.frontend).to(accelerator.device)
@@ -87,28 +98,110 @@ class Job:
             batch_size=self.config.eval_batch_size,
             workers=self.config.workers,
             description=description,
+            skipped=self.skipped if self.config.on_bad_clip == "skip" else None,
         )
 
     def read_from_cache(self, folder: Path) -> None:
         """From now on waveforms come from a cache, which the main process fills if need be."""
         rate = self.config.frontend.sample_rate_hz
         with self.accelerator.main_process_first():
-            fill_cache(self.clips, folder, rate, self.accelerator.is_main_process)
+            fill_cache(self.clips, folder, rate, self.accelerator.is_main_process, self.config.on_bad_clip)
         self.clips = CachedClips(self.clips, folder, rate)
+
+    def fingerprints(self, every_part: Sequence[Partition]) -> dict[str, Any]:
+        """What the data are, wherever their files lie; a run goes on with the same only.
+
+        ``every_part`` are the partitions of all folds, also of those that this call does not run.
+        """
+        rows = [rows.tobytes() for part in every_part for rows in (part.train, part.valid, part.test)]
+        teachers = self.teachers.describe() if self.teachers is not None else []
+        batches = [self.batches(part, self.config.seeds[0]) for part in every_part]
+        return {
+            "clips": self.clips.fingerprint,
+            "partitions": digest_of(*rows),
+            "clips_per_step": [one.batch_size * one.batches_per_step for one in batches],
+            "teachers": [{"logits": teacher["fingerprint"], "weight": teacher["weight"]} for teacher in teachers],
+            "rounded_to_16_bits": self.config.cache is not None,
+        }
+
+    def results(self, parts: Sequence[Partition]) -> list[str]:
+        """The files that show that all is done, relative to the run folder."""
+        names = ["probe/results.json"] if self.config.probe or self.config.probe_only else []
+        if not self.config.probe_only:
+            names += [f"{folder_name(part, self.config.seeds, seed)}/{RESULT_FILE}" for seed, part in self.runs(parts)]
+            names += ["results.json", *(["report.html", "report.md"] if self.config.report else [])]
+        return names
+
+    def runs(self, parts: Sequence[Partition]) -> list[tuple[int, Partition]]:
+        """Seed and partition of each run, in their order."""
+        return [(seed, part) for seed in self.config.seeds for part in parts]
+
+    def run(self, parts: Sequence[Partition], entered: RunFolder, command: str) -> None:
+        """Everything that the call asks for and that is not there yet; raises as ``train`` does."""
+        self.accepted_changes = entered.description.get("accepted_changes", [])
+        if self.config.probe or self.config.probe_only:
+            self.probe(parts, command)
+        if not self.config.probe_only:
+            self.train_all(parts, command)
+        if self.accelerator.is_main_process and (bad_clips := self.skipped.read()):
+            self.skipped.replace(dict(sorted(bad_clips.items())))
+            print(f"{summary(bad_clips, len(self.clips), 'skipped')}; all are listed in {self.skipped.path}")
+
+    def train_all(self, parts: Sequence[Partition], command: str) -> None:
+        """The runs of all seeds and ``parts``, without those that are finished, and the results of all."""
+        runs = []
+        for seed, part in self.runs(parts):
+            folder = self.config.out / folder_name(part, self.config.seeds, seed)
+            runs.append(self.finished(folder) or self.train(folder, part, seed))
+        self.summarize(self.config.out, runs, command, "fine-tuned")
+
+    def finished(self, folder: Path) -> dict[str, Any] | None:
+        """A run's result; None if it has none, or one from before changes that were accepted since, and so goes on."""
+        if not (folder / RESULT_FILE).exists():
+            return None
+        result = read_json(folder / RESULT_FILE)
+        return result if result.get("accepted_changes", 0) == len(self.accepted_changes) else None
+
+    def stop_if_asked(self, message: Callable[[], str]) -> None:
+        """Stopped, on all processes alike, if a signal came to one of them."""
+        if any_process(self.accelerator, self.signals.requested)[0]:
+            raise Stopped(message())
 
     def probe(self, parts: Sequence[Partition], command: str) -> None:
         """Fits the linear probe for each of ``parts`` and leaves its results in ``probe/``."""
-        evaluator = self.evaluator(np.arange(len(self.clips)), "embed")
         seed, folder = self.config.seeds[0], self.config.out / "probe"
-        embeddings = evaluator.predict(self.starting_student(seed), lambda output: output.embedding)
-        runs = []
-        for part in parts:
-            logits = probe_logits(self.clips, part, embeddings, self.exclusive, self.config.probe_regularization)
-            runs.append(self.keep(folder / folder_name(part, [seed], seed), part, seed, logits))
+        folders = [folder / folder_name(part, [seed], seed) for part in parts]
+        runs = [self.finished(place) for place in folders]
+        if not all(runs):
+            embeddings = self.evaluator(np.arange(len(self.clips)), "embed").predict(
+                self.starting_student(seed),
+                lambda output: output.embedding,
+                before_batch=lambda: self.stop_if_asked(
+                    lambda: (
+                        f"{self.signals.reason or 'a signal to another process'} came in the linear probe, which the "
+                        "same command does again"
+                    )
+                ),
+            )
+            runs = []
+            for place, whole in zip(folders, parts, strict=True):
+                train, _ = heard(whole.train, embeddings[whole.train], "training")
+                test, _ = heard(whole.test, embeddings[whole.test], "test")
+                part = replace(whole, train=train, test=test)
+                logits = np.full((len(whole.test), len(self.clips.class_names)), np.nan, dtype=np.float32)
+                logits[np.isin(whole.test, test)] = probe_logits(
+                    self.clips, part, embeddings, self.exclusive, self.config.probe_regularization
+                )
+                runs.append(self.keep(place, whole, seed, logits))
         self.summarize(folder, runs, command, "linear probe")
 
     def train(self, folder: Path, part: Partition, seed: int) -> dict[str, Any]:
-        """One student from its start to its result on the test clips of ``part``."""
+        """One student from its newest checkpoint, or its start, to its result on the test clips of ``part``.
+
+        Raises:
+            Stopped: on request, with the run saved.
+            ValueError: a loss that is not finite.
+        """
         config, accelerator = self.config, self.accelerator
         where = "" if folder == config.out else f"{folder.relative_to(config.out).as_posix()}: "
         batches = self.batches(part, seed)
@@ -128,6 +221,7 @@ class Job:
             teacher_temperature=config.distillation.teacher_temperature,
             exclusive=config.loss.loss == "cross-entropy",
             seed=seed,
+            replacements=Replacements(part.train, self.skipped) if config.on_bad_clip == "skip" else None,
         )
         loader = training_loader(examples, batches, config.workers, accelerator)
         student, optimizer, loader = accelerator.prepare(
@@ -138,7 +232,11 @@ class Job:
         log = RunLog(run.metrics_path, accelerator)
         state = TrainState(student, optimizer, ema)
         if resume_state(accelerator, state, run, log):
-            accelerator.print(f"{where}going on at epoch {state.epoch}, step {state.step_in_epoch}")
+            place = f"epoch {state.epoch}, step {state.step_in_epoch} of {batches.steps_per_epoch}"
+            accelerator.print(f"{where}going on at {place}")
+
+        def stop_if_asked() -> None:
+            self.stop_if_asked(lambda: stop_message(self.signals, state, run))
 
         stopping = EarlyStopping(config.early_stopping, config.patience, folder, accelerator)
         validate = None
@@ -146,7 +244,8 @@ class Job:
             valid = self.evaluator(part.valid, "validate")
 
             def validate(evaluated: nn.Module) -> dict[str, Any]:
-                metrics = metrics_of(self.clips, part, part.valid, valid.predict(evaluated), self.exclusive)
+                rows, logits = heard(part.valid, valid.predict(evaluated, before_batch=stop_if_asked), "validation")
+                metrics = metrics_of(self.clips, part, rows, logits, self.exclusive)
                 stopping.keep_if_best(metrics, evaluated, run.metrics_path)
                 return {name: value for name, value in metrics.items() if isinstance(value, float)}
 
@@ -163,15 +262,15 @@ class Job:
         )
         fit(
             accelerator, state, objective, batches, loader, run, log, validate, describe,
-            stop=lambda epochs: stopping.should_stop(run.metrics_path),
+            stop=lambda epochs: stopping.should_stop(run.metrics_path), signals=self.signals,
         )  # fmt: skip
         best = evaluated_student(state, accelerator)
         stopping.load_best(best)
         if len(part.valid):  # for what is chosen on them, such as thresholds
-            chosen_on = valid.predict(best)
+            rows, chosen_on = heard(part.valid, valid.predict(best, before_batch=stop_if_asked), "validation")
             if accelerator.is_main_process:
-                write_predictions(folder / VALIDATION_FILE, self.clips, part.valid, chosen_on, part)
-        logits = self.evaluator(part.test, "test").predict(best)
+                write_predictions(folder / VALIDATION_FILE, self.clips, rows, chosen_on, part)
+        logits = self.evaluator(part.test, "test").predict(best, before_batch=stop_if_asked)
         if accelerator.is_main_process:
             save_student(folder, best, self.clips.class_names, config.frontend, self.provenance(part, seed, state))
         result = self.keep(folder, part, seed, logits)
@@ -244,6 +343,7 @@ class Job:
         """What ``student.json`` tells of how the weights came about."""
         return {
             "config": as_json(self.config),
+            "accepted_changes": self.accepted_changes,
             "clip_seconds": self.config.clip_seconds,
             "task": self.task.name,
             "licence_of_the_data": self.task.licence,
@@ -252,6 +352,7 @@ class Job:
             "test_fold": part.fold,
             "teachers": self.teachers.describe() if self.teachers is not None else [],
             "steps": state.step,
+            "skipped_steps": state.skipped_steps,
             "epochs": state.epoch,
             "versions": package_versions(),
         }
@@ -263,11 +364,13 @@ class Job:
 
     def keep(self, folder: Path, part: Partition, seed: int, logits: np.ndarray) -> dict[str, Any]:
         """Writes the predictions of a run and, last, its result, which marks it as finished."""
-        metrics = metrics_of(self.clips, part, part.test, logits, self.exclusive)
+        rows, logits = heard(part.test, logits, "test")
+        metrics = metrics_of(self.clips, part, rows, logits, self.exclusive)
         place = folder.relative_to(self.config.out).as_posix()
         result = {"seed": seed, "fold": part.fold, "folder": place, "metrics": metrics}
+        result |= {"skipped_clips": len(part.test) - len(rows), "accepted_changes": len(self.accepted_changes)}
         if self.accelerator.is_main_process:
-            write_predictions(folder / PREDICTIONS_FILE, self.clips, part.test, logits, part)
+            write_predictions(folder / PREDICTIONS_FILE, self.clips, rows, logits, part)
             write_json(folder / RESULT_FILE, result)
             shown = " ".join(f"{name} {value:.4f}" for name, value in metrics.items() if isinstance(value, float))
             print(shown if place == "." else f"{place}: {shown}")
@@ -287,6 +390,18 @@ class Job:
 
                 print(f"report: {write_report(folder, self.audio)}")
         self.accelerator.wait_for_everyone()
+
+
+def heard(rows: np.ndarray, values: np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and their values (rows, any) without the clips that were skipped, which have NaN.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    usable = ~np.isnan(values).any(axis=1)
+    if not usable.any():
+        raise ValueError(f"none of the {len(rows)} {what} clips can be used")
+    return rows[usable], values[usable]
 
 
 def read_start(config: FinetuneConfig) -> Start:

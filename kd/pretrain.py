@@ -47,7 +47,7 @@ from kd.loop import (
 from kd.metrics import tagging_metrics
 from kd.objectives import DistillationConfig, DistillationObjective
 from kd.recipes import GLOBAL_BATCH, RECIPES, RecipeName, recipe_for
-from kd.run_start import LOCK_FILE, RunFolder, enter_run_folder
+from kd.run_start import LOCK_FILE, SKIPPED_CLIPS_FILE, RunFolder, enter_run_folder
 from kd.runlog import RunLog, check_trackers
 from kd.sampling import EpochBatches, SamplingConfig
 from kd.schedule import ScheduleConfig, phases
@@ -61,8 +61,6 @@ from students.frontend import LogMel, LogMelConfig
 from students.weights import imagenet_architecture, load_imagenet_weights, save_student
 from teacher_logits.processes import any_process, locked_by_main_process, on_main_process
 from teacher_logits.store import LogitEnsemble, MeanOf, check_same_classes
-
-SKIPPED_CLIPS_FILE = "skipped_clips.txt"
 
 Flat = tyro.conf.arg(name="")
 

@@ -1,7 +1,9 @@
 """A run folder's beginning: whether a run is new, goes on or has ended, and whether it may go on as it is asked to."""
 
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +14,16 @@ from kd.config import differences
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = "run.lock"
+SKIPPED_CLIPS_FILE = "skipped_clips.txt"
 
-RESULTS = ("metrics.jsonl", "student.json", "student.safetensors", "trackers", "non_finite", CONFIG_FILE)
+PART = re.compile(r"(seed|fold)\d+|probe")
+"""Folders in a run folder that are runs of their own: those of a fine-tuning's seeds and folds, and its linear probe."""
+
+RESULTS = (
+    *("result.json", "results.json", "metrics.jsonl", "student.json", "student.safetensors", "best.safetensors"),
+    *("predictions.npz", "validation_predictions.npz", "report.html", "report.md", SKIPPED_CLIPS_FILE),
+    *("trackers", "non_finite", CONFIG_FILE),
+)
 """What ``restart`` removes after the checkpoints, in this order; other files in the folder are left alone."""
 
 
@@ -37,6 +47,7 @@ def enter_run_folder(
     description: Mapping[str, Any],
     *,
     changes_nothing: Sequence[str],
+    asks_for: Sequence[str] = (),
     accept_changes: bool = False,
     restart: bool = False,
     results: Sequence[str] = ("student.safetensors", "student.json"),
@@ -47,6 +58,7 @@ def enter_run_folder(
         description: the configuration as JSON, with "loop" in it; "processes", how many share a step; and whatever else
             decides the result, such as fingerprints of the data.
         changes_nothing: settings that a run may go on with otherwise, since they do not change its result.
+        asks_for: those of them that say how much is to be done; with others than before a finished run goes on.
         accept_changes: go on although other settings differ; the changes are kept in ``config.json``.
         restart: give up a run that has other settings.
         results: the files of a finished run; if one was removed, the run is finished again.
@@ -57,13 +69,14 @@ def enter_run_folder(
     path = folder / CONFIG_FILE
     new = dict(description)
     if not path.exists():
-        if checkpoints(folder / "checkpoints"):
+        if newest_checkpoints(folder):
             raise ValueError(f"{folder} holds checkpoints but no {CONFIG_FILE} to say what of; choose another --out")
         write_json(path, new)
         return RunFolder(folder, "new", new)
     old = read_json(path)
     finished, accepted = old.pop("finished", False), old.pop("accepted_changes", [])
     finished = finished and all((folder / name).exists() for name in results)
+    finished = finished and all(old.get(name) == new.get(name) for name in asks_for)
     changed = differences(comparable(old), comparable(new), changes_nothing)
     notes: list[str] = []
     if changed and restart:
@@ -78,8 +91,7 @@ def enter_run_folder(
             "given now, --restart gives the old run up"
         )
     if changed:
-        newest = [item.name for item in checkpoints(folder / "checkpoints")[-1:]]
-        accepted.append({"at": newest[0] if newest else "the start", "changes": changed})
+        accepted.append({"at": ", ".join(newest_checkpoints(folder)) or "the start", "changes": changed})
         notes.append(f"{folder} goes on with changes: {'; '.join(changed)}")
         finished = False
     if accepted:
@@ -99,18 +111,42 @@ def comparable(description: Mapping[str, Any]) -> dict[str, Any]:
     """A description with the clips of an optimizer step in place of how processes and batches divide them."""
     values = {name: value for name, value in description.items() if name != "processes"}
     loop = dict(values["loop"])
-    loop["clips_per_step"] = loop.pop("batch_size") * loop.pop("gradient_accumulation_steps") * description["processes"]
+    processes = description.get("processes", 1)  # absent in folders of version 0.1
+    loop["clips_per_step"] = loop.pop("batch_size") * loop.pop("gradient_accumulation_steps") * processes
     return {**values, "loop": loop}
 
 
 def division(description: Mapping[str, Any]) -> str:
     """How a step's clips are divided, in words."""
     loop = description["loop"]
-    return f"{description['processes']} processes x {loop['gradient_accumulation_steps']} batches x {loop['batch_size']} clips"
+    return f"{description.get('processes', 1)} processes x {loop['gradient_accumulation_steps']} batches x {loop['batch_size']} clips"
+
+
+def parts_of(folder: Path) -> Iterator[Path]:
+    """The folders of a run's parts, those inside of others first."""
+    for item in sorted(folder.iterdir()):
+        if item.is_dir() and PART.fullmatch(item.name):
+            yield from parts_of(item)
+            yield item
+
+
+def newest_checkpoints(folder: Path) -> list[str]:
+    """The newest checkpoint of a run and of each of its parts, as "step-00000012" and "fold1/step-00000012"."""
+    found = [(part, checkpoints(part / "checkpoints")) for part in (*parts_of(folder), folder)]
+    return [(part / steps[-1].name).relative_to(folder).as_posix() for part, steps in found if steps]
 
 
 def give_up(folder: Path) -> None:
     """Removes a run. Its checkpoints go at once and its configuration last: killed in between, it is a run at its start."""
+    for part in parts_of(folder):
+        remove_results(part)
+        with suppress(OSError):  # somebody else's files are in it
+            part.rmdir()
+    remove_results(folder)
+
+
+def remove_results(folder: Path) -> None:
+    """Removes what one run, or one part of it, has written."""
     given_up = folder / ".checkpoints.given-up"
     if given_up.exists():
         shutil.rmtree(given_up)

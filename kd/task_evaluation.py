@@ -7,8 +7,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from audio_datasets.bad_clips import ClipList
+from audio_datasets.stop_signals import outlive_stop_signals
 from audio_datasets.task import TaskClips
-from kd.evaluation import predict_logits
+from kd.evaluation import predict_logits, skipped_clips
 from kd.finetune_data import EvaluationWindows, Hearing
 from students.blocks import StudentOutput
 from students.frontend import LogMel
@@ -28,19 +30,38 @@ class ClipEvaluator:
         batch_size: int,
         workers: int,
         description: str,
+        skipped: ClipList | None = None,
     ) -> None:
+        """
+        Args:
+            skipped: where clips that cannot be used are listed, which then get NaN; without it they are a ``BadClipError``.
+        """
         self.accelerator = accelerator
         self.frontend = frontend
         self.description = description
-        self.windows = EvaluationWindows(clips, rows, hearing)
+        self.skipped = skipped
+        self.windows = EvaluationWindows(clips, rows, hearing, "refuse" if skipped is None else "skip")
         self.loader = accelerator.prepare(
-            DataLoader(self.windows, batch_size, num_workers=workers, pin_memory=accelerator.device.type == "cuda")
+            DataLoader(
+                self.windows,
+                batch_size,
+                num_workers=workers,
+                worker_init_fn=outlive_stop_signals,
+                pin_memory=accelerator.device.type == "cuda",
+            )
         )
 
     def predict(
-        self, student: nn.Module, choose: Callable[[StudentOutput], Tensor] = lambda output: output.logits
+        self,
+        student: nn.Module,
+        choose: Callable[[StudentOutput], Tensor] = lambda output: output.logits,
+        *,
+        before_batch: Callable[[], None] = lambda: None,
     ) -> np.ndarray:
-        """Logits (or what else ``choose`` takes from the output) of each clip, (rows, columns) float32."""
+        """Logits (or what else ``choose`` takes from the output) of each clip, (rows, columns) float32.
+
+        ``before_batch`` is called by every process before each batch; it may raise, on all of them alike.
+        """
         student = student.to(self.accelerator.device).eval()
         values = predict_logits(
             self.accelerator,
@@ -48,5 +69,9 @@ class ClipEvaluator:
             self.loader,
             len(self.windows),
             self.description,
+            before_batch,
         )
+        if self.skipped is not None and self.accelerator.is_main_process:
+            for clip_id, reason in skipped_clips(self.loader, values).items():
+                self.skipped.add(clip_id, reason)
         return self.windows.mean_of_clips(values)

@@ -3,8 +3,9 @@
 Everything here runs in data-loader workers. What is held per worker is one open file per store and the rows chosen.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from students.frontend import LogMelConfig, draw_band_edges
 from teacher_logits.heard_views import heard_views
 from teacher_logits.store import LogitEnsemble
 
+Example = TypeVar("Example")
+
 MOST_REPLACEMENTS = 100
 """Bad clips in a row, drawn at random, after which a run stops: most of its clips must be bad."""
 
@@ -38,6 +41,28 @@ class Replacements:
     """int64: what is drawn from."""
     skipped: ClipList
     """Where each clip that was replaced is listed, by every worker of every process."""
+    listed: set[int] = field(default_factory=set)
+    """Rows of the bad clips that this process has listed."""
+
+    def first_usable(
+        self, row: int, read: Callable[[int], Example], draws: np.random.Generator, clip_id: Callable[[int], str]
+    ) -> Example:
+        """What ``read`` gives for ``row`` or, as long as it raises a BadClipError, for another row that is drawn.
+
+        Raises:
+            ValueError: one clip after the other is bad.
+        """
+        for _ in range(MOST_REPLACEMENTS):
+            try:
+                return read(row)
+            except BadClipError as error:
+                if row not in self.listed:
+                    self.listed.add(row)
+                    self.skipped.add(clip_id(row), error.reason)
+                row = int(draws.choice(self.rows))
+        raise ValueError(
+            f"{MOST_REPLACEMENTS} clips drawn at random one after the other cannot be used; mend or leave out the bad ones"
+        )
 
 
 class TrainingClips(Dataset[dict[str, Any]]):
@@ -74,23 +99,16 @@ class TrainingClips(Dataset[dict[str, Any]]):
         self.seed = seed
         self.views = views
         self.replacements = replacements
-        self._listed: set[int] = set()  # rows of bad clips that this process has listed
 
     def __getitem__(self, request: ClipRequest) -> dict[str, Any]:
         epoch, position, row = request
         if self.replacements is None:
             return self._example(request)
-        draws = generator(self.seed, "replacement", epoch, position)
-        for _ in range(MOST_REPLACEMENTS):
-            try:
-                return self._example(ClipRequest(epoch, position, row))
-            except BadClipError as error:
-                if row not in self._listed:
-                    self._listed.add(row)
-                    self.replacements.skipped.add(self.clips.clip_id(row), error.reason)
-                row = int(draws.choice(self.replacements.rows))
-        raise ValueError(
-            f"{MOST_REPLACEMENTS} clips drawn at random one after the other cannot be used; pack them again"
+        return self.replacements.first_usable(
+            row,
+            lambda usable: self._example(ClipRequest(epoch, position, usable)),
+            generator(self.seed, "replacement", epoch, position),
+            self.clips.clip_id,
         )
 
     def _example(self, request: ClipRequest) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 A cache is two files named by what is in them, ``KEY.pcm`` (int16 samples, all clips one after the other) and
 ``KEY.lengths.npy``; the second is written last, so that a cache is whole or absent. Changed audio files have another key.
+A clip that cannot be used has no samples there; whoever asks for it is told by its file why.
 """
 
 import shutil
@@ -11,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from audio_datasets import audio as audio_codec
+from audio_datasets.bad_clips import BadClipError, OnBadClip
 from audio_datasets.command import progress
 from audio_datasets.files import digest_of, written_aside
-from audio_datasets.task import TaskClips
+from audio_datasets.task import TaskClips, usable_durations
 
 BYTES_PER_SAMPLE = 2
 
@@ -40,7 +42,12 @@ class CachedClips(TaskClips):
     def _samples(self) -> np.ndarray:
         return np.memmap(self._samples_file, np.int16, "r")
 
+    def _is_bad(self, row: int) -> bool:
+        return self._offsets[row + 1] == self._offsets[row]
+
     def duration_seconds(self, row: int) -> float:
+        if self._is_bad(row):
+            return super().duration_seconds(row)
         return float(self._offsets[row + 1] - self._offsets[row]) / self.sample_rate_hz
 
     def waveform(
@@ -49,22 +56,27 @@ class CachedClips(TaskClips):
         """(see TaskClips); ValueError for another rate than the cache's."""
         if sample_rate_hz != self.sample_rate_hz:
             raise ValueError(f"the cache holds {self.sample_rate_hz} Hz; {sample_rate_hz} Hz were asked for")
+        if self._is_bad(row):
+            return super().waveform(row, sample_rate_hz)
         first = self._offsets[row] + round(start_seconds * sample_rate_hz)
         end = self._offsets[row + 1] if seconds is None else first + round(seconds * sample_rate_hz)
         return audio_codec.from_pcm16(self._samples[first : min(end, self._offsets[row + 1])])
 
 
-def fill_cache(clips: TaskClips, folder: Path, sample_rate_hz: int, shown: bool = True) -> None:
+def fill_cache(
+    clips: TaskClips, folder: Path, sample_rate_hz: int, shown: bool = True, on_bad_clip: OnBadClip = "refuse"
+) -> None:
     """Decodes every clip into ``folder``, unless that was done before. To be called by one process.
 
     Raises:
-        ValueError: audio that cannot be decoded, or not enough room on the disk.
+        BadClipError: audio that cannot be used, unless it is to be skipped.
+        ValueError: not enough room on the disk.
     """
     samples_file, lengths_file = _files(clips, folder, sample_rate_hz)
     if lengths_file.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    seconds = sum(clips.duration_seconds(row) for row in range(len(clips)))
+    seconds = sum(usable_durations(clips, on_bad_clip))
     needed, free = int(seconds * sample_rate_hz) * BYTES_PER_SAMPLE, shutil.disk_usage(folder).free
     if needed > free:
         raise ValueError(
@@ -74,7 +86,12 @@ def fill_cache(clips: TaskClips, folder: Path, sample_rate_hz: int, shown: bool 
     lengths = []
     with written_aside(samples_file) as aside, open(aside, "wb") as file:
         for row in progress(range(len(clips)), shown=shown, desc="decode", unit="clip", leave=False):
-            samples = audio_codec.to_pcm16(clips.waveform(row, sample_rate_hz))
+            try:
+                samples = audio_codec.to_pcm16(clips.waveform(row, sample_rate_hz))
+            except BadClipError:
+                if on_bad_clip == "refuse":
+                    raise
+                samples = np.zeros(0, dtype=np.int16)
             lengths.append(len(samples))
             file.write(samples.tobytes())
     with written_aside(lengths_file) as aside, open(aside, "wb") as file:

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from audio_datasets import audio as audio_codec
+from audio_datasets.bad_clips import BadClipError, OnBadClip
 from audio_datasets.class_lists import check_class_names
 from audio_datasets.files import digest_of
 from audio_datasets.messages import listed
@@ -170,13 +171,13 @@ class TaskClips:
         )
 
     def duration_seconds(self, row: int) -> float:
-        """One clip's length by its file's header. ValueError, with the clip's id, if that cannot be read."""
+        """One clip's length by its file's header. BadClipError, a ValueError with its id, if that cannot be read."""
         if row not in self._durations:
             clip = self.clips[row]
             try:
                 self._durations[row] = audio_codec.audio_info(clip.path).duration_seconds
             except (ValueError, OSError) as error:
-                raise ValueError(f"clip {clip.clip_id!r} ({clip.path}): {error}") from error
+                raise BadClipError(f"clip {clip.clip_id!r} ({clip.path}): {error}", str(error)) from error
         return self._durations[row]
 
     def waveform(
@@ -184,13 +185,13 @@ class TaskClips:
     ) -> np.ndarray:
         """One clip as a mono waveform at ``sample_rate_hz``, float32 (samples,); only the part asked for is read.
 
-        The part is shorter where the clip ends earlier. ValueError, with the clip's id, for audio that cannot be read.
+        The part is shorter where the clip ends earlier. BadClipError, a ValueError with its id, for audio that cannot be used.
         """
         clip = self.clips[row]
         try:
             return audio_codec.decode(clip.path, sample_rate_hz, start_seconds, seconds)
         except (ValueError, OSError) as error:
-            raise ValueError(f"clip {clip.clip_id!r} ({clip.path}): {error}") from error
+            raise BadClipError(f"clip {clip.clip_id!r} ({clip.path}): {error}", str(error)) from error
 
 
 def read_task(
@@ -237,6 +238,22 @@ def read_task(
 def one_label_each(clips: TaskClips) -> bool:
     """Whether every clip has exactly one class and all labels are known."""
     return not clips.is_masked and all(len(clip.labels) == 1 for clip in clips.clips)
+
+
+def usable_durations(clips: TaskClips, on_bad_clip: OnBadClip = "refuse") -> list[float]:
+    """The lengths of all clips by their headers, in seconds; of those that can be read, if bad ones are to be skipped.
+
+    Raises:
+        BadClipError: a header that cannot be read, with ``on_bad_clip="refuse"``.
+    """
+    found = []
+    for row in range(len(clips)):
+        try:
+            found.append(clips.duration_seconds(row))
+        except BadClipError:
+            if on_bad_clip == "refuse":
+                raise
+    return found
 
 
 # -- What readers of layouts share -------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """`kd finetune` on small data sets in their official layouts: results, folds, resuming, options and wrong input."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,13 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from safetensors.torch import load_file
 
+from audio_datasets.bad_clips import ClipList
 from audio_datasets.catalog import get_task
+from audio_datasets.command import STOPPED
+from audio_datasets.locks import locked
 from audio_datasets.task import read_task
 from kd.checkpoint import checkpoints
 from kd.finetune import configure, main
+from kd.finetune_data import EvaluationWindows
+from kd.finetune_objective import FinetuneObjective
 from kd.runlog import read_metrics
 from kd.splits import partitions
 from students import create_student
@@ -110,7 +118,7 @@ def test_folds_start_alike_and_test_on_other_recordings(
     assert found["headline"]["values"] == [run["metrics"]["accuracy"] for run in found["runs"]]
 
 
-def test_a_run_that_is_resumed_keeps_finished_folds_and_ends_bit_for_bit(
+def test_the_same_command_keeps_finished_folds_and_ends_bit_for_bit(
     make_task_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     data, whole, resumed = make_task_folder("esc50"), tmp_path / "whole", tmp_path / "resumed"
@@ -119,14 +127,14 @@ def test_a_run_that_is_resumed_keeps_finished_folds_and_ends_bit_for_bit(
     assert main(arguments("esc50", data, resumed, "--fold", "1", *options)) == 0
     first = (resumed / "fold1" / "student.safetensors").stat().st_mtime_ns
     # Fold 2 as a kill leaves it: inside the first epoch, with nothing finished.
-    assert main(arguments("esc50", data, resumed, "--fold", "2", "--resume", *options)) == 0
+    assert main(arguments("esc50", data, resumed, "--fold", "2", *options)) == 0
     for name in ("result.json", "predictions.npz", "student.safetensors", "student.json"):
         (resumed / "fold2" / name).unlink()
     for path in checkpoints(resumed / "fold2" / "checkpoints")[1:]:
         for file in path.iterdir():
             file.unlink()
         path.rmdir()
-    assert main(arguments("esc50", data, resumed, "--fold", "1", "2", "--resume", *options)) == 0
+    assert main(arguments("esc50", data, resumed, "--fold", "1", "2", *options)) == 0
     assert (resumed / "fold1" / "student.safetensors").stat().st_mtime_ns == first
     left, right = (load_file(out / "fold2" / "student.safetensors") for out in (whole, resumed))
     assert all(torch.equal(left[name], right[name]) for name in left)
@@ -261,6 +269,7 @@ WRONG = {
     "no such run": ("--task esc50 --data esc50 --init absent", "student.json"),
     "no such weights": ("--task esc50 --data esc50 --student mn01 --weights absent.pt", "absent.pt"),
     "both starts": ("--task esc50 --data esc50 --weights a.pt --init b", "leave one"),
+    "going on and giving up": ("--task esc50 --data esc50 --accept-changes --restart", "choose one"),
     "no validation clips": ("--task esc50 --data esc50 --early-stopping accuracy", "--valid-share"),
     "unknown metric": ("--task esc50 --data esc50 --valid-share 0.2 --early-stopping mAP", "accuracy"),
     "wrong loss": ("--task openmic --data openmic --loss cross-entropy", "bce"),
@@ -293,15 +302,141 @@ def test_wrong_input_is_one_plain_message(
     assert not Path("run").exists()
 
 
-def test_a_run_folder_in_use_is_not_written_over(
+def test_another_command_in_the_same_folder(
+    make_task_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    data, out = make_task_folder("esc50"), tmp_path / "run"
+    command = arguments("esc50", data, out, "--fold", "1")
+    assert main(command) == 0
+    student = out / "fold1" / "student.safetensors"
+    written = student.stat().st_mtime_ns
+    capsys.readouterr()
+    assert main([*command, "--workers", "1"]) == 0
+    assert "finished already" in capsys.readouterr().out
+    # Another fold is more to do; then the results are those of the folds that are asked for.
+    assert main([*command[:-1], "2"]) == 0
+    assert [run["fold"] for run in results(out)["runs"]] == [2]
+    assert main(command) == 0
+    assert [run["fold"] for run in results(out)["runs"]] == [1]
+    assert student.stat().st_mtime_ns == written
+
+    other = [*command, "--learning-rate", "0.5"]
+    assert main(other) == 2
+    assert "optimizer.learning_rate: " in capsys.readouterr().err
+    # Accepted: finished folds go on as well, and what was accepted is on record.
+    assert main([*command, "--epochs", "3", "--accept-changes"]) == 0
+    assert student.stat().st_mtime_ns > written
+    assert len(read_metrics(out / "fold1" / "metrics.jsonl", "train")) == 3
+    (accepted,) = json.loads((out / "fold1" / "student.json").read_text())["provenance"]["accepted_changes"]
+    assert any(change.startswith("loop.epochs: 2 -> 3") for change in accepted["changes"])
+    assert "fold1/step-" in accepted["at"]
+    # Given up: nothing of it is left, in no fold; files of somebody else are.
+    (out / "fold2" / "notes.txt").write_text("mine")
+    assert main([*other, "--restart"]) == 0
+    assert len(read_metrics(out / "fold1" / "metrics.jsonl", "train")) == 2
+    assert [item.name for item in (out / "fold2").iterdir()] == ["notes.txt"]
+
+    (data / "audio").rename(data / "elsewhere")
+    moved = data.rename(data.with_name("moved"))
+    (moved / "elsewhere").rename(moved / "audio")
+    assert main([*arguments("esc50", moved, out, "--fold", "1"), "--learning-rate", "0.5"]) == 0
+    assert "finished already" in capsys.readouterr().out
+    table = moved / "meta" / "esc50.csv"
+    lines = table.read_text().splitlines(keepends=True)
+    table.write_text("".join(lines[:-1]))
+    assert main([*arguments("esc50", moved, out, "--fold", "1"), "--learning-rate", "0.5"]) == 2
+    assert "inputs.clips: " in capsys.readouterr().err
+
+
+def test_two_runs_do_not_write_into_one_folder(
     make_task_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     data, out = make_task_folder("folder"), tmp_path / "run"
-    assert main(arguments("folder", data, out)) == 0
-    assert main(arguments("folder", data, out)) == 2
-    assert "--resume" in capsys.readouterr().err
-    assert main(arguments("folder", data, out, "--resume", "--learning-rate", "0.5")) == 2
-    assert "learning_rate" in capsys.readouterr().err
+    with locked(out / "run.lock", "the run"):
+        assert main(arguments("folder", data, out)) == 2
+    assert f"is in use by process {os.getpid()}" in capsys.readouterr().err
+    assert not (out / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "call", "told"),
+    [
+        (signal.SIGTERM, FinetuneObjective, 2, "fold1 is saved at step 2"),
+        (signal.SIGUSR1, EvaluationWindows, 6, "fold1 is saved at step 6"),  # in the test of fold 1
+        (signal.SIGTERM, FinetuneObjective, 7, "fold2 is saved at step 1"),
+        (signal.SIGUSR1, EvaluationWindows, 1, "came in the linear probe"),
+    ],
+)
+def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(
+    make_task_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    number: signal.Signals,
+    kind: type,
+    call: int,
+    told: str,
+) -> None:
+    data = make_task_folder("esc50")
+    options = ["--fold", "1", "2", "--batch-size", "4", "--log-every-steps", "1"]
+    options += ["--probe"] if "probe" in told else []
+    method = "__call__" if kind is FinetuneObjective else "__getitem__"
+    original, calls = getattr(kind, method), []
+
+    def signalled(*inputs: object) -> object:
+        calls.append(None)
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+        return original(*inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, method, signalled)
+        assert main(arguments("esc50", data, tmp_path / "run", *options)) == STOPPED
+    shown = capsys.readouterr().err
+    assert f"stopped: {number.name} came" in shown
+    assert told in shown
+    assert not (tmp_path / "run" / "run.lock").exists()
+    assert main(arguments("esc50", data, tmp_path / "run", *options)) == 0
+    assert main(arguments("esc50", data, tmp_path / "whole", *options)) == 0
+    for name in ("metrics.jsonl", "student.safetensors", "result.json"):
+        for fold in ("fold1", "fold2"):
+            assert (tmp_path / "run" / fold / name).read_bytes() == (tmp_path / "whole" / fold / name).read_bytes()
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_bad_clips_are_refused_or_skipped(
+    make_task_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture, cached: bool
+) -> None:
+    """One to train on and one to test on in each fold: one of no format, one whose header is whole and samples are NaN."""
+    data, out = make_task_folder("esc50", per_fold=4), tmp_path / "run"
+    clips, _ = read_task(get_task("esc50"), data)
+    of_fold = {fold: [clip for clip in clips.clips if clip.fold == fold] for fold in (1, 2)}
+    damaged, spoilt = of_fold[1][0], of_fold[2][1]
+    damaged.path.write_bytes(b"no audio at all")
+    soundfile.write(spoilt.path, np.full(32000, np.nan), 32000, format="WAV", subtype="FLOAT")
+    # With every clip mixed with another, bad ones are met as partners too.
+    command = arguments("esc50", data, out, "--fold", "1", "2", "--waveform-mixup", "1", "--batch-size", "4", "--probe")
+    command += ["--cache", str(tmp_path / "cache")] if cached else []
+    assert main(command) == 2
+    assert f"clip {damaged.clip_id!r}" in capsys.readouterr().err
+    # The same run, since what is done with bad clips is not what it is.
+    assert main([*command, "--on-bad-clip", "skip"]) == 0
+    assert f"2 of {len(clips)} clips skipped" in capsys.readouterr().out
+    skipped = ClipList(out / "skipped_clips.txt").read()
+    assert list(skipped) == sorted([damaged.clip_id, spoilt.clip_id])
+    assert "in no format" in skipped[damaged.clip_id]
+    assert "NaN" in skipped[spoilt.clip_id]
+    for place in (out, out / "probe"):
+        assert [run["skipped_clips"] for run in results(place)["runs"]] == [1, 1]
+        for fold, bad in ((1, damaged), (2, spoilt)):
+            with np.load(place / f"fold{fold}" / "predictions.npz", allow_pickle=False) as arrays:
+                assert set(arrays["clip_ids"]) == {clip.clip_id for clip in of_fold[fold]} - {bad.clip_id}
+                assert np.isfinite(arrays["logits"]).all()
+    if not cached:
+        other = [option if option != str(out) else str(tmp_path / "other") for option in command]
+        assert main([*other, "--on-bad-clip", "skip", "--workers", "2"]) == 0
+        left, right = (load_file(run / "fold1" / "student.safetensors") for run in (out, tmp_path / "other"))
+        assert all(torch.equal(left[name], right[name]) for name in left)
 
 
 def test_as_a_script_with_a_worker(
