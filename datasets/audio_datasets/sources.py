@@ -3,7 +3,6 @@
 One function per layout; ``read_source`` finds out which it is.
 """
 
-import csv
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 from audio_datasets.audioset import index_audio, is_segment_list, read_class_ids, read_segments, segment_lists
 from audio_datasets.manifest import read_parquet
 from audio_datasets.messages import listed
+from audio_datasets.tables import read_csv_rows, require_columns
 
 LABEL_SEPARATOR = ";"
 # File names that libsndfile can be expected to read. A manifest may name files with any suffix.
@@ -150,7 +150,7 @@ def read_esc50(folder: Path) -> Source:
         file.stem: file for file in sorted((folder / "audio").glob("*")) if file.suffix.lower() in AUDIO_SUFFIXES
     }
     clips, order = [], {}
-    for line, row in _csv_rows(table, required=("filename", "category")):
+    for line, row in read_csv_rows(table, required=("filename", "category")):
         named = folder / "audio" / row["filename"]
         path = named if named.exists() else by_stem.get(named.stem, named)
         label = row["category"]
@@ -197,7 +197,7 @@ def read_manifest_file(file: Path) -> Source:
     if not file.is_file() or suffix not in (".csv", ".parquet"):
         raise ValueError(f"a manifest is a .csv or .parquet file; found {file}")
     required = ("clip_id", "path", "labels")
-    rows = _csv_rows(file, required) if suffix == ".csv" else _parquet_rows(file, required)
+    rows = read_csv_rows(file, required) if suffix == ".csv" else _parquet_rows(file, required)
     clips = []
     for line, row in rows:
         where = f"{file}, row {line}"
@@ -264,35 +264,15 @@ LAYOUTS: dict[str, Callable[[Path], Source]] = {
 }
 
 
-def _csv_rows(file: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, row) of a CSV file with a header."""
-    try:
-        with open(file, encoding="utf-8-sig", newline="") as text:
-            reader = csv.DictReader(text, strict=True)
-            _require_columns(file, required, list(reader.fieldnames or ()))
-            for row in reader:
-                if None in row or None in row.values():
-                    raise ValueError(f"{file}, line {reader.line_num}: expected {len(reader.fieldnames)} columns")
-                yield reader.line_num, row
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not a CSV file in UTF-8: {error}") from error
-
-
 def _parquet_rows(file: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
     """(row number from 1, row) of a Parquet file."""
     table = read_parquet(file)
-    _require_columns(file, required, table.column_names)
+    require_columns(file, required, table.column_names)
     number = 0
     for batch in table.to_batches():
         for row in batch.to_pylist():
             number += 1
             yield number, row
-
-
-def _require_columns(file: Path, required: tuple[str, ...], found: list[str]) -> None:
-    missing = [name for name in required if name not in found]
-    if missing:
-        raise ValueError(f"{file} lacks the columns {missing}; found {found}")
 
 
 def _labels(value: Any, where: str) -> tuple[str, ...]:
