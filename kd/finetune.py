@@ -28,7 +28,8 @@ GUIDE = """\
 finetune.py carries a student over to a task. It needs:
   --task NAME   esc50, fsd50k, openmic, dcase20; folder or manifest for your own sounds
   --data DIR    the data set in its official layout; for folder: one sub-folder of audio files per class
-  --out RUN     a folder for checkpoints, metrics, predictions and the trained student
+and mostly
+  --out RUN     a folder for checkpoints, metrics, predictions and the trained student (runs/TASK if left out)
 and, to start from a trained student, one of:
   --init RUN                            a run folder of kd pretrain (or of this command)
   --student mn04 --weights mn04_as.pt   a student of the catalog with weights from a file
@@ -122,7 +123,7 @@ def configure(arguments: Sequence[str]) -> FinetuneConfig:
         ValueError: an unknown task or recipe; an --init that holds no student.
     """
     given = read_deciding(arguments)
-    if None in (given.task, given.data, given.out):
+    if None in (given.task, given.data):
         return parse(FinetuneConfig, arguments, "kd finetune")  # says what is missing, or what there is (--help)
     if given.init is not None and given.weights is not None:
         raise ValueError("--weights and --init both say what to start from; leave one of the two out")
@@ -133,7 +134,7 @@ def configure(arguments: Sequence[str]) -> FinetuneConfig:
         trained = {"student": start.name, "frontend": card.frontend, "init": given.init}
     settings = {name: getattr(given, name) for name in ("student", "weights", "recipe", "epochs")}
     settings = {name: value for name, value in settings.items() if value is not None}
-    default = recipe_config(task, given.data, given.out, **{**settings, **trained})
+    default = recipe_config(task, given.data, given.out or Path("runs") / task.name, **{**settings, **trained})
     return parse(FinetuneConfig, arguments, "kd finetune", default)
 
 

@@ -42,8 +42,8 @@ class FinetuneConfig:
     """Name of the task in the catalog, as esc50; folder and manifest are for your own sounds."""
     data: Path
     """Folder of the data set in its official layout (for the task manifest: the CSV or Parquet file)."""
-    out: Path
-    """Run folder to write."""
+    out: Path = Path("runs/TASK")
+    """Run folder to write; TASK stands for the task's name."""
     student: str = "mn10"
     """Name of the student in the catalog (with --init: the run's)."""
     student_options: tuple[str, ...] = ()
