@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from audio_datasets.bad_clips import OnBadClip, summary
 from audio_datasets.class_lists import read_class_names
 from audio_datasets.clip_store import ClipStore
 from audio_datasets.command import parse, progress, run_command
@@ -74,6 +75,8 @@ class InspectConfig:
     """Clips in a batch: among them, contexts are exchanged."""
     workers: int = 2
     """Data-loading processes."""
+    on_bad_clip: OnBadClip = "refuse"
+    """Stop at a clip that cannot be used, or do without it; those are found in a pass of their own before the first."""
 
     def __post_init__(self) -> None:
         for name, least in (("repeats", 1), ("points", 1), ("seed", 0), ("batch_size", 2), ("workers", 0)):
@@ -128,6 +131,7 @@ def inspect_student(config: InspectConfig) -> dict:
         raise ValueError(f"{config.tagger}: {error}") from error
     check_same_classes(clips.class_names, tagger.class_names, str(config.clips), config.tagger)
     rows = select_rows(clips, split=config.split, folds=config.folds or None)
+    rows, skipped = usable(clips, rows, tagger, config)
     if len(rows) < 2:
         raise ValueError(f"clips exchange their contexts, so there must be at least two; found {len(rows)}")
 
@@ -154,6 +158,7 @@ def inspect_student(config: InspectConfig) -> dict:
     results = {
         "config": as_json(config),
         "num_clips": len(rows),
+        "skipped_clips": skipped,
         "untouched": {"mAP": untouched},
         "random_predictions": _numbers(random_row, untouched),
         "interventions": [
@@ -175,6 +180,8 @@ def inspect_student(config: InspectConfig) -> dict:
         draw_relu_chart(points, config.out / RELU_CHART_FILE, f"Dy-ReLU, {title}")
     else:
         print("this DyMN has no dynamic ReLU, so none is drawn")
+    if skipped:
+        print(summary(skipped, len(rows) + len(skipped), "skipped"))
     return results
 
 
@@ -207,6 +214,28 @@ def chosen_relus(student: Student, blocks: Sequence[int]) -> list[ReLUPlace]:
             )
     wanted = blocks or {*having[0::2][:2], *having[::-1][0::2][:2]}
     return [place for place in relus if place.block in wanted]
+
+
+def usable(
+    clips: ClipStore, rows: np.ndarray, tagger: StudentTeacher, config: InspectConfig
+) -> tuple[np.ndarray, dict[str, str]]:
+    """The rows of the clips that can be used, and why each of the others cannot (reason by clip id).
+
+    Left out beforehand, since a batch from which a clip is missing would exchange other contexts. With
+    ``on_bad_clip="refuse"`` these are all rows: the first bad clip is met, and refused, later.
+    """
+    if config.on_bad_clip == "refuse":
+        return rows, {}
+    heard = {"sample_rate_hz": tagger.sample_rate_hz, "clip_seconds": tagger.clip_seconds, "on_bad_clip": "skip"}
+    dataset = EvaluationClips(clips, rows, **heard)
+    loader = DataLoader(dataset, config.batch_size, num_workers=config.workers)
+    bad = [
+        ~int(index)
+        for indices, _ in progress(loader, desc="read", unit="batch", leave=False)
+        for index in indices
+        if index < 0
+    ]
+    return np.delete(rows, bad), {dataset.clip_id(index): dataset.reason(index) for index in bad}
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ from audio_datasets.bad_clips import ClipList
 from audio_datasets.clip_store import ClipRecord, ClipStore, write_clip_store
 from audio_datasets.pack import main as pack
 from kd.evaluate import main as evaluate
+from kd.inspect_student import main as inspect
 from kd.pretrain import main as pretrain
 from kd.sampling import ClipRequest
 from kd.training_data import Replacements, TrainingClips
@@ -243,6 +244,31 @@ def test_evaluating_without_them(
     assert run(*alone, "--out", tmp_path / "alone.json") == 0
     expected = json.loads((tmp_path / "alone.json").read_text())
     assert results["classes"] == expected["classes"]
+
+
+def test_inspecting_without_them(
+    store: Path, sounds: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    student = create_student("dymn04", len(CLASSES), width=0.2)
+    save_student(tmp_path / "dymn", student, CLASSES, LogMelConfig(), {"clip_seconds": 0.5})
+    command = (inspect, "--tagger", tmp_path / "dymn", "--clips", store, "--workers", 0, "--repeats", 1)
+    assert run(*command, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert any(f"clip {name!r}" in error for name in BAD)
+    assert run(*command, "--out", tmp_path / "out", "--on-bad-clip", "skip") == 0
+    assert f"{len(BAD)} of {len(sounds)} clips skipped" in capsys.readouterr().out
+    results = json.loads((tmp_path / "out" / "inspect.json").read_text())
+    assert set(results["skipped_clips"]) == set(BAD)
+    good = [
+        ClipRecord(name, data, (CLASSES[i % 3],)) for i, (name, data) in enumerate(sounds.items()) if name not in BAD
+    ]
+    write_clip_store(tmp_path / "good.h5", good, CLASSES)
+    alone = (inspect, "--tagger", tmp_path / "dymn", "--clips", tmp_path / "good.h5", "--workers", 0, "--repeats", 1)
+    assert run(*alone, "--out", tmp_path / "alone") == 0
+    expected = json.loads((tmp_path / "alone" / "inspect.json").read_text())
+    for name in ("untouched", "interventions", "dyrelu"):
+        assert results[name] == expected[name]
 
 
 def test_audio_that_has_changed_on_disk_is_not_taught(store: Path, run_folder: Path, tmp_path: Path, capsys) -> None:
