@@ -157,11 +157,7 @@ class ClipStore:
 
     def rows(self, clip_ids: Sequence[str]) -> np.ndarray:
         """The rows of these clips, int64 (k,); ValueError that names the ids that are not there."""
-        rows = self.find(clip_ids)
-        if (rows < 0).any():
-            missing = [clip_ids[index] for index in np.flatnonzero(rows < 0)]
-            raise ValueError(f"{len(missing)} of {len(rows)} clip ids are not in {self.path}: {listed(missing)}")
-        return rows
+        return all_found(self.find(clip_ids), clip_ids, self.path)
 
     def targets(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """float32 (k, C): 1.0 where the clip has the class."""
@@ -254,6 +250,14 @@ class ClipStore:
 
     def _bad_clip(self, row: int, reason: object) -> BadClipError:
         return BadClipError(f"clip {self.clip_id(row)!r} of {self.path}: {reason}", str(reason))
+
+
+def all_found(rows: np.ndarray, clip_ids: Sequence[str], path: Path | str) -> np.ndarray:
+    """``rows`` as ``find`` gives them for ``clip_ids``; ValueError that names the ids that are not there."""
+    if (rows < 0).any():
+        missing = [clip_ids[index] for index in np.flatnonzero(rows < 0)]
+        raise ValueError(f"{len(missing)} of {len(rows)} clip ids are not in {path}: {listed(missing)}")
+    return rows
 
 
 # -- What an open file gives, in each layout ---------------------------------------------------------------------------

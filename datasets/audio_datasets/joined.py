@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow
 
 from audio_datasets.class_lists import class_list_difference
-from audio_datasets.clip_store import DIGEST_BYTES, ROWS_AT_ONCE, ClipStore
+from audio_datasets.clip_store import DIGEST_BYTES, ROWS_AT_ONCE, ClipStore, all_found
 from audio_datasets.files import digest_of
 from audio_datasets.messages import listed
 
@@ -89,11 +89,7 @@ class JoinedClips:
 
     def rows(self, clip_ids: Sequence[str]) -> np.ndarray:
         """The rows of these clips, int64 (k,); ValueError that names the ids that are not there."""
-        rows = self.find(clip_ids)
-        if (rows < 0).any():
-            missing = [clip_ids[index] for index in np.flatnonzero(rows < 0)]
-            raise ValueError(f"{len(missing)} of {len(rows)} clip ids are not in {self.path}: {listed(missing)}")
-        return rows
+        return all_found(self.find(clip_ids), clip_ids, self.path)
 
     def targets(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """float32 (k, C): 1.0 where the clip has the class."""
