@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -279,11 +280,11 @@ def prepare(config: PretrainConfig, accelerator: Accelerator) -> Training:
     )
 
 
-def pretrain(config: PretrainConfig) -> Path:
+def pretrain(config: PretrainConfig, command: str = "") -> Path:
     """Runs the training described by ``config``, or goes on with it, and returns the run folder.
 
     The folder then holds ``config.json``, ``metrics.jsonl``, ``checkpoints/`` and ``student.safetensors`` with
-    ``student.json``.
+    ``student.json``, which tells the ``command`` that was given.
 
     Raises:
         ValueError: data, weights or settings that do not fit together, a run folder with another run in it or in use by
@@ -316,7 +317,7 @@ def pretrain(config: PretrainConfig) -> Path:
                 evaluated_student(training.state, accelerator),
                 training.clips.class_names,
                 config.frontend,
-                provenance(config, folder, training),
+                provenance(config, folder, training, command),
             )
             folder.finish()
         accelerator.end_training()
@@ -512,10 +513,11 @@ def checkpoint_bytes(state: TrainState) -> int:
     return copies * sum(value.numel() * value.element_size() for value in state.student.state_dict().values())
 
 
-def provenance(config: PretrainConfig, folder: RunFolder, training: Training) -> dict[str, Any]:
+def provenance(config: PretrainConfig, folder: RunFolder, training: Training, command: str) -> dict[str, Any]:
     """What ``student.json`` tells of how the weights came about."""
     teachers, state = training.teachers, training.state
     return {
+        "command": command,
         "config": as_json(config),
         "accepted_changes": folder.description.get("accepted_changes", []),
         "clip_seconds": config.clip_seconds,
@@ -574,7 +576,7 @@ def _run(arguments: Sequence[str]) -> None:
     if command.dry_run:
         dry_run(config)
     else:
-        pretrain(config)
+        pretrain(config, shlex.join(["kd", "pretrain", *arguments]))
 
 
 def _defaults(arguments: Sequence[str]) -> PretrainCommand:

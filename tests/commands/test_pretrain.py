@@ -1,5 +1,6 @@
 """`kd pretrain` on tiny clips: results, resuming after a kill, several processes, and wrong input."""
 
+import shlex
 import shutil
 import signal
 import subprocess
@@ -44,9 +45,11 @@ def same_result(one: Path, other: Path) -> None:
 def test_a_distilled_student_is_all_that_evaluation_needs(tiny_store: Path, tiny_logits: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ["--logits", f"{tiny_logits}:2", "--split", "train", "--valid-split", "valid", "--ema-decay", "0.5"]
-    assert main(arguments(tiny_store, out, *options)) == 0
+    given = arguments(tiny_store, out, *options)
+    assert main(given) == 0
     _, card = load_student(out)
     assert card.class_names == ClipStore.open(tiny_store).class_names
+    assert shlex.split(card.provenance["command"]) == ["kd", "pretrain", *given]
     assert card.provenance["teachers"][0]["teacher"]["name"] == "tiny"
     assert {"loss", "label_loss", "distillation_loss"} <= read_metrics(out / "metrics.jsonl", "train")[0].keys()
     last = read_metrics(out / "metrics.jsonl", "validation")[-1]
