@@ -6,6 +6,7 @@ A clip that cannot be used has no samples there; whoever asks for it is told by 
 """
 
 import shutil
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 from audio_datasets import audio as audio_codec
 from audio_datasets.bad_clips import BadClipError, OnBadClip
 from audio_datasets.command import progress
-from audio_datasets.files import digest_of, written_aside
+from audio_datasets.files import digest_of, make_folder, written_aside
 from audio_datasets.task import TaskClips, usable_durations
 
 BYTES_PER_SAMPLE = 2
@@ -64,9 +65,15 @@ class CachedClips(TaskClips):
 
 
 def fill_cache(
-    clips: TaskClips, folder: Path, sample_rate_hz: int, shown: bool = True, on_bad_clip: OnBadClip = "refuse"
+    clips: TaskClips,
+    folder: Path,
+    sample_rate_hz: int,
+    on_bad_clip: OnBadClip = "refuse",
+    before_clip: Callable[[], None] = lambda: None,
 ) -> None:
     """Decodes every clip into ``folder``, unless that was done before. To be called by one process.
+
+    ``before_clip`` is called before a clip is looked at; it may raise, which leaves nothing behind.
 
     Raises:
         BadClipError: audio that cannot be used, unless it is to be skipped.
@@ -75,8 +82,8 @@ def fill_cache(
     samples_file, lengths_file = _files(clips, folder, sample_rate_hz)
     if lengths_file.exists():
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    seconds = sum(usable_durations(clips, on_bad_clip))
+    make_folder(folder)
+    seconds = sum(usable_durations(clips, on_bad_clip, before_clip))
     needed, free = int(seconds * sample_rate_hz) * BYTES_PER_SAMPLE, shutil.disk_usage(folder).free
     if needed > free:
         raise ValueError(
@@ -85,7 +92,8 @@ def fill_cache(
         )
     lengths = []
     with written_aside(samples_file) as aside, open(aside, "wb") as file:
-        for row in progress(range(len(clips)), shown=shown, desc="decode", unit="clip", leave=False):
+        for row in progress(range(len(clips)), desc="decode", unit="clip", leave=False):
+            before_clip()
             try:
                 samples = audio_codec.to_pcm16(clips.waveform(row, sample_rate_hz))
             except BadClipError:
