@@ -117,14 +117,14 @@ class Stage:
         assert all(self.whole.values())
 
     def cuts(self, every: int) -> Iterator[tuple[int, Path]]:
-        """Moment and disk after every so manieth flush and the last, each with folders as flushed and as they were.
+        """Moment and disk after every so manieth flush and the last: with folders as they were, and as they were flushed.
 
-        What was once safe must stay safe.
+        What is saved must not depend on what the file system writes by itself, and be saved for good.
         """
         last = len(self.power.moments) - 1
-        for lazy in (True, False):
-            most = 0
-            for moment in sorted({*range(0, last, every), last}):
+        most = 0
+        for moment in sorted({*range(0, last, every), last}):
+            for lazy in (False, True):
                 found = self.power.disk_after(moment, lazy, self.after)
                 saved = self.saved(found)
                 assert saved >= most, (moment, lazy)
