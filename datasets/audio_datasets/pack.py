@@ -439,7 +439,7 @@ def _pack_shards(tasks: Sequence[ShardTask], workers: int, show_progress: bool) 
                 bar.update(future.result())
         except (StopRequested, KeyboardInterrupt):
             for worker in active_children():  # their shards are whole or not there
-                worker.terminate()
+                worker.kill()
             raise
         except BrokenProcessPool as error:
             raise OSError(

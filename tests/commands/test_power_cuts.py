@@ -154,7 +154,9 @@ def test_packing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def saved(disk: Path) -> int:
         return 4 if (disk / "clips.h5").exists() else len(list(disk.glob("clips.h5.partial/shard-*.h5")))
 
-    stage = Stage(run, lambda disk: content(disk, "clips.h5", "clips.parquet", "clips.skipped.txt"), saved, tmp_path, monkeypatch)
+    stage = Stage(
+        run, lambda disk: content(disk, "clips.h5", "clips.parquet", "clips.skipped.txt"), saved, tmp_path, monkeypatch
+    )
     assert len(stage.whole) == 3
     for _, disk in stage.cuts(every=1):
         if (disk / "clips.h5").exists():  # the store comes last, and whole
