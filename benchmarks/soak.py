@@ -254,9 +254,9 @@ class Soak:
         both = both or (name != "SIGKILL" and not self.stage.launched)
         moment = time.monotonic() + self.random.uniform(0, seconds)
         while run.running() and time.monotonic() < moment:
-            time.sleep(0.002)
+            time.sleep(0.01)
         while number % 3 == 0 and run.running() and not self.stage.being_written(out):
-            time.sleep(0.0005)
+            time.sleep(0.002)
         if not run.hit(signal.Signals[name], both):
             return
         codes = run.wait()

@@ -46,10 +46,6 @@ def digests(out: Path, files: Iterable[Path], *only_there: str) -> dict[str, str
     return found | {name: str((out / name).exists()) for name in only_there} | {"leftovers": str(leftovers)}
 
 
-def checkpoint_being_written(out: Path) -> bool:
-    return any(out.rglob(".step-*.tmp"))
-
-
 # -- kd pretrain -------------------------------------------------------------------------------------------------------
 
 
@@ -118,7 +114,7 @@ def finetune_arguments(folder: Path, out: Path, processes: int, epochs: int) -> 
         *("--seeds", "0", "1", "--valid-share", "0.25", "--early-stopping", "log_loss", "--patience", "2"),
         *("--epochs", str(epochs), "--ema-decay", "0.9", "--workers", "1", "--learning-rate", "1e-3"),
         *("--batch-size", str(4 // processes), "--gradient-accumulation-steps", "2"),
-        *("--checkpoint-every-steps", "1", "--log-every-steps", "2"),
+        *("--checkpoint-every-steps", "1", "--log-every-steps", "2", "--no-report"),
     ]
 
 
@@ -129,7 +125,7 @@ def finetune_result(out: Path) -> dict[str, str]:
     for run in runs:
         files += [path for path in run.iterdir() if path.stem in names and path.name != "student.json"]
         files += checkpoints(run / "checkpoints")[-1].iterdir()
-    found = digests(out, files, "report.html", "report.md", *(f"{run.relative_to(out)}/student.json" for run in runs))
+    found = digests(out, files, *(f"{run.relative_to(out)}/student.json" for run in runs))
     for name in ("results.json", "probe/results.json"):  # both hold the command
         found[name] = json.dumps({key: value for key, value in read_json(out / name).items() if key != "command"})
     return found
@@ -159,10 +155,20 @@ def pack_result(out: Path) -> dict[str, str]:
 
 STAGES = {
     "pretrain": Stage(
-        "kd.pretrain", True, write_pretrain_scene, pretrain_arguments, pretrain_result, checkpoint_being_written
+        "kd.pretrain",
+        True,
+        write_pretrain_scene,
+        pretrain_arguments,
+        pretrain_result,
+        lambda out: any(out.glob("checkpoints/.step-*.tmp")),
     ),
     "finetune": Stage(
-        "kd.finetune", True, write_finetune_scene, finetune_arguments, finetune_result, checkpoint_being_written
+        "kd.finetune",
+        True,
+        write_finetune_scene,
+        finetune_arguments,
+        finetune_result,
+        lambda out: any(out.glob("seed?/fold?/checkpoints/.step-*.tmp")),
     ),
     "pack": Stage(
         "audio_datasets.pack",
