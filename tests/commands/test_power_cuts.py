@@ -37,7 +37,7 @@ class PowerCut:
         self.content: dict[int, bytes] = {}
         self.entries: dict[int, dict[str, int]] = {}
         self.folders = {root.stat().st_ino}
-        self.kept_open: list[int] = []  # so that no inode's number is used again
+        self.kept_open: dict[int, int] = {}  # descriptors by inode, so that no inode's number is used again
         self.moments: list[tuple[dict, dict, dict]] = []
         fsync = os.fsync
 
@@ -45,7 +45,6 @@ class PowerCut:
             fsync(descriptor)
             path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
             if self.root in (path, *path.parents):
-                self.kept_open.append(os.dup(descriptor))
                 self._flushed(path)
                 self.moments.append((dict(self.content), dict(self.entries), self._tree()))
 
@@ -53,12 +52,19 @@ class PowerCut:
 
     def _flushed(self, path: Path) -> None:
         number = path.stat().st_ino
+        self._keep(path)
         if path.is_dir():
             self.entries[number] = self._list(path)
         else:
             self.content[number] = path.read_bytes()
 
+    def _keep(self, path: Path) -> None:
+        if path.stat().st_ino not in self.kept_open:
+            self.kept_open[path.stat().st_ino] = os.open(path, os.O_RDONLY)
+
     def _list(self, folder: Path) -> dict[str, int]:
+        for item in folder.iterdir():
+            self._keep(item)
         found = {item.name: item.stat() for item in folder.iterdir()}
         self.folders |= {item.stat().st_ino for item in folder.iterdir() if item.is_dir()}
         return {name: status.st_ino for name, status in found.items()}
@@ -83,7 +89,7 @@ class PowerCut:
         return target
 
     def close(self) -> None:
-        for descriptor in self.kept_open:
+        for descriptor in self.kept_open.values():
             os.close(descriptor)
 
 
@@ -235,7 +241,7 @@ def test_fine_tuning(make_task_folder: Callable[..., Path], tmp_path: Path, monk
     names = ("student.safetensors", "best.safetensors", "metrics.jsonl", "predictions.npz", "result.json")
 
     def result(disk: Path) -> dict[str, bytes]:
-        return content(disk, "cache/*", *(f"run/fold?/{name}" for name in names))
+        return content(disk, "cache/*.pcm", "cache/*.npy", *(f"run/fold?/{name}" for name in names))
 
     stage = Stage(run, result, newest_steps, tmp_path, monkeypatch)
     assert len(stage.whole) == 2 + 2 * len(names)
