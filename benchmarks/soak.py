@@ -1,6 +1,8 @@
-"""Kills ``kd pretrain`` again and again at random moments, goes on each time, and compares with the uninterrupted run.
+"""Kills a stage again and again at random moments, goes on each time, and compares with the uninterrupted run.
 
     python benchmarks/soak.py --kills 50
+    python benchmarks/soak.py --kills 50 --stage finetune
+    python benchmarks/soak.py --kills 50 --stage pack
     python benchmarks/soak.py --kills 50 --start command
 
 Half of the kills hit a run of one process, the others a run of two, of which in turn one or both are hit. Of four kills
@@ -8,12 +10,17 @@ three are SIGKILL and one is SIGTERM or SIGUSR1, which a single process gets. Ea
 until it ends by itself; then its student, log and newest checkpoint must equal those of the uninterrupted run byte for
 byte, and the next run begins. Every third kill waits for a checkpoint that is being written.
 
+A run of ``kd finetune`` is four, of two folds and two seeds, with a cache, a linear probe and early stopping. Of ``kd pack``
+the processes are its workers, beside the one that was started, and the files that it makes are compared; SIGTERM and
+SIGUSR1 go to all of them, SIGKILL to all or to one worker. What it writes are shards and the store made from them.
+
 ``--start command`` starts whole commands (two processes through torch.distributed.run, which is what gets SIGTERM then);
 by default they are forked from a process that has imported everything, which takes a tenth of the time. Clips are
-noise, the student is an mn01, with gradient accumulation, a moving average and validation. Exits with 1 at a difference.
+noise, the student is an mn01, with gradient accumulation, a moving average and validation. Exits with 1 at a difference,
+or if a signal led to another exit code than 75.
 """
 
-import hashlib
+import importlib.util
 import os
 import signal
 import socket
@@ -29,72 +36,33 @@ from pathlib import Path
 from random import Random
 from typing import Literal, Protocol
 
-import numpy as np
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parent))
 from machine import machine
 from preloaded import Preloaded
+from soak_stages import STAGES, Stage
 
-from audio_datasets.clip_store import ClipRecord, ClipStore, write_clip_store
 from audio_datasets.command import STOPPED, parse
-from audio_datasets.manifest import ManifestRow, manifest_path, write_manifest
-from kd import pretrain
-from kd.checkpoint import checkpoints
-from teacher_logits.store import write_logit_store
 
-CLASSES = ("a", "b", "c")
-SAMPLE_RATE_HZ = 32000
-CLIPS = 40
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
 
 @dataclass(frozen=True)
 class SoakConfig:
-    """Kill kd pretrain again and again."""
+    """Kill a stage again and again."""
+
+    stage: Literal["pretrain", "finetune", "pack"] = "pretrain"
+    """Which one."""
 
     kills: int = 50
     """How many kills, half of them with two processes."""
     epochs: int = 8
-    """Epochs of a run; an epoch is four steps of eight clips, and a checkpoint follows each step."""
+    """Epochs of a run; an epoch is some steps of eight clips, and a checkpoint follows each step."""
     start: Literal["preloaded", "command"] = "preloaded"
     """Fork runs from a process that has imported everything, or start whole commands."""
     seed: int = 0
     """Seed of the moments."""
-
-
-def write_scene(folder: Path) -> None:
-    """Clips with labels and folds, and a teacher's logits for them."""
-    rng = np.random.default_rng(0)
-    noise = rng.normal(0, 2000, (CLIPS, round(0.4 * SAMPLE_RATE_HZ))).astype(np.int16)
-    records = [ClipRecord(f"clip{index}", samples, tuple(CLASSES[index % 3 :])) for index, samples in enumerate(noise)]
-    store = folder / "clips.h5"
-    write_clip_store(store, records, CLASSES, audio_kind="pcm16", sample_rate_hz=SAMPLE_RATE_HZ)
-    write_manifest(
-        manifest_path(store),
-        [ManifestRow(record.clip_id, fold=1 + (index >= 32)) for index, record in enumerate(records)],
-    )
-    clips = ClipStore.open(store)
-    write_logit_store(
-        folder / "logits.h5",
-        clip_ids=clips.clip_ids,
-        audio_digests=clips.audio_digests(np.arange(CLIPS)),
-        logit_blocks=[rng.normal(0, 2, (CLIPS, len(CLASSES))).astype(np.float16)],
-        class_names=CLASSES,
-        teacher={"name": "noise", "fingerprint": "0" * 32},
-        clip_store_fingerprint=clips.fingerprint,
-    )
-
-
-def arguments(folder: Path, out: Path, processes: int, epochs: int) -> list[str]:
-    """Arguments of a run whose step has eight clips, however many processes share it."""
-    return [
-        *("--clips", str(folder / "clips.h5"), "--logits", str(folder / "logits.h5"), "--out", str(out)),
-        *("--student", "mn01", "--n-mels", "64", "--hop-samples", "640", "--clip-seconds", "0.4"),
-        *("--folds", "1", "--valid-folds", "2", "--epochs", str(epochs), "--ema-decay", "0.9", "--workers", "1"),
-        *("--batch-size", str(4 // processes), "--gradient-accumulation-steps", "2"),
-        *("--checkpoint-every-steps", "1", "--log-every-steps", "3"),
-    ]
 
 
 class Started(Protocol):
@@ -112,11 +80,14 @@ class Started(Protocol):
 class StartedCommand:
     """Whole commands, several processes through torch.distributed.run."""
 
-    def __init__(self, arguments: list[str], processes: int, random: Random, output: Path) -> None:
+    def __init__(self, stage: Stage, arguments: list[str], processes: int, random: Random, output: Path) -> None:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command = [sys.executable, *(launcher if processes > 1 else []), pretrain.__file__, *arguments]
+        script = importlib.util.find_spec(stage.module).origin
+        several = stage.launched and processes > 1
+        command = [sys.executable, *(launcher if several else []), script, *arguments]
         with open(output, "ab") as file:
             self.process = subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, stdout=file, stderr=file)
+        self.stage = stage
         self.processes = processes
         self.random = random
 
@@ -124,6 +95,8 @@ class StartedCommand:
         return self.process.poll() is None
 
     def hit(self, number: signal.Signals, both: bool) -> bool:
+        if not self.stage.launched:
+            return hit_workers(self.process.pid, number, both, self.random)
         try:
             top = psutil.Process(self.process.pid)
             victims = [top]
@@ -136,23 +109,48 @@ class StartedCommand:
                 victims = self.random.sample(top.children(), min(1, len(top.children())))
         except psutil.NoSuchProcess:
             return False
-        hits = 0
-        for victim in victims:
-            try:
-                victim.send_signal(number)
-                hits += 1
-            except psutil.NoSuchProcess:
-                continue
-        return hits > 0
+        return send_to(victims, number)
 
     def wait(self) -> list[int]:
         return [self.process.wait()]
 
 
+def hit_workers(pid: int, number: signal.Signals, both: bool, random: Random) -> bool:
+    """Sends a signal to a process and those below it, or to one of the latter; False if there is none."""
+    try:
+        top = psutil.Process(pid)
+        below = top.children(recursive=True)
+        victims = [*below, top] if both else [random.choice(below or [top])]
+    except psutil.NoSuchProcess:
+        return False
+    return send_to(victims, number)
+
+
+def send_to(processes: Sequence[psutil.Process], number: signal.Signals) -> bool:
+    """False if none of them is there any more."""
+    hits = 0
+    for process in processes:
+        try:
+            process.send_signal(number)
+            hits += 1
+        except psutil.NoSuchProcess:
+            continue
+    return hits > 0
+
+
 class StartedPreloaded:
     """Processes forked from a preloaded one, each with the environment that a launcher would give it."""
 
-    def __init__(self, starter: Preloaded, arguments: list[str], processes: int, random: Random, output: Path) -> None:
+    def __init__(
+        self,
+        starter: Preloaded,
+        stage: Stage,
+        arguments: list[str],
+        processes: int,
+        random: Random,
+        output: Path,
+    ) -> None:
+        processes = processes if stage.launched else 1
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = str(free.getsockname()[1])
         several = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -161,15 +159,19 @@ class StartedPreloaded:
                 arguments,
                 {**several, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {},
                 output,
+                stage.module,
             )
             for rank in range(processes)
         ]
+        self.stage = stage
         self.random = random
 
     def running(self) -> bool:
         return all(run.running() for run in self.runs)
 
     def hit(self, number: signal.Signals, both: bool) -> bool:
+        if not self.stage.launched:
+            return self.runs[0].running() and hit_workers(self.runs[0].pid, number, both, self.random)
         victims = self.runs if both else [self.random.choice(self.runs)]
         return sum(run.send(number) for run in victims) > 0
 
@@ -188,24 +190,11 @@ class Tally:
     """What happened to the runs of so many processes."""
 
     kills: Counter = field(default_factory=Counter)
-    in_checkpoint: int = 0
+    writing: int = 0
     one_of_two: int = 0
     saved_on_request: int = 0
     runs: int = 0
     differences: list[str] = field(default_factory=list)
-
-
-def result(out: Path) -> dict[str, str]:
-    """Digests of everything that a run ends with; of ``student.json`` only that it is there, since it names the folder."""
-    newest = checkpoints(out / "checkpoints")[-1]
-    files = [out / "student.safetensors", out / "metrics.jsonl", *sorted(newest.iterdir())]
-    found = {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    return found | {"student.json": str((out / "student.json").exists())}
-
-
-def being_written(out: Path) -> bool:
-    """Whether a checkpoint is being written, or was when its process ended."""
-    return any((out / "checkpoints").glob(".step-*.tmp"))
 
 
 class Soak:
@@ -216,14 +205,15 @@ class Soak:
         self.config = config
         self.starter = starter
         self.random = Random(config.seed)
-        write_scene(folder)
+        self.stage = STAGES[config.stage]
+        self.stage.write_scene(folder)
 
     def start(self, out: Path, processes: int) -> Started:
-        values = arguments(self.folder, out, processes, self.config.epochs)
+        values = self.stage.arguments(self.folder, out, processes, self.config.epochs)
         output = out.with_suffix(".log")
         if self.starter is None:
-            return StartedCommand(values, processes, self.random, output)
-        return StartedPreloaded(self.starter, values, processes, self.random, output)
+            return StartedCommand(self.stage, values, processes, self.random, output)
+        return StartedPreloaded(self.starter, self.stage, values, processes, self.random, output)
 
     def whole(self, processes: int) -> tuple[dict[str, str], float]:
         """Result and seconds of an uninterrupted run."""
@@ -231,7 +221,7 @@ class Soak:
         begun = time.monotonic()
         codes = self.start(out, processes).wait()
         assert not any(codes), out.with_suffix(".log").read_text()
-        return result(out), time.monotonic() - begun
+        return self.stage.result(out), time.monotonic() - begun
 
     def kill_again_and_again(self, processes: int, kills: int) -> Tally:
         """Kills runs of so many processes; the last run is brought to its end."""
@@ -248,7 +238,7 @@ class Soak:
                 tally.saved_on_request += STOPPED in codes
                 continue
             tally.runs += 1
-            found = result(out)
+            found = self.stage.result(out)
             for name in expected.keys() | found.keys():
                 if expected.get(name) != found.get(name):
                     tally.differences.append(f"{out.name}: {name}")
@@ -261,16 +251,20 @@ class Soak:
         number = sum(tally.kills.values())
         name = ("SIGTERM", "SIGUSR1")[number // 4 % 2] if number % 4 == 1 else "SIGKILL"
         both = name == "SIGKILL" and (processes == 1 or number % 4 != 2)
+        both = both or (name != "SIGKILL" and not self.stage.launched)
         moment = time.monotonic() + self.random.uniform(0, seconds)
         while run.running() and time.monotonic() < moment:
+            time.sleep(0.01)
+        while number % 3 == 0 and run.running() and not self.stage.being_written(out):
             time.sleep(0.002)
-        while number % 3 == 0 and run.running() and not being_written(out):
-            time.sleep(0.0005)
         if not run.hit(signal.Signals[name], both):
             return
-        run.wait()
+        codes = run.wait()
         tally.kills[name] += 1
-        tally.in_checkpoint += being_written(out)
+        # One that comes before the command has begun just ends it; the other of two may end of an error then.
+        if name != "SIGKILL" and any(codes) and not {STOPPED, -signal.Signals[name]} & set(codes):
+            tally.differences.append(f"{out.name}: {name} led to exit codes {codes}")
+        tally.writing += self.stage.being_written(out)
         tally.one_of_two += processes == 2 and not both
 
 
@@ -288,16 +282,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         starter = stack.enter_context(Preloaded(ENVIRONMENT)) if config.start == "preloaded" else None
         tallies = soak(config, folder, starter)
-    print(machine())
+    print(f"{machine()}, stage {config.stage}")
     print(
-        "| processes | kills | of which SIGTERM, SIGUSR1 | one of two | inside a checkpoint write | saved on request | runs "
+        "| processes | kills | of which SIGTERM, SIGUSR1 | one of two | in a write | saved on request | runs "
         "| differences |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for processes, tally in tallies.items():
         kills = sum(tally.kills.values())
         print(
-            f"| {processes} | {kills} | {kills - tally.kills['SIGKILL']} | {tally.one_of_two} | {tally.in_checkpoint} "
+            f"| {processes} | {kills} | {kills - tally.kills['SIGKILL']} | {tally.one_of_two} | {tally.writing} "
             f"| {tally.saved_on_request} | {tally.runs} | {len(tally.differences)} |"
         )
     differences = [name for tally in tallies.values() for name in tally.differences]

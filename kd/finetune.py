@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from audio_datasets.catalog import get_task
 from audio_datasets.command import parse, run_command
@@ -22,7 +22,7 @@ from kd.run_start import LOCK_FILE, enter_run_folder
 from kd.splits import partitions
 from kd.threads import leave_a_core_to_the_workers
 from kd.transfer import start_from_run
-from teacher_logits.processes import locked_by_main_process, on_main_process
+from teacher_logits.processes import LONGEST_WAIT, locked_by_main_process, on_main_process
 
 GUIDE = """\
 finetune.py carries a student over to a task. It needs:
@@ -72,6 +72,7 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.loop.gradient_accumulation_steps),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
     )
     leave_a_core_to_the_workers(accelerator)
     task = get_task(config.task)
@@ -88,7 +89,7 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
         )
     job.check(parts)
     description = {**as_json(config), "processes": accelerator.num_processes, "inputs": job.fingerprints(every_part)}
-    with locked_by_main_process(accelerator, config.out / LOCK_FILE, str(config.out)):
+    with job.signals, locked_by_main_process(accelerator, config.out / LOCK_FILE, str(config.out)):
         folder = on_main_process(
             accelerator,
             lambda: enter_run_folder(
@@ -108,8 +109,7 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
             return config.out
         if config.cache is not None:
             job.read_from_cache(config.cache)
-        with job.signals:
-            job.run(parts, folder, command)
+        job.run(parts, folder, command)
         if accelerator.is_main_process:
             folder.finish()
         accelerator.end_training()

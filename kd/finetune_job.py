@@ -12,13 +12,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from audio_datasets.bad_clips import ClipList, summary
-from audio_datasets.files import digest_of, read_json, write_json
+from audio_datasets.files import digest_of, make_folder, read_json, write_json
 from audio_datasets.impulse_responses import load_impulse_responses
 from audio_datasets.messages import listed
 from audio_datasets.pcm_cache import CachedClips, fill_cache
 from audio_datasets.stop_signals import Stopped, StopSignals
 from audio_datasets.task import Task, TaskClips
-from kd.building import moving_average, package_versions, training_loader
+from kd.building import moving_average, package_versions, require_checkpoint_space, training_loader
 from kd.config import as_json, parse_options
 from kd.early_stopping import EarlyStopping
 from kd.finetune_config import FinetuneConfig, is_exclusive
@@ -45,7 +45,7 @@ from kd.transfer import Start, freeze, layer_groups, start_from_run, starting_st
 from students.blocks import Student
 from students.frontend import LogMel
 from students.weights import save_student
-from teacher_logits.processes import any_process
+from teacher_logits.processes import any_process, on_main_process
 from teacher_logits.store import LogitEnsemble
 
 
@@ -104,8 +104,14 @@ class Job:
     def read_from_cache(self, folder: Path) -> None:
         """From now on waveforms come from a cache, which the main process fills if need be."""
         rate = self.config.frontend.sample_rate_hz
-        with self.accelerator.main_process_first():
-            fill_cache(self.clips, folder, rate, self.accelerator.is_main_process, self.config.on_bad_clip)
+
+        def stop() -> None:
+            if self.signals.requested:
+                raise Stopped(f"{self.signals.reason} came; the same command decodes the clips into {folder} again")
+
+        on_main_process(
+            self.accelerator, lambda: fill_cache(self.clips, folder, rate, self.config.on_bad_clip, before_clip=stop)
+        )
         self.clips = CachedClips(self.clips, folder, rate)
 
     def fingerprints(self, every_part: Sequence[Partition]) -> dict[str, Any]:
@@ -149,10 +155,12 @@ class Job:
 
     def train_all(self, parts: Sequence[Partition], command: str) -> None:
         """The runs of all seeds and ``parts``, without those that are finished, and the results of all."""
-        runs = []
-        for seed, part in self.runs(parts):
-            folder = self.config.out / folder_name(part, self.config.seeds, seed)
-            runs.append(self.finished(folder) or self.train(folder, part, seed))
+        asked_for = self.runs(parts)
+        folders = [self.config.out / folder_name(part, self.config.seeds, seed) for seed, part in asked_for]
+        runs = [self.finished(folder) for folder in folders]
+        for index, (seed, part) in enumerate(asked_for):
+            if runs[index] is None:
+                runs[index] = self.train(folders[index], part, seed, further_runs=runs.count(None) - 1)
         self.summarize(self.config.out, runs, command, "fine-tuned")
 
     def finished(self, folder: Path) -> dict[str, Any] | None:
@@ -170,18 +178,22 @@ class Job:
     def probe(self, parts: Sequence[Partition], command: str) -> None:
         """Fits the linear probe for each of ``parts`` and leaves its results in ``probe/``."""
         seed, folder = self.config.seeds[0], self.config.out / "probe"
+
+        def stop_if_asked() -> None:
+            self.stop_if_asked(
+                lambda: (
+                    f"{self.signals.reason or 'a signal to another process'} came in the linear probe, which the same command "
+                    "does again"
+                )
+            )
+
         folders = [folder / folder_name(part, [seed], seed) for part in parts]
         runs = [self.finished(place) for place in folders]
         if not all(runs):
             embeddings = self.evaluator(np.arange(len(self.clips)), "embed").predict(
                 self.starting_student(seed),
                 lambda output: output.embedding,
-                before_batch=lambda: self.stop_if_asked(
-                    lambda: (
-                        f"{self.signals.reason or 'a signal to another process'} came in the linear probe, which the "
-                        "same command does again"
-                    )
-                ),
+                before_batch=stop_if_asked,
             )
             runs = []
             for place, whole in zip(folders, parts, strict=True):
@@ -190,17 +202,19 @@ class Job:
                 part = replace(whole, train=train, test=test)
                 logits = np.full((len(whole.test), len(self.clips.class_names)), np.nan, dtype=np.float32)
                 logits[np.isin(whole.test, test)] = probe_logits(
-                    self.clips, part, embeddings, self.exclusive, self.config.probe_regularization
+                    self.clips, part, embeddings, self.exclusive, self.config.probe_regularization, stop_if_asked
                 )
                 runs.append(self.keep(place, whole, seed, logits))
         self.summarize(folder, runs, command, "linear probe")
 
-    def train(self, folder: Path, part: Partition, seed: int) -> dict[str, Any]:
+    def train(self, folder: Path, part: Partition, seed: int, further_runs: int = 0) -> dict[str, Any]:
         """One student from its newest checkpoint, or its start, to its result on the test clips of ``part``.
+
+        There must be room for its checkpoints, and for those of so many runs after it.
 
         Raises:
             Stopped: on request, with the run saved.
-            ValueError: a loss that is not finite.
+            ValueError: a loss that is not finite, or too little room on the disk.
         """
         config, accelerator = self.config, self.accelerator
         where = "" if folder == config.out else f"{folder.relative_to(config.out).as_posix()}: "
@@ -227,10 +241,11 @@ class Job:
         student, optimizer, loader = accelerator.prepare(
             student, create_optimizer(student, config.optimizer, groups), loader
         )
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         run = Run(folder, config.loop, config.optimizer, config.schedule)
         log = RunLog(run.metrics_path, accelerator)
         state = TrainState(student, optimizer, ema)
+        require_checkpoint_space(accelerator, state, run, further_runs)
         if resume_state(accelerator, state, run, log):
             place = f"epoch {state.epoch}, step {state.step_in_epoch} of {batches.steps_per_epoch}"
             accelerator.print(f"{where}going on at {place}")

@@ -24,13 +24,11 @@ from audio_datasets.bad_clips import ClipList, OnBadClip, summary
 from audio_datasets.class_lists import read_class_names
 from audio_datasets.clip_store import ClipStore
 from audio_datasets.command import parse, run_command
-from audio_datasets.disk_space import require_space
 from audio_datasets.files import digest_of
 from audio_datasets.joined import AnyClips, open_clips
 from audio_datasets.manifest import select_rows
 from audio_datasets.stop_signals import Stopped, StopSignals
-from kd.building import moving_average, package_versions, training_loader
-from kd.checkpoint import checkpoints
+from kd.building import moving_average, package_versions, require_checkpoint_space, training_loader
 from kd.config import as_json, parse_options
 from kd.dry_run import estimate
 from kd.evaluation import evaluation_loader, predict_logits, skipped_clips
@@ -331,9 +329,7 @@ def train(config: PretrainConfig, accelerator: Accelerator, training: Training, 
     run = Run(config.out, config.loop, config.optimizer, config.schedule)
     log = RunLog(run.metrics_path, accelerator)
     skipped = ClipList(config.out / SKIPPED_CLIPS_FILE)
-    to_write = max(1, config.loop.keep_checkpoints + 1 - len(checkpoints(run.checkpoint_folder)))
-    needed = to_write * checkpoint_bytes(state)
-    on_main_process(accelerator, lambda: require_space(config.out, needed, f"keeping {to_write} more checkpoints"))
+    require_checkpoint_space(accelerator, state, run)
     if resume_state(accelerator, state, run, log):
         place = f"epoch {state.epoch}, step {state.step_in_epoch} of {batches.steps_per_epoch}"
         accelerator.print(f"going on with the run in {config.out} at {place}")
@@ -505,12 +501,6 @@ def student_options(config: PretrainConfig) -> dict[str, Any]:
                 "student is used at the temperature that annealing ends with"
             )
     return options
-
-
-def checkpoint_bytes(state: TrainState) -> int:
-    """Size of a checkpoint, about: the weights, their average if one is kept, and Adam's two averages of the gradient."""
-    copies = 3 + (state.ema is not None)
-    return copies * sum(value.numel() * value.element_size() for value in state.student.state_dict().values())
 
 
 def provenance(config: PretrainConfig, folder: RunFolder, training: Training, command: str) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 Shapes: n clips, E embedding size, C classes.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -14,7 +16,12 @@ MOST_ITERATIONS = 1000
 
 
 def probe_logits(
-    clips: TaskClips, part: Partition, embeddings: np.ndarray, exclusive: bool, regularization: float = 1.0
+    clips: TaskClips,
+    part: Partition,
+    embeddings: np.ndarray,
+    exclusive: bool,
+    regularization: float = 1.0,
+    before_fit: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Logits (test clips, C) of logistic regression on the standardised embeddings (n, E) of the training clips.
 
@@ -23,12 +30,14 @@ def probe_logits(
 
     Args:
         regularization: the inverse of its strength, scikit-learn's C.
+        before_fit: called before each regression; it may raise.
     """
     scaler = StandardScaler().fit(embeddings[part.train])
     train, test = scaler.transform(embeddings[part.train]), scaler.transform(embeddings[part.test])
     targets, known = clips.targets(part.train), clips.mask(part.train)
     logits = np.full((len(part.test), len(clips.class_names)), -1e3 if exclusive else 0.0, dtype=np.float32)
     if exclusive:
+        before_fit()
         classes = targets.argmax(axis=1)
         present = np.unique(classes)
         if len(present) == 1:
@@ -41,6 +50,7 @@ def probe_logits(
         logits[:, present] = scores
         return logits
     for index in range(len(clips.class_names)):
+        before_fit()
         rows = known[:, index]
         labels = targets[rows, index] > 0
         if labels.any() and not labels.all():

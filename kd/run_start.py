@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from audio_datasets.files import flush_folder, read_json, write_json
+from audio_datasets.files import flush_folder, read_json, remove_asides, write_json
 from kd.checkpoint import checkpoints
 from kd.config import differences
 
@@ -66,6 +66,8 @@ def enter_run_folder(
     Raises:
         ValueError: a run with other settings, and neither of the two says what to do about it.
     """
+    for part in (*parts_of(folder), folder) if folder.is_dir() else ():
+        remove_asides(part)
     path = folder / CONFIG_FILE
     new = dict(description)
     if not path.exists():

@@ -13,10 +13,9 @@ of cores, and threads do not fight with the data loaders for them. More processe
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,13 +39,10 @@ from audio_datasets.views import ViewConfig
 from teacher_logits.class_mapping import MappedTeacher, read_class_map, with_classes_of_clips
 from teacher_logits.heard_views import heard_views
 from teacher_logits.logit_rows import check_keep, row_bytes
-from teacher_logits.processes import locked_by_main_process, on_main_process
+from teacher_logits.processes import LONGEST_WAIT, locked_by_main_process, on_main_process
 from teacher_logits.shards import ShardBatches, ShardFolder, batches_of, shard_rows
 from teacher_logits.store import LogitStore, to_float16, write_logit_store
 from teacher_logits.teachers import Teacher, knows_its_classes, load_teacher
-
-# A process waits for the slowest one at the end of each teacher; torch's own limit (10 or 30 minutes) is too short.
-LONGEST_WAIT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -161,6 +157,7 @@ def make_store(
 
     Called on every process of the ``accelerator`` alike. Raises ValueError and Stopped as ``teach`` does.
     """
+    signals = signals or StopSignals()
     views = views_for(teacher, config.views)
     described_views = {"views": asdict(views)} if views else {}
     description = json.loads(
@@ -209,6 +206,11 @@ def make_store(
     teacher.to("cpu")
     accelerator.wait_for_everyone()
 
+    def unless_stopped(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for block in blocks:
+            stop_if_asked(signals, work)
+            yield block
+
     def merge() -> dict[str, str]:
         """Makes the store from the shards; returns the clips that were skipped, and why."""
         skipped = work.skipped()
@@ -220,7 +222,7 @@ def make_store(
             merged,
             clip_ids=clips.encoded_clip_ids[rows],
             audio_digests=clips.audio_digests(rows),
-            logit_blocks=work.blocks(),
+            logit_blocks=unless_stopped(work.blocks()),
             class_names=teacher.class_names,
             teacher=description,
             clip_store_fingerprint=clips.fingerprint,
@@ -234,6 +236,14 @@ def make_store(
     accelerator.print(f"{path} written: {len(clips) - len(skipped)} clips × {len(teacher.class_names)} classes")
     if skipped:
         accelerator.print(f"{summary(skipped, len(clips), 'skipped')}; all are listed in {skipped_clips.path}")
+
+
+def stop_if_asked(signals: StopSignals, work: ShardFolder) -> None:
+    """Stopped if a signal came."""
+    if signals.requested:
+        raise Stopped(
+            f"{signals.reason} came; finished shards are kept in {work.folder}, and the same command goes on with the others"
+        )
 
 
 def skipped_path(store_path: Path) -> Path:
@@ -257,14 +267,13 @@ def compute_shards(
     work: ShardFolder,
     indices: Sequence[int],
     config: TeachConfig,
-    views: ViewConfig | None = None,
-    signals: StopSignals | None = None,
+    views: ViewConfig | None,
+    signals: StopSignals,
 ) -> None:
     """Computes the shards with these numbers and keeps each as soon as it is finished.
 
     Raises Stopped between two batches if ``signals`` ask for it; the shard it was working on is then given up.
     """
-    signals = signals or StopSignals()
     clips_in_batch = max(1, config.batch_size // work.views)
     shards = [work.shards[index] for index in indices]
     batches = ShardBatches(shards, clips_in_batch)
@@ -283,11 +292,7 @@ def compute_shards(
         for index in indices:
             parts, skipped = [np.empty((0, len(teacher.class_names)), dtype=np.float16)], {}
             for rows in batches_of(work.shards[index], clips_in_batch):
-                if signals.requested:
-                    raise Stopped(
-                        f"{signals.reason} came; finished shards are kept in {work.folder}, and the same command goes on "
-                        "with the others"
-                    )
+                stop_if_asked(signals, work)
                 batch = next(loaded)
                 for row, reason in batch.pop("bad_clips").items():
                     if config.on_bad_clip == "refuse":

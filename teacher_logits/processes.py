@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,22 +13,34 @@ from torch import Tensor, nn
 
 from audio_datasets.command import USER_MISTAKE
 from audio_datasets.locks import locked
+from audio_datasets.stop_signals import Stopped
 
 Result = TypeVar("Result")
 
+LONGEST_WAIT = timedelta(days=7)
+"""For what the main process does alone, or the slowest of all; the launcher ends the others if one of them dies."""
+
 
 def on_main_process(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
-    """The function's result on every process; it runs on the main one. Its user's mistake ends all, with one message."""
-    outcome: list[Any] = [None, None]
+    """The function's result on every process; it runs on the main one.
+
+    Its user's mistake ends all, with one message; if it is Stopped, so are all.
+    """
+    outcome: list[Any] = [None, None, None]
     if accelerator.is_main_process:
         try:
             outcome[0] = function()
         except (ValueError, OSError) as error:
             outcome[1] = str(error)
+        except Stopped as stopped:
+            outcome[2] = str(stopped)
     broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        fail_together(accelerator, outcome[1])
-    return outcome[0]
+    result, mistake, stopped = outcome
+    if mistake is not None:
+        fail_together(accelerator, mistake)
+    if stopped is not None:
+        raise Stopped(stopped)
+    return result
 
 
 @contextmanager

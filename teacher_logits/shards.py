@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from audio_datasets.files import digest_of, flush_folder, read_json, write_json, written_aside
+from audio_datasets.files import digest_of, flush_folder, read_json, remove_asides, write_json, written_aside
 
 PLAN_FILE = "plan.json"
 
@@ -76,6 +76,7 @@ class ShardFolder:
 
         Raises ValueError for work of another plan, unless ``restart`` says to give it up.
         """
+        remove_asides(self.folder)
         found = self._found_plan()
         if found == self.plan:
             return
@@ -85,7 +86,6 @@ class ShardFolder:
                 "Use the settings of that work to go on with it, or --restart to give it up"
             )
         self.remove()
-        self.folder.mkdir(parents=True)
         write_json(self.folder / PLAN_FILE, self.plan)
 
     def unfinished(self) -> list[int]:

@@ -3,12 +3,14 @@
 Waveforms are float32 NumPy arrays of shape (samples,), full scale 1.0.
 """
 
-import io
 import math
+import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -177,15 +179,34 @@ class _SequentialFile(soundfile.SoundFile):
     decoder loses its bit reservoir, and the next samples come out wrong (by 0.3 of full scale, measured).
     """
 
+    def __init__(self, source: str | BinaryIO) -> None:
+        self._source = source  # which must stay open as long
+        super().__init__(source if isinstance(source, str) else source.fileno(), closefd=False)
+
     def seekable(self) -> bool:
         return False
+
+
+def _memory_file() -> BinaryIO:
+    """A file that lies in memory (where the system has none, on disk) and has a descriptor, for libsndfile to work on.
+
+    Not io.BytesIO: libsndfile would call back into Python for it, where exceptions cannot get out. A signal's or Ctrl-C's
+    would be lost, and what is read or written silently cut short.
+    """
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("audio"), "w+b", buffering=0)
+    return tempfile.TemporaryFile(buffering=0)
 
 
 def _open(data: bytes | Path) -> soundfile.SoundFile:
     if isinstance(data, bytes):
         if not data:
             raise ValueError("audio is empty: 0 bytes")
-        source = io.BytesIO(data)
+        source = _memory_file()
+        left = memoryview(data)
+        while left:
+            left = left[source.write(left) :]
+        source.seek(0)
     else:
         if data.stat().st_size == 0:
             raise ValueError("audio is empty: 0 bytes")
@@ -321,9 +342,12 @@ def encode(waveform: np.ndarray, sample_rate_hz: int, audio_format: str) -> byte
         raise ValueError(f"audio_format must be one of {sorted(ENCODED_FORMATS)}; found {audio_format!r}")
     container, subtype = ENCODED_FORMATS[audio_format]
     content = waveform if audio_format == "mp3" else to_pcm16(waveform)
-    buffer = io.BytesIO()
-    try:
-        soundfile.write(buffer, content, sample_rate_hz, format=container, subtype=subtype)
-    except soundfile.SoundFileError as error:
-        raise ValueError(f"cannot encode {audio_format} at {sample_rate_hz} Hz: {error}") from error
-    return buffer.getvalue()
+    settings = {"samplerate": sample_rate_hz, "format": container, "subtype": subtype, "channels": 1, "closefd": False}
+    with _memory_file() as target:
+        try:
+            with soundfile.SoundFile(target.fileno(), "w", **settings) as file:
+                file.write(content)
+        except soundfile.SoundFileError as error:
+            raise ValueError(f"cannot encode {audio_format} at {sample_rate_hz} Hz: {error}") from error
+        target.seek(0)
+        return target.readall()

@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 import tyro
 from tqdm import tqdm
 
-from audio_datasets.stop_signals import Stopped
+from audio_datasets.stop_signals import Stopped, StopRequested, raised_stop_signals
 
 Config = TypeVar("Config")
 
 USER_MISTAKE = 2
 STOPPED = 75
-"""Stopped on request with everything saved: start it again. (EX_TEMPFAIL of sysexits.h: "try again later".)"""
+"""Stopped on request, with what takes long to make saved: start it again. (EX_TEMPFAIL of sysexits.h: "try again later".)"""
 INTERRUPTED = 130
 
 
@@ -35,12 +35,13 @@ def run_command(function: Callable[[], Any]) -> int:
 
     ValueError and OSError are what our code raises for a user's mistake (wrong data, a missing file, a full disk): they
     become one plain message on standard error and exit code 2. Anything else is our bug and keeps its traceback. With
-    ``KD_TRACEBACK=1`` in the environment the traceback is shown for these as well. Work that was stopped by a signal and
-    saved (``stop_signals``) gives exit code 75.
+    ``KD_TRACEBACK=1`` in the environment the traceback is shown for these as well. A stop signal (``stop_signals``) ends the
+    command with exit code 75, whatever it is doing.
     """
     rank = int(os.environ.get("RANK", "0"))  # set for every process of several
     try:
-        result = function()
+        with raised_stop_signals():
+            result = function()
     except (ValueError, OSError) as error:
         if os.environ.get("KD_TRACEBACK") == "1":
             traceback.print_exc()
@@ -49,6 +50,10 @@ def run_command(function: Callable[[], Any]) -> int:
     except Stopped as stopped:
         if rank == 0:
             print(f"stopped: {stopped}", file=sys.stderr)
+        return STOPPED
+    except StopRequested as request:
+        if rank == 0:
+            print(f"stopped: {request}; the same command begins again", file=sys.stderr)
         return STOPPED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

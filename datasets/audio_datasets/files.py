@@ -3,10 +3,14 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+ASIDE = re.compile(r"\..+\.\d+\.tmp")
+"""Names of files that are being written aside: ".NAME.PROCESS.tmp"."""
 
 
 @contextmanager
@@ -26,6 +30,13 @@ def written_aside(path: Path) -> Iterator[Path]:
         flush_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def remove_asides(folder: Path) -> None:
+    """Removes what killed processes were writing aside in a folder; for a folder in which nobody else is writing now."""
+    for file in folder.iterdir() if folder.is_dir() else ():
+        if ASIDE.fullmatch(file.name):
+            file.unlink()
 
 
 def make_folder(folder: Path) -> None:

@@ -11,7 +11,8 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from audio_datasets.files import make_folder
 
+WAIT_SECONDS = 0.5
 NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 _held: set[int] = set()
@@ -74,20 +76,37 @@ def process_start(pid: int) -> str:
         return ""
 
 
+class InUse(ValueError):
+    """Somebody else holds a lock."""
+
+
 @contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
+def locked(path: Path, what: str, while_busy: Callable[[], None] | None = None) -> Iterator[None]:
     """Holds the lock file ``path`` for as long as the context lasts; it is removed at the end.
 
     Processes forked meanwhile (data loaders) do not hold it: it is free when the process that took it is gone.
 
     Args:
         what: what the lock protects, for the message: "runs/mn10 is in use by …".
+        while_busy: wait for it, and call this again and again meanwhile; it may raise.
 
     Raises:
-        ValueError: another process, or another part of this one, holds it; names the owner.
+        InUse: another process, or another part of this one, holds it; names the owner.
     """
     make_folder(path.parent)
-    descriptor = _lock(path, what)
+    told = False
+    while True:
+        try:
+            descriptor = _lock(path, what)
+            break
+        except InUse as error:
+            if while_busy is None:
+                raise
+            if not told:
+                print(f"waiting: {error}", file=sys.stderr)
+            told = True
+            while_busy()
+            time.sleep(WAIT_SECONDS)
     try:
         yield
     finally:
@@ -110,7 +129,7 @@ def _lock(path: Path, what: str) -> int:
             # Its owner removed the file after we had opened it: what we locked is nobody's. Once more.
         except BlockingIOError:
             _release(descriptor)
-            raise ValueError(_busy(what, path, _read_owner(path))) from None
+            raise InUse(_busy(what, path, _read_owner(path))) from None
         except OSError as error:
             _release(descriptor)
             if error.errno in NO_FLOCK:
@@ -129,7 +148,7 @@ def _create(path: Path, what: str) -> int:
             path.unlink(missing_ok=True)
         os.link(aside, path)
     except FileExistsError:
-        raise ValueError(_busy(what, path, owner)) from None
+        raise InUse(_busy(what, path, owner)) from None
     finally:
         aside.unlink()
     descriptor = os.open(path, os.O_RDONLY)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, fields
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import active_children, connection, get_context, parent_process
 from pathlib import Path
 from typing import Literal
 
@@ -29,11 +29,20 @@ from audio_datasets.class_lists import check_class_names, read_class_names, read
 from audio_datasets.clip_store import ClipRecord, ClipStore, concatenate, write_clip_store
 from audio_datasets.command import parse, progress, run_command
 from audio_datasets.disk_space import readable_bytes, require_space
-from audio_datasets.files import digest_of, digest_of_pieces, flush_folder, read_json, write_json, written_aside
+from audio_datasets.files import (
+    digest_of,
+    digest_of_pieces,
+    flush_folder,
+    read_json,
+    remove_asides,
+    write_json,
+    written_aside,
+)
 from audio_datasets.locks import locked
 from audio_datasets.manifest import ManifestRow, manifest_path, write_manifest
 from audio_datasets.messages import listed
 from audio_datasets.sources import Source, SourceClip, describe, read_source
+from audio_datasets.stop_signals import Stopped, StopRequested, delayed_stop_signals, outlive_stop_signals
 
 STORE_SUFFIXES = (".h5", ".hdf5")
 DEFAULT_SAMPLE_RATE_HZ = 32000
@@ -128,10 +137,17 @@ def pack(config: PackConfig, show_progress: bool = True) -> PackResult:
     With several workers, a script calls this under ``if __name__ == "__main__":``, since they start by importing it.
 
     Raises ValueError for a source that cannot be read, labels outside the class list, files that ``on_bad_clip`` refuses, an
-    existing store of other content, unfinished work with another plan, and a store that another run is packing.
+    existing store of other content, unfinished work with another plan, and a store that another run is packing. Raises
+    Stopped where a stop signal interrupts it (``stop_signals.raised_stop_signals``).
     """
     with locked(config.out.with_name(f"{config.out.name}.lock"), str(config.out)):
-        return _pack(config, show_progress)
+        try:
+            return _pack(config, show_progress)
+        except StopRequested as request:
+            remove_asides(_work_folder(config))  # what workers were writing
+            raise Stopped(
+                f"{request}; finished shards are kept in {_work_folder(config)}, and the same command goes on with the others"
+            ) from None
 
 
 def _pack(config: PackConfig, show_progress: bool) -> PackResult:
@@ -153,7 +169,7 @@ def _pack(config: PackConfig, show_progress: bool) -> PackResult:
     sizes = [_size_and_time(clip.path) for clip in clips]
     plan, source_digest = _plan(config, class_names, clips, sizes)
 
-    work = config.out.with_name(config.out.name + ".partial")
+    work = _work_folder(config)
     if config.out.exists() and not config.overwrite:
         # Last of all a finished run removes its work folder; one that was killed just before left it here.
         result = _already_packed(config.out, source_digest, len(source.missing))
@@ -192,6 +208,10 @@ def _pack(config: PackConfig, show_progress: bool) -> PackResult:
     flush_folder(config.out.parent)
     shutil.rmtree(work)
     return PackResult(config.out, len(rows), skipped, len(source.missing), suspicious)
+
+
+def _work_folder(config: PackConfig) -> Path:
+    return config.out.with_name(f"{config.out.name}.partial")
 
 
 def _require_space(config: PackConfig, work: Path, clips: Sequence["LabelledClip"], sizes: Sequence[int]) -> None:
@@ -365,7 +385,7 @@ def _open_work_folder(work: Path, plan: dict, restart: bool) -> None:
                 f"{work} holds the unfinished work of a run with another plan (changed: {', '.join(changed)}); "
                 "discard it with --restart, or give the command as it was"
             )
-    work.mkdir(parents=True, exist_ok=True)
+    remove_asides(work)
     write_json(plan_path, plan)
 
 
@@ -413,8 +433,14 @@ def _pack_shards(tasks: Sequence[ShardTask], workers: int, show_progress: bool) 
         # "spawn": torch's threads do not survive a fork.
         pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
         try:
-            for future in as_completed([pool.submit(_pack_shard, task) for task in missing]):
+            with delayed_stop_signals():  # which launchers and schedulers send to a whole process group
+                futures = [pool.submit(_pack_shard, task) for task in missing]
+            for future in as_completed(futures):
                 bar.update(future.result())
+        except (StopRequested, KeyboardInterrupt):
+            for worker in active_children():  # their shards are whole or not there
+                worker.kill()
+            raise
         except BrokenProcessPool as error:
             raise OSError(
                 "a worker process was killed (out of memory?); run again to go on, with fewer --workers"
@@ -425,7 +451,8 @@ def _pack_shards(tasks: Sequence[ShardTask], workers: int, show_progress: bool) 
 
 def _start_worker() -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle, and so are stop signals
+    outlive_stop_signals()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -6,6 +6,7 @@ A clip that cannot be used has no samples there; whoever asks for it is told by 
 """
 
 import shutil
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from audio_datasets import audio as audio_codec
 from audio_datasets.bad_clips import BadClipError, OnBadClip
 from audio_datasets.command import progress
 from audio_datasets.files import digest_of, written_aside
+from audio_datasets.locks import locked
 from audio_datasets.task import TaskClips, usable_durations
 
 BYTES_PER_SAMPLE = 2
@@ -64,9 +66,16 @@ class CachedClips(TaskClips):
 
 
 def fill_cache(
-    clips: TaskClips, folder: Path, sample_rate_hz: int, shown: bool = True, on_bad_clip: OnBadClip = "refuse"
+    clips: TaskClips,
+    folder: Path,
+    sample_rate_hz: int,
+    on_bad_clip: OnBadClip = "refuse",
+    before_clip: Callable[[], None] = lambda: None,
 ) -> None:
-    """Decodes every clip into ``folder``, unless that was done before. To be called by one process.
+    """Decodes every clip into ``folder``, unless that was done before. To be called by one process of a run.
+
+    If another run is at it, this waits. ``before_clip`` is called before a clip is looked at, and while it waits; it may raise,
+    which leaves nothing behind.
 
     Raises:
         BadClipError: audio that cannot be used, unless it is to be skipped.
@@ -75,27 +84,32 @@ def fill_cache(
     samples_file, lengths_file = _files(clips, folder, sample_rate_hz)
     if lengths_file.exists():
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    seconds = sum(usable_durations(clips, on_bad_clip))
-    needed, free = int(seconds * sample_rate_hz) * BYTES_PER_SAMPLE, shutil.disk_usage(folder).free
-    if needed > free:
-        raise ValueError(
-            f"the cache needs {needed / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free; choose another "
-            "folder for --cache, or leave it out"
-        )
-    lengths = []
-    with written_aside(samples_file) as aside, open(aside, "wb") as file:
-        for row in progress(range(len(clips)), shown=shown, desc="decode", unit="clip", leave=False):
-            try:
-                samples = audio_codec.to_pcm16(clips.waveform(row, sample_rate_hz))
-            except BadClipError:
-                if on_bad_clip == "refuse":
-                    raise
-                samples = np.zeros(0, dtype=np.int16)
-            lengths.append(len(samples))
-            file.write(samples.tobytes())
-    with written_aside(lengths_file) as aside, open(aside, "wb") as file:
-        np.save(file, np.array(lengths, dtype=np.int64))
+    with locked(lengths_file.with_suffix(".lock"), f"the cache in {folder}", while_busy=before_clip):
+        if lengths_file.exists():  # somebody else has just filled it
+            return
+        for leftover in folder.glob(f".{samples_file.name}.*.tmp"):
+            leftover.unlink()
+        seconds = sum(usable_durations(clips, on_bad_clip, before_clip))
+        needed, free = int(seconds * sample_rate_hz) * BYTES_PER_SAMPLE, shutil.disk_usage(folder).free
+        if needed > free:
+            raise ValueError(
+                f"the cache needs {needed / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free; choose another "
+                "folder for --cache, or leave it out"
+            )
+        lengths = []
+        with written_aside(samples_file) as aside, open(aside, "wb") as file:
+            for row in progress(range(len(clips)), desc="decode", unit="clip", leave=False):
+                before_clip()
+                try:
+                    samples = audio_codec.to_pcm16(clips.waveform(row, sample_rate_hz))
+                except BadClipError:
+                    if on_bad_clip == "refuse":
+                        raise
+                    samples = np.zeros(0, dtype=np.int16)
+                lengths.append(len(samples))
+                file.write(samples.tobytes())
+        with written_aside(lengths_file) as aside, open(aside, "wb") as file:
+            np.save(file, np.array(lengths, dtype=np.int64))
 
 
 def _files(clips: TaskClips, folder: Path, sample_rate_hz: int) -> tuple[Path, Path]:

@@ -1,9 +1,16 @@
-"""Stopping on request: SIGTERM and SIGUSR1, which cluster schedulers send, are noted, and acted upon between two steps."""
+"""Stopping on request by SIGTERM and SIGUSR1, which cluster schedulers send.
+
+Training notes them and stops between two steps. Whatever else a command does ends where it is, by an exception on whose
+way out half-written files are removed.
+"""
 
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -15,8 +22,45 @@ class Stopped(Exception):
     """
 
 
+class StopRequested(BaseException):
+    """A stop signal came, and nobody notes them. Like KeyboardInterrupt no Exception: it is no error to be dealt with.
+
+    ``run_command`` turns it into the exit code ``audio_datasets.command.STOPPED``.
+    """
+
+
+@contextmanager
+def raised_stop_signals() -> Iterator[None]:
+    """A stop signal raises ``StopRequested``, wherever the main thread is, unless a ``StopSignals`` inside notes it."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise StopRequested(f"{signal.Signals(number).name} came")
+
+    before = _handled_by(stop)
+    try:
+        yield
+    finally:
+        _restore(before)
+
+
+@contextmanager
+def delayed_stop_signals() -> Iterator[None]:
+    """Stop signals wait until the context ends. Processes that are started in it never end of them.
+
+    Such a process must call ``outlive_stop_signals``, or its parent could not end it either.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # macOS, where they could not
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class StopSignals:
-    """Notes the stop signals that arrive while the context lasts; outside it they end the process, as usual.
+    """Notes the stop signals that arrive while the context lasts.
 
     Data loaders need ``worker_init_fn=outlive_stop_signals`` besides.
 
@@ -40,21 +84,33 @@ class StopSignals:
         return self.reason is not None
 
     def __enter__(self) -> "StopSignals":
-        self._before = {}
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        self._before = _handled_by(self._note)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        _restore(self._before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._received = signal.Signals(number).name
 
 
-def outlive_stop_signals(worker: int) -> None:
-    """Makes a data-loading worker live through stop signals, unless its own parent sends them.
+Handler = Callable[[int, FrameType | None], Any]
+
+
+def _handled_by(handler: Handler) -> dict[int, Handler | int | None]:
+    """Installs a handler of all stop signals; returns those before it."""
+    if threading.current_thread() is not threading.main_thread():  # elsewhere Python allows none
+        return {}
+    return {number: signal.signal(number, handler) for number in STOP_SIGNALS}
+
+
+def _restore(handlers: dict[int, Handler | int | None]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def outlive_stop_signals(worker: int = 0) -> None:
+    """Makes a worker process live through stop signals, unless its own parent sends them.
 
     Launchers and schedulers signal whole process groups, and PyTorch's workers would end at once; but the process they
     work for needs their batches to finish its step. It ends them itself when it is done.

@@ -240,14 +240,19 @@ def one_label_each(clips: TaskClips) -> bool:
     return not clips.is_masked and all(len(clip.labels) == 1 for clip in clips.clips)
 
 
-def usable_durations(clips: TaskClips, on_bad_clip: OnBadClip = "refuse") -> list[float]:
+def usable_durations(
+    clips: TaskClips, on_bad_clip: OnBadClip = "refuse", before_clip: Callable[[], None] = lambda: None
+) -> list[float]:
     """The lengths of all clips by their headers, in seconds; of those that can be read, if bad ones are to be skipped.
+
+    ``before_clip`` is called before each; it may raise.
 
     Raises:
         BadClipError: a header that cannot be read, with ``on_bad_clip="refuse"``.
     """
     found = []
     for row in range(len(clips)):
+        before_clip()
         try:
             found.append(clips.duration_seconds(row))
         except BadClipError:

@@ -1,6 +1,7 @@
 """Decoding, resampling, cutting and encoding of clips."""
 
 import io
+import signal
 import tracemalloc
 from pathlib import Path
 
@@ -268,3 +269,25 @@ def test_absurd_magnitudes_are_refused() -> None:
     assert np.abs(decode(integers)).max() > 1000
     with pytest.raises(ValueError, match="times full scale"):
         decode(file_bytes(1e9 * noise(100), 8000, "WAV", "FLOAT"))
+
+
+@pytest.mark.parametrize("reading", [True, False])
+def test_an_interruption_inside_the_codec_is_not_lost(reading: bool) -> None:
+    """Of a callback from libsndfile into Python it would be, and the audio would come out short."""
+    wave = noise(1_500_000)[:, 0]
+    data = encode(wave, 32000, "mp3") if reading else b""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
+            if reading:
+                decode(data)
+            else:
+                encode(wave, 32000, "mp3")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

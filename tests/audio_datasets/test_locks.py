@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from audio_datasets import locks
 from audio_datasets.locks import Owner, locked
 
 HOLDER = """
@@ -106,3 +108,22 @@ def test_an_owner_is_gone_when_its_process_is(tmp_path: Path) -> None:
     process.kill()
     process.wait()
     assert replace(us, pid=process.pid).is_gone()
+
+
+def test_waiting_for_a_lock(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "WAIT_SECONDS", 0.0)
+    path = tmp_path / "lock"
+    waited = []
+    with ExitStack() as stack:
+        stack.enter_context(locked(path, "the cache"))
+
+        def while_busy() -> None:
+            waited.append(None)
+            if len(waited) == 3:
+                stack.close()
+
+        with locked(path, "the cache", while_busy):
+            assert len(waited) == 3
+    assert capsys.readouterr().err.count("waiting: the cache is in use by process") == 1
+    with locked(path, "the cache"), pytest.raises(ZeroDivisionError), locked(path, "the cache", lambda: 1 / 0):
+        pass

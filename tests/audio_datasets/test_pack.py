@@ -12,9 +12,11 @@ import pytest
 import soundfile
 
 import audio_datasets
+from audio_datasets import clip_store
 from audio_datasets import pack as packing
 from audio_datasets.audio import decode, to_pcm16
 from audio_datasets.clip_store import ClipStore
+from audio_datasets.command import STOPPED
 from audio_datasets.locks import locked
 from audio_datasets.manifest import select_rows
 from audio_datasets.pack import PackConfig, PackResult, main, pack
@@ -311,14 +313,82 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, workers: int, sh
     assert not (tmp_path / "clips.h5").exists()
     assert len(list(work.glob("shard-*.h5"))) < 150
     if workers > 1 and children:
-        deadline = time.monotonic() + 30
-        while any(Path(f"/proc/{child}").exists() for child in children):
-            assert time.monotonic() < deadline, "worker processes outlived the run"
-            time.sleep(0.05)
+        assert_end(children)
     subprocess.run(arguments, env=environment(), check=True, capture_output=True)
     assert (tmp_path / "clips.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
     assert (tmp_path / "clips.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
     assert not work.exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "step", "call", "shards"),
+    [
+        (signal.SIGTERM, "_stored_audio", 8, 2),  # inside the third shard
+        (signal.SIGUSR1, "_audio_digest", 4, 1),  # while the second one is written
+        (signal.SIGTERM, "_write_arrays", 5, 4),  # while the four shards are merged
+    ],
+)
+def test_a_signal_ends_packing_and_the_same_command_goes_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    number: signal.Signals,
+    step: str,
+    call: int,
+    shards: int,
+) -> None:
+    source, work = write_source(tmp_path / "source"), tmp_path / "clips.h5.partial"
+    run_pack(source, tmp_path / "whole.h5", shard_clips=3)
+    arguments = [str(source), "--out", str(tmp_path / "clips.h5"), "--workers", "1", "--shard-clips", "3"]
+    module = packing if step == "_stored_audio" else clip_store
+    original, calls = getattr(module, step), []
+
+    def signalled(*values, **settings):
+        calls.append(None)
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+        return original(*values, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, step, signalled)
+        assert main(arguments) == STOPPED
+    assert f"{number.name} came; finished shards are kept in {work}" in capsys.readouterr().err
+    assert len(list(work.glob("shard-*.h5"))) == shards
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert not (tmp_path / "clips.h5").exists()
+    assert main(arguments) == 0
+    assert (tmp_path / "clips.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_a_signal_to_all_processes_ends_them(tmp_path: Path) -> None:
+    """As launchers and schedulers send it. The workers, hit as well, are neither taken for killed nor left behind."""
+    source, work = write_source(tmp_path / "source", clips=60), tmp_path / "clips.h5.partial"
+    arguments = command(
+        source, *("--out", tmp_path / "clips.h5", "--audio", "flac", "--shard-clips", 1, "--workers", 2)
+    )
+    run = subprocess.Popen(arguments, env=environment(), stderr=subprocess.PIPE, text=True)
+    while len(list(work.glob("shard-*.h5"))) < 3:
+        assert run.poll() is None, "the run ended before it could be stopped"
+        time.sleep(0.002)
+    children = children_of(run.pid)
+    for process in (*children, run.pid):
+        os.kill(int(process), signal.SIGTERM)
+    message = run.communicate()[1]
+    assert run.returncode == STOPPED, message
+    assert "SIGTERM came; finished shards are kept" in message
+    assert not list(work.glob(".*"))
+    done = len(list(work.glob("shard-*.h5")))
+    assert 3 <= done < 60
+    assert_end(children)
+    assert run_pack(source, tmp_path / "clips.h5", audio="flac", shard_clips=1).clips == 60
+
+
+def assert_end(children: list[str]) -> None:
+    """Soon none of these processes is left."""
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < deadline, "worker processes outlived the run"
+        time.sleep(0.05)
 
 
 def children_of(process_id: int) -> list[str]:

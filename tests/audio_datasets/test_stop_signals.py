@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from audio_datasets.command import STOPPED, run_command
-from audio_datasets.stop_signals import Stopped, StopSignals, outlive_stop_signals
+from audio_datasets.files import written_aside
+from audio_datasets.stop_signals import Stopped, StopSignals, delayed_stop_signals, outlive_stop_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
@@ -31,6 +33,44 @@ def test_the_exit_code_of_stopped_work(capsys: pytest.CaptureFixture, monkeypatc
     monkeypatch.setenv("RANK", "1")  # of several processes only the main one says it
     assert run_command(stop) == STOPPED
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_a_command_where_it_is(
+    number: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    before = signal.getsignal(number)
+
+    def write() -> None:
+        with written_aside(tmp_path / "file") as aside:
+            aside.write_text("half of")
+            try:
+                os.kill(os.getpid(), number)
+                time.sleep(60)
+            except Exception:
+                pytest.fail("it is no error")
+
+    assert run_command(write) == STOPPED
+    assert capsys.readouterr().err == f"stopped: {number.name} came; the same command begins again\n"
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(number) == before
+
+    def note() -> None:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), number)
+            assert signals.requested
+
+    assert run_command(note) == 0
+
+
+def test_delayed_signals_arrive_later() -> None:
+    with StopSignals() as signals:
+        with delayed_stop_signals():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert signal.SIGUSR1 in signal.sigpending() or signals.requested  # another thread may have got it
+            child = subprocess.run(["sh", "-c", "kill -TERM $$; echo alive"], capture_output=True, text=True)
+        assert signals.reason == "SIGUSR1"
+    assert child.stdout == "alive\n"
 
 
 def test_a_worker_lives_through_a_signal_unless_its_parent_sends_it() -> None:

@@ -186,7 +186,7 @@ def test_a_cache_gives_the_same_sound_to_16_bits(make_task_folder: Callable[...,
     clips = read("folder", make_task_folder("folder"))
     with pytest.raises(ValueError, match="no cache"):
         CachedClips(clips, tmp_path / "cache", 16000)
-    fill_cache(clips, tmp_path / "cache", 16000, shown=False)
+    fill_cache(clips, tmp_path / "cache", 16000)
     cached = pickle.loads(pickle.dumps(CachedClips(clips, tmp_path / "cache", 16000)))
     for row in range(len(clips)):
         for part in ({}, {"start_seconds": 0.1, "seconds": 0.2}, {"start_seconds": 0.2, "seconds": 9.0}):
@@ -198,5 +198,5 @@ def test_a_cache_gives_the_same_sound_to_16_bits(make_task_folder: Callable[...,
     with pytest.raises(ValueError, match="16000 Hz; 32000 Hz"):
         cached.waveform(0, 32000)
     files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
-    fill_cache(clips, tmp_path / "cache", 16000, shown=False)
+    fill_cache(clips, tmp_path / "cache", 16000)
     assert files == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}

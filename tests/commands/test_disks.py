@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from audio_datasets import pack as packing
 from audio_datasets.audio import encode
 from audio_datasets.disk_space import readable_bytes, require_space
+from kd import building
+from kd import finetune as finetuning
 from kd import pretrain as pretraining
 from kd.checkpoint import checkpoints, load_checkpoint
 from students import create_student
@@ -68,7 +70,7 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path,
 @pytest.fixture
 def no_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Room that is there when a command begins and is taken by others later."""
-    for module in (packing, precompute, pretraining):
+    for module in (packing, precompute, building):
         monkeypatch.setattr(module, "require_space", lambda *_: None)
 
 
@@ -183,15 +185,20 @@ def test_training(disk: tuple[Path, Full], tiny_store: Path, tmp_path: Path, cap
 
 
 def test_room_is_asked_for_before_a_long_write(
-    tiny_store: Path, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tiny_store: Path,
+    run_folder: Path,
+    make_task_folder: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: dict[str, int] = {}
 
     def too_little(folder: Path, needed_bytes: int, what: str) -> None:
-        asked[what.split()[0]] = needed_bytes
+        asked[what] = needed_bytes
         require_space(folder, needed_bytes + 10**18, what)
 
-    for module in (packing, precompute, pretraining):
+    for module in (packing, precompute, building):
         monkeypatch.setattr(module, "require_space", too_little)
     sound = tmp_path / "sounds" / "dog" / "a.wav"
     sound.parent.mkdir(parents=True)
@@ -208,16 +215,24 @@ def test_room_is_asked_for_before_a_long_write(
         "0",
     ]
     train = ["--clips", str(tiny_store), "--label-weight", "1", "--student", "mn01", "--out", str(tmp_path / "run")]
+    data = str(make_task_folder("esc50"))
+    finetune = ["--task", "esc50", "--data", data, "--student", "mn01", "--out", str(tmp_path / "tuned")]
     for main, arguments in (
         (packing.main, pack),
         (precompute.main, teach),
         (pretraining.main, [*train, "--batch-size", "4"]),
+        (finetuning.main, finetune),
     ):
         message = fails_plainly(main, arguments, capsys)
         assert "needs about 1000000.0 TB" in message
         assert "are free" in message
     parameters = sum(value.nbytes for value in create_student("mn01", 3).state_dict().values())
-    assert asked == {"packing": 2 * sound.stat().st_size, "the": 2 * 2 * 12 * 3, "keeping": 3 * 3 * parameters}
+    assert asked == {
+        "packing 1 clips (shards, then the store)": 2 * sound.stat().st_size,
+        "the logits of small for 12 clips": 2 * 2 * 12 * 3,
+        "keeping 3 more checkpoints": 3 * 3 * parameters,
+        "keeping 4 more checkpoints": 4 * 3 * parameters,  # two for the first of three folds
+    }
 
 
 def test_a_folder_that_takes_no_files(

@@ -19,7 +19,8 @@ from audio_datasets.bad_clips import ClipList
 from audio_datasets.catalog import get_task
 from audio_datasets.command import STOPPED
 from audio_datasets.locks import locked
-from audio_datasets.task import read_task
+from audio_datasets.task import TaskClips, read_task
+from kd import probe as probe_module
 from kd.checkpoint import checkpoints
 from kd.finetune import configure, main
 from kd.finetune_data import EvaluationWindows
@@ -401,6 +402,58 @@ def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(
     for name in ("metrics.jsonl", "student.safetensors", "result.json"):
         for fold in ("fold1", "fold2"):
             assert (tmp_path / "run" / fold / name).read_bytes() == (tmp_path / "whole" / fold / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("task", "module", "step", "call", "told"),
+    [
+        ("folder", TaskClips, "duration_seconds", 5, "SIGTERM came; the same command begins again"),
+        ("folder", TaskClips, "duration_seconds", 15, "the same command decodes the clips into"),
+        ("folder", TaskClips, "waveform", 4, "the same command decodes the clips into"),
+        ("esc50", probe_module, "LogisticRegression", 1, "came in the linear probe"),  # the first of three
+    ],
+)
+def test_a_signal_before_training_begins(
+    make_task_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    task: str,
+    module: Any,
+    step: str,
+    call: int,
+    told: str,
+) -> None:
+    data, out, cache = make_task_folder(task), tmp_path / "run", tmp_path / "cache"
+    command = [
+        "--task",
+        task,
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--cache",
+        str(cache),
+        *SHORT[:6],
+        "--probe-only",
+    ]
+    original, calls = getattr(module, step), []
+
+    def signalled(*values: Any, **settings: Any) -> Any:
+        calls.append(None)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*values, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, step, signalled)
+        assert main(command) == STOPPED
+    assert told in capsys.readouterr().err
+    assert not (out / "run.lock").exists()
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert len(list(cache.glob("*"))) == (2 if module is probe_module else 0)
+    assert main(command) == 0
+    assert results(out / "probe")["headline"]["mean"] >= 0.0
 
 
 @pytest.mark.parametrize("cached", [False, True])

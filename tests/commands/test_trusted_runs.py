@@ -1,4 +1,4 @@
-"""`kd pretrain` under signals, power cuts, changed commands, broken losses and a second run in its folder."""
+"""`kd pretrain` under signals, changed commands, broken losses and a second run in its folder."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from audio_datasets.command import STOPPED
 from audio_datasets.files import read_json
 from audio_datasets.locks import locked
 from kd import non_finite
-from kd.checkpoint import checkpoints, load_checkpoint
+from kd.checkpoint import checkpoints
 from kd.objectives import DistillationObjective
 from kd.pretrain import main
 from kd.runlog import read_metrics
@@ -96,104 +96,6 @@ def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(
     assert_same_result(whole, out)
     assert main(arguments(tiny_store, tiny_logits, out)) == 0
     assert "finished already" in capsys.readouterr().out
-
-
-# --- Power cuts --------------------------------------------------------------------------------------------------------
-
-
-class PowerCut:
-    """What a disk may hold after a power cut at any moment, from the flushes that a run asks for.
-
-    A file holds what it held when it was last flushed, or nothing. Of a folder's entries either those of its last flush
-    are there (``lazy``), or the current ones: the file system may have written them by itself.
-    """
-
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.root = root
-        self.content: dict[int, bytes] = {}
-        self.entries: dict[int, dict[str, int]] = {}
-        self.folders = {root.stat().st_ino}
-        self.kept_open: list[int] = []  # so that no inode's number is used again
-        self.moments: list[tuple[dict, dict, dict]] = []
-        fsync = os.fsync
-
-        def recorded(descriptor: int) -> None:
-            fsync(descriptor)
-            path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
-            if self.root in (path, *path.parents):
-                self.kept_open.append(os.dup(descriptor))
-                self._flushed(path)
-                self.moments.append((dict(self.content), dict(self.entries), self._tree()))
-
-        monkeypatch.setattr(os, "fsync", recorded)
-
-    def _flushed(self, path: Path) -> None:
-        number = path.stat().st_ino
-        if path.is_dir():
-            self.entries[number] = self._list(path)
-        else:
-            self.content[number] = path.read_bytes()
-
-    def _list(self, folder: Path) -> dict[str, int]:
-        found = {item.name: item.stat() for item in folder.iterdir()}
-        self.folders |= {item.stat().st_ino for item in folder.iterdir() if item.is_dir()}
-        return {name: status.st_ino for name, status in found.items()}
-
-    def _tree(self) -> dict[int, dict[str, int]]:
-        folders = [self.root, *(path for path in self.root.rglob("*") if path.is_dir())]
-        return {folder.stat().st_ino: self._list(folder) for folder in folders}
-
-    def disk_after(self, moment: int, lazy: bool, target: Path) -> Path:
-        """Writes to ``target`` what the disk holds if the power fails right after that flush."""
-        content, flushed, current = self.moments[moment]
-
-        def write(number: int, path: Path) -> None:
-            if number in self.folders:
-                path.mkdir()
-                for name, inside in (flushed if lazy else current).get(number, {}).items():
-                    write(inside, path / name)
-            else:
-                path.write_bytes(content.get(number, b""))
-
-        write(self.root.stat().st_ino, target)
-        return target
-
-    def close(self) -> None:
-        for descriptor in self.kept_open:
-            os.close(descriptor)
-
-
-def test_a_power_cut_at_any_moment_leaves_a_run_that_goes_on(
-    whole: Path, tiny_store: Path, tiny_logits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    with monkeypatch.context() as patch:
-        power = PowerCut(disk, patch)
-        assert main(arguments(tiny_store, tiny_logits, disk / "run")) == 0
-    newest = []
-    # Every seventh flush and the last; a checkpoint takes about ten, so that over the run each kind of moment occurs.
-    for moment in [*range(0, len(power.moments), 7), len(power.moments) - 1]:
-        for lazy in (True, False):
-            found = power.disk_after(moment, lazy, tmp_path / "after")
-            whole_ones = checkpoints(found / "run" / "checkpoints")
-            newest.append(0)
-            if whole_ones:
-                state = load_checkpoint(whole_ones[-1])["state"]
-                log = found / "run" / "metrics.jsonl"
-                assert (log.stat().st_size if log.exists() else 0) >= state["metrics_bytes"]
-                if read_json(found / "run" / "config.json").get("finished"):
-                    assert_same_result(whole, found / "run")
-                newest[-1] = state["step"]
-            shutil.rmtree(found)
-    for lazy in (0, 1):  # what was once safe stays safe
-        assert newest[lazy::2] == sorted(newest[lazy::2])
-        assert newest[lazy::2][-1] == STEPS
-    for moment in (len(power.moments) // 3, 3 * len(power.moments) // 4):
-        after = power.disk_after(moment, True, tmp_path / f"after-{moment}")
-        assert main(arguments(tiny_store, tiny_logits, after / "run")) == 0
-        assert_same_result(whole, after / "run")
-    power.close()
 
 
 # --- Changed commands --------------------------------------------------------------------------------------------------
