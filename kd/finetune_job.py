@@ -18,7 +18,13 @@ from audio_datasets.messages import listed
 from audio_datasets.pcm_cache import CachedClips, fill_cache
 from audio_datasets.stop_signals import Stopped, StopSignals
 from audio_datasets.task import Task, TaskClips
-from kd.building import moving_average, package_versions, require_checkpoint_space, training_loader
+from kd.building import (
+    annealed_options,
+    moving_average,
+    package_versions,
+    require_checkpoint_space,
+    training_loader,
+)
 from kd.config import as_json, parse_options
 from kd.early_stopping import EarlyStopping
 from kd.finetune_config import FinetuneConfig, is_exclusive
@@ -45,6 +51,7 @@ from kd.transfer import Start, freeze, layer_groups, start_from_run, starting_st
 from students.blocks import Student
 from students.frontend import LogMel
 from students.weights import save_student
+from teacher_logits.passt import catalog_of
 from teacher_logits.processes import any_process, on_main_process
 from teacher_logits.store import LogitEnsemble
 
@@ -253,12 +260,17 @@ class Job:
         def stop_if_asked() -> None:
             self.stop_if_asked(lambda: stop_message(self.signals, state, run))
 
+        def set_epoch(student: Student, epoch: int) -> None:
+            if not config.is_pretrained:  # what anneals is at its end in a trained one
+                student.start_epoch(epoch)
+
         stopping = EarlyStopping(config.early_stopping, config.patience, folder, accelerator)
         validate = None
         if len(part.valid):
             valid = self.evaluator(part.valid, "validate")
 
             def validate(evaluated: nn.Module) -> dict[str, Any]:
+                set_epoch(evaluated, config.loop.epochs)  # as it will be used, if it is the best
                 rows, logits = heard(part.valid, valid.predict(evaluated, before_batch=stop_if_asked), "validation")
                 metrics = metrics_of(self.clips, part, rows, logits, self.exclusive)
                 stopping.keep_if_best(metrics, evaluated, run.metrics_path)
@@ -266,6 +278,11 @@ class Job:
 
         def describe(batch: dict[str, Tensor]) -> str:
             return f"Clips of the batch: {', '.join(self.clips.clip_id(row) for row in batch['row'].tolist())}"
+
+        def before_epoch(epoch: int) -> None:
+            set_epoch(accelerator.unwrap_model(state.student), epoch)
+            if state.ema is not None:
+                set_epoch(state.ema.module, epoch)
 
         objective = FinetuneObjective(
             self.frontend,
@@ -276,10 +293,11 @@ class Job:
             frozen=frozen,
         )
         fit(
-            accelerator, state, objective, batches, loader, run, log, validate, describe,
+            accelerator, state, objective, batches, loader, run, log, validate, describe, before_epoch,
             stop=lambda epochs: stopping.should_stop(run.metrics_path), signals=self.signals,
         )  # fmt: skip
         best = evaluated_student(state, accelerator)
+        set_epoch(best, config.loop.epochs)
         stopping.load_best(best)
         if len(part.valid):  # for what is chosen on them, such as thresholds
             rows, chosen_on = heard(part.valid, valid.predict(best, before_batch=stop_if_asked), "validation")
@@ -426,6 +444,14 @@ def read_start(config: FinetuneConfig) -> Start:
         ValueError: a run folder without a student, or settings that are not that student's.
     """
     options = parse_options(config.student_options)
+    if not config.is_pretrained:
+        defaults = catalog_of(config.student).default_options(config.student)
+        return Start(config.student, annealed_options(options, defaults, config.loop.epochs))
+    if unused := sorted(options.keys() & {"temperature_start", "temperature_epochs"}):
+        raise ValueError(
+            f"--student-options {unused[0]} would not be used: a trained DyMN stays at the temperature that its annealing "
+            "ended with"
+        )
     if config.init is None:
         return Start(config.student, options, config.weights)
     start, card = start_from_run(config.init)

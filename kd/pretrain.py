@@ -28,7 +28,13 @@ from audio_datasets.files import digest_of
 from audio_datasets.joined import AnyClips, open_clips
 from audio_datasets.manifest import select_rows
 from audio_datasets.stop_signals import Stopped, StopSignals
-from kd.building import moving_average, package_versions, require_checkpoint_space, training_loader
+from kd.building import (
+    annealed_options,
+    moving_average,
+    package_versions,
+    require_checkpoint_space,
+    training_loader,
+)
 from kd.config import as_json, parse_options
 from kd.dry_run import estimate
 from kd.evaluation import evaluation_loader, predict_logits, skipped_clips
@@ -492,15 +498,7 @@ def student_options(config: PretrainConfig) -> dict[str, Any]:
     defaults = default_options(config.student)
     if "n_mels" in defaults:
         options.setdefault("n_mels", config.frontend.n_mels)
-    if "temperature_epochs" in defaults:
-        # Like the learning rate's phases: the paper's 30 of 200 epochs, as a share of a run of another length.
-        options.setdefault("temperature_epochs", round(0.15 * config.loop.epochs))
-        if options["temperature_epochs"] >= config.loop.epochs:
-            raise ValueError(
-                f"temperature_epochs ({options['temperature_epochs']}) must be less than epochs ({config.loop.epochs}): the "
-                "student is used at the temperature that annealing ends with"
-            )
-    return options
+    return annealed_options(options, defaults, config.loop.epochs)
 
 
 def provenance(config: PretrainConfig, folder: RunFolder, training: Training, command: str) -> dict[str, Any]:

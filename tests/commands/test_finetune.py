@@ -28,6 +28,7 @@ from kd.finetune_objective import FinetuneObjective
 from kd.runlog import read_metrics
 from kd.splits import partitions
 from students import create_student
+from students.dymn import DyMN
 from students.frontend import LogMelConfig
 from students.weights import load_student, save_student
 from teacher_logits.passt import load_passt
@@ -164,6 +165,24 @@ def test_a_student_of_another_task_is_carried_over(make_task_folder: Callable[..
     assert (out / "probe" / probe["runs"][0]["folder"] / "predictions.npz").exists()
 
 
+def test_a_dymn_anneals_its_temperature_if_it_starts_from_scratch(
+    make_task_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is validated at the temperature that it will have at the end. A trained one stays at its own."""
+    seen: list[float] = []
+    monkeypatch.setattr(DyMN, "temperature", property(lambda student: 1.0, lambda student, value: seen.append(value)))
+    data, out = make_task_folder("folder"), tmp_path / "run"
+    given = ["--epochs", "3", "--valid-share", "0.2", "--validate-every-epochs", "1"]
+    options = ["--student", "dymn04", "--student-options", "width=0.1", "temperature_epochs=2"]
+    assert main([*arguments("folder", data, out, *given, *options)]) == 0
+    assert seen == [30.0, 1.0, 15.5, 1.0, 1.0, 1.0, 1.0]
+    seen.clear()
+    assert (
+        main([*arguments("folder", data, tmp_path / "tuned", *given, "--init", str(out), "--student", "dymn04")]) == 0
+    )
+    assert seen == []
+
+
 def test_passt_is_fine_tuned_like_a_student(make_task_folder: Callable[..., Path], tmp_path: Path) -> None:
     """With patchout in training; its run folder is a start again."""
     data, first, second = make_task_folder("folder"), tmp_path / "first", tmp_path / "second"
@@ -275,6 +294,10 @@ WRONG = {
     "unknown metric": ("--task esc50 --data esc50 --valid-share 0.2 --early-stopping mAP", "accuracy"),
     "wrong loss": ("--task openmic --data openmic --loss cross-entropy", "bce"),
     "wrong value": ("--task esc50 --data esc50 --epochs 0", "epochs"),
+    "annealing what is trained": (
+        "--task esc50 --data esc50 --student dymn04 --weights a.pt --student-options temperature_epochs=1",
+        "would not be used",
+    ),
     "folds where there are none": ("--task dcase20 --data dcase20 --fold 1", "fold"),
 }
 
