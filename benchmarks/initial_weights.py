@@ -3,8 +3,9 @@
     python benchmarks/initial_weights.py --clips esc10.h5
 
 Same clips, same order, same optimizer; no augmentation. `small` is MobileNetV3's own N(0, 0.01) with zero biases, `he` is He's
-rule, `he + prior` begins at the classes' frequencies besides (what `kd pretrain` does). Prints the mean loss of the steps
-up to each mark, averaged over the seeds.
+rule, `he + prior` begins at the classes' frequencies besides (what `kd pretrain` does), and a DyMN is also trained `as it comes`,
+with its dynamic parts treating clips alike, and the classes' frequencies (what `kd pretrain` does with it). Prints the mean
+loss of the steps up to each mark, averaged over the seeds.
 """
 
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from audio_datasets.command import progress
 from audio_datasets.randomness import generator
 from kd.losses import tagging_loss
 from students import create_student
+from students.blocks import initialize_weights
 from students.frontend import LogMel, LogMelConfig
 
 MARKS = (40, 80, 120, 160, 200, 300, 400)
@@ -54,17 +56,21 @@ def main() -> None:
     waveforms = np.stack([store.waveform(int(row), frontend.sample_rate_hz)[:samples] for row in rows])
     mels, targets = LogMel(frontend)(torch.from_numpy(waveforms)), torch.from_numpy(store.targets(rows))
 
-    ways = ("small", "he", "he + prior")
+    ways = ["small", "he", "he + prior"]
+    if config.student.startswith("dymn"):
+        ways.append("as it comes")
     losses = np.zeros((len(ways), config.seeds, MARKS[-1]))
     for place, way in enumerate(ways):
         for seed in range(config.seeds):
             torch.manual_seed(seed)
             student = create_student(config.student, targets.shape[1]).train()
+            if way in ("he", "he + prior"):
+                initialize_weights(student)
             if way == "small":
                 for layer in student.modules():
                     if isinstance(layer, nn.Linear):
                         nn.init.normal_(layer.weight, 0.0, 0.01)
-            if way == "he + prior":
+            if way in ("he + prior", "as it comes"):
                 student.set_class_prior(targets.mean(0))
             optimizer = torch.optim.Adam(student.parameters(), lr=config.learning_rate)
             for step in progress(range(MARKS[-1]), desc=f"{way}, seed {seed}", unit="step", leave=False):

@@ -312,6 +312,26 @@ class SequenceConv(nn.Conv2d):
         return functional.linear(sequence.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
+def treat_clips_alike(module: nn.Module) -> None:
+    """Draws the layers that make coefficients out of contexts from N(0, 0.01): every clip begins with about the same.
+
+    Then a dynamic convolution is about the mean of its kernels, a Dy-ReLU about a ReLU, and coordinate attention about a
+    constant. By He's rule each clip would meet kernels and slopes of its own, drawn at random, and next to nothing is learnt
+    (docs/results.md).
+    """
+    for part in module.modules():
+        layers: list[nn.Module | None] = []
+        if isinstance(part, DynamicConv):
+            layers = list(part.residuals)
+        elif isinstance(part, DynamicReLU):
+            layers = list(part.coef_net)
+        elif isinstance(part, ContextGeneration):
+            layers = [part.conv_f, part.conv_t]
+        for layer in layers:
+            if layer is not None:
+                nn.init.normal_(layer.weight, std=0.01)
+
+
 class Context(NamedTuple):
     """What a block's dynamic parts are made of."""
 
@@ -483,6 +503,7 @@ class DyMN(MobileNet):
         hidden = make_divisible(HIDDEN_CHANNELS * options.width)
         self.classifier = create_head(options.head, last_channels, hidden, num_classes, options.dropout)
         initialize_weights(self)
+        treat_clips_alike(self)
 
     def chain(self) -> list[nn.Module]:
         """(see MobileNet)"""

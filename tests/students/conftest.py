@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from students.blocks import Student
-from students.dymn import DynamicConv
+from students.dymn import DynamicConv, DynamicReLU
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +29,9 @@ def as_if_trained() -> Callable[[Student], Student]:
                 nn.init.kaiming_normal_(module.weight)
             elif isinstance(module, DynamicConv):
                 nn.init.normal_(module.weight, std=math.sqrt(2.0 / math.prod(module.kernel_shape[1:])))
+                nn.init.kaiming_normal_(module.residuals[0].weight)
+            elif isinstance(module, DynamicReLU):
+                nn.init.kaiming_normal_(module.coef_net[0].weight)
         return student.eval()
 
     return prepare

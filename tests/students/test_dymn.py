@@ -286,3 +286,23 @@ def test_a_hook_can_take_hold_of_each_dynamic_part(as_if_trained) -> None:
         for hook in hooks:
             hook.remove()
     torch.testing.assert_close(student(mel).logits, before)
+
+
+def test_a_fresh_one_treats_clips_alike_and_learns() -> None:
+    """Kernels and slopes that were drawn for each clip at random would keep it from learning (a loss of 2 and more)."""
+    torch.manual_seed(0)
+    student = create_student("dymn04", num_classes=4, width=0.2).train()
+    contexts = torch.rand(5, 200)
+    for module in student.modules():
+        if isinstance(module, DynamicConv):
+            attention = module.attention(contexts[:, : module.residuals[0].in_features])
+            torch.testing.assert_close(attention, torch.full_like(attention, 1 / module.kernels), atol=0.2, rtol=0)
+    mel, classes = torch.randn(16, 1, 128, 60), torch.arange(16) % 4
+    mel += torch.linspace(-1, 1, 128).view(1, 1, -1, 1) * (classes.view(-1, 1, 1, 1) - 1.5)
+    optimizer = torch.optim.Adam(student.parameters(), lr=1e-3)
+    for _ in range(15):
+        loss = functional.cross_entropy(student(mel).logits, classes)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.5
