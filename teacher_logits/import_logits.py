@@ -22,8 +22,8 @@ from audio_datasets.command import parse, progress, run_command
 from audio_datasets.hdf5_arrays import encode_ids, find_ids, id_order
 from audio_datasets.joined import AnyClips, open_clips
 from audio_datasets.messages import listed
+from audio_datasets.plain_pickle import read_plain_pickle
 from audio_datasets.sources import AUDIO_SUFFIXES
-from teacher_logits.plain_pickle import read_plain_pickle
 from teacher_logits.store import DIGEST_BYTES, LogitStore, to_float16, write_logit_store
 
 ROWS_PER_BLOCK = 4096

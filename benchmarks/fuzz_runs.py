@@ -1,0 +1,3 @@
+"""Targets."""
+
+TARGETS: dict = {}
