@@ -77,7 +77,7 @@ def change_store(path: Path, draws: np.random.Generator) -> None:
                 continue
             old, kept_type = np.atleast_1d(file[name][()]), file[name].dtype
             del file[name]
-            change = int(draws.integers(7 if old.dtype.kind != "O" else 5))
+            change = int(draws.integers(7 if old.dtype.kind not in "OV" else 5))
             if change == 0:
                 continue
             changed = {
