@@ -43,8 +43,6 @@ TARGETS = {**fuzz_stores.TARGETS, **fuzz_tasks.TARGETS, **fuzz_teachers.TARGETS,
 
 MOST_MEMORY = 4 * 2**30
 LONGEST_MESSAGE = 2000
-CHANGED = 0.4
-"""Share of the inputs whose content is changed, where that is possible, in place of their bytes."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def make_input(
     draws = generator(seed, f"fuzz {name}", 0, number)
     good = good_files[number % len(good_files)]
     path = folder / f"input{good.suffix}"
-    if target.change is not None and draws.random() < CHANGED:
+    if target.change is not None and draws.random() < target.changed:
         shutil.copy(good, path)
         target.change(path, draws)
     else:

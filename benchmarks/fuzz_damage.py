@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 ABSURD = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 2**62, 2**64 - 1)
@@ -311,7 +312,9 @@ def change_state_dict(path: Path, draws: np.random.Generator) -> None:
         else:
             holder[key] = change_tensor(holder[key], draws)
     if is_plain:
-        save_file({name: value.clone() for name, value in state.items()}, path)
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        save_file({name: value.clone() for name, value in state.items()}, path, metadata)
         return
     torch.save(change_values(state, draws) if draws.random() < 0.3 else state, path)
 

@@ -28,7 +28,9 @@ class Target:
     weight: int
     """Share of the inputs."""
     change: Callable[[Path, np.random.Generator], None] | None = None
-    """Changes what a good file holds, in place of its bytes; some of the inputs are made so."""
+    """Changes what a good file holds, in place of its bytes."""
+    changed: float = 0.4
+    """Share of the inputs that are made so."""
     names_file: bool = True
     """Whether a refusal names the file; decoding alone does not know it."""
 

@@ -356,12 +356,7 @@ def load_student(folder: str | Path, catalog: Catalog = STUDENTS) -> tuple[Stude
     card = _card(path, content)
     weights = path.with_name(WEIGHTS_FILE)
     state = read_state_dict(weights)
-    try:
-        with torch.device("meta"):  # shapes without memory: a damaged card may ask for any amount of it
-            sketch = catalog.create(card.config.name, card.config.num_classes, **card.config.options)
-    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    _refuse_other_shapes(sketch, state, str(weights), catalog)
+    _refuse_other_shapes(outline(folder, card, catalog), state, str(weights), catalog)
     student = catalog.create(card.config.name, card.config.num_classes, **card.config.options)
     student.load_state_dict(state)
     if weights_fingerprint(student) != content.get("weights_fingerprint"):
@@ -370,6 +365,18 @@ def load_student(folder: str | Path, catalog: Catalog = STUDENTS) -> tuple[Stude
             " written for (was saving interrupted, or one of them replaced?)"
         )
     return student.eval(), card
+
+
+def outline(folder: str | Path, card: StudentCard, catalog: Catalog = STUDENTS) -> Student:
+    """The student of a card on the device "meta": its shapes without memory, of which a damaged card may ask for any amount.
+
+    Raises ValueError, naming the card in ``folder``, if there is no such student.
+    """
+    try:
+        with torch.device("meta"):
+            return catalog.create(card.config.name, card.config.num_classes, **card.config.options)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{Path(folder) / CARD_FILE}: {error}") from error
 
 
 def _read_card_file(folder: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -392,7 +399,13 @@ def _card(path: Path, content: Mapping[str, Any]) -> StudentCard:
         config = StudentConfig(**content["student"])
         class_names = tuple(content["class_names"])
         card = StudentCard(config, class_names, LogMelConfig.from_dict(content["frontend"]), content["provenance"])
-    except (KeyError, TypeError) as error:
+        if not all(isinstance(part, dict) for part in (config.options, card.provenance)):
+            raise TypeError("options and provenance are objects")
+        if not all(isinstance(name, str) and name.strip() for name in class_names) or len({*class_names}) < len(
+            class_names
+        ):
+            raise TypeError("class names are unique text")
+    except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"{path} is incomplete or damaged: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -104,7 +104,7 @@ def read_arrays(path: Path, object_arrays: Callable[[bytes], Any] | None = None)
                 for name in file.files
             }
     except Exception as error:  # zipfile, zlib and NumPy have no common error for a damaged file
-        raise ValueError(f"{path} is damaged, or holds other things than plain arrays: {error}") from error
+        raise ValueError(f"{path} is damaged, or holds other things than plain arrays: {str(error)[:300]}") from error
 
 
 def _pickle_of(members: zipfile.ZipFile, name: str) -> bytes | None:
