@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import pickle
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -239,7 +240,7 @@ def change_array(array: np.ndarray, draws: np.random.Generator) -> np.ndarray:
         lambda: array[:0] if array.ndim else array,
         lambda: np.asarray(array.reshape(-1)[0] if array.size else 0),
         lambda: array.astype(object),
-        lambda: array.astype("S4" if array.dtype.kind in "USO" else np.float16),
+        lambda: np.char.encode(array.astype("U4"), "utf-8") if array.dtype.kind in "USO" else array.astype(np.float16),
         lambda: array.astype("U2"),
         lambda: np.arange(array.size).reshape(array.shape),
         lambda: np.full(array.shape, (np.nan, np.inf, -1.0, 2.0, 1e300)[int(draws.integers(5))]),
@@ -252,7 +253,8 @@ def change_array(array: np.ndarray, draws: np.random.Generator) -> np.ndarray:
         lambda: array.astype(array.dtype.newbyteorder(">")),
         lambda: np.asfortranarray(array),
     )  # fmt: skip
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         return changes[int(draws.integers(len(changes)))]()
 
 

@@ -381,6 +381,6 @@ def _escaped(text: str) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file aside and renames it into place."""
+    """Writes a file aside and renames it into place. What is no Unicode, as in names of files in other bytes, is escaped."""
     with written_aside(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -426,6 +426,8 @@ def load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
             shape = torch.Size() if name == "step" else parameter.shape
             if not isinstance(value, Tensor) or value.shape != shape or not value.is_floating_point():
                 raise ValueError(f"the optimizer's {name} is not that of a parameter of shape {tuple(parameter.shape)}")
+        if not 1 <= float(values["step"]) < 2**53:
+            raise ValueError(f"the optimizer counts {float(values['step'])} steps of a parameter")
 
 
 def resume_state(accelerator: Accelerator, state: TrainState, run: Run, log: RunLog) -> bool:

@@ -30,7 +30,7 @@ from kd.prediction_analysis import (
 from kd.report_figures import Lines, class_bars, confusion_matrix, learning_curves, precision_recall
 from kd.run_folder import Headline, Part, RunFolder, flat_settings, is_number
 from students.profile import profile_student
-from students.weights import WEIGHTS_FILE, StudentCard, outline
+from students.weights import CARD_FILE, WEIGHTS_FILE, StudentCard, outline
 from teacher_logits.passt import catalog_of
 
 CLASSES_IN_ONE_CHART = 60
@@ -459,7 +459,10 @@ def student_cost(run: RunFolder) -> Cost | None:
     seconds = clip_seconds(run, card)
     frames = card.frontend.frames(round(seconds * card.frontend.sample_rate_hz))
     student = outline(part.folder, card, catalog_of(card.config.name))
-    profile = profile_student(student, card.frontend.n_mels, frames)
+    try:
+        profile = profile_student(student, card.frontend.n_mels, frames)
+    except ValueError as error:
+        raise ValueError(f"{part.folder / CARD_FILE}: {error}") from error
     return Cost(
         parameters=profile.parameters,
         macs=profile.macs,
