@@ -193,15 +193,10 @@ def change_parquet(path: Path, draws: np.random.Generator) -> None:
     columns = change_values(pyarrow.parquet.read_table(path).to_pydict(), draws)
     columns = columns if isinstance(columns, dict) else {"a": columns}
     try:
-        table = pyarrow.table(columns)
-    except (
-        TypeError,
-        ValueError,
-        AttributeError,
-        OverflowError,
-    ):  # values of several types, columns of several lengths
-        table = pyarrow.table({ascii(name): [ascii(values)] for name, values in columns.items()})
-    pyarrow.parquet.write_table(table, path)
+        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    except Exception:  # values of several types, columns of several lengths, and what Parquet has no types for
+        texts = {ascii(name): [ascii(values)] for name, values in columns.items()}
+        pyarrow.parquet.write_table(pyarrow.table(texts), path)
 
 
 def change_pickle(path: Path, draws: np.random.Generator) -> None:

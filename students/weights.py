@@ -409,6 +409,11 @@ def _card(path: Path, content: Mapping[str, Any]) -> StudentCard:
         raise ValueError(f"{path} is incomplete or damaged: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    bands = config.options.get("n_mels", card.frontend.n_mels)
+    if bands != card.frontend.n_mels:
+        raise ValueError(
+            f"{path}: the student takes {bands!r} mel bands, and its front end makes {card.frontend.n_mels}"
+        )
     if len(class_names) != config.num_classes:
         raise ValueError(f"{path} names {len(class_names)} classes for {config.num_classes} outputs")
     return card

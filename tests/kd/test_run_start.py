@@ -102,3 +102,12 @@ def test_a_run_half_given_up_is_a_run_at_its_start(tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "checkpoints").exists()
     assert enter(tmp_path, description()).state == "unfinished"
     assert enter(tmp_path, description(seed=4), restart=True).state == "new"
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"loop": {"batch_size": "8"}}', '{"loop": null}'])
+def test_a_damaged_configuration_is_refused(tmp_path: Path, content: str) -> None:
+    finish(enter(tmp_path, description()))
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config.json is damaged: it does not tell how many clips"):
+        enter(tmp_path, description())
+    assert (tmp_path / "config.json").read_text() == content
