@@ -1,13 +1,13 @@
-"""Damaged and generated files through pack, open, teach, verify and the loading of weights.
+"""Damaged and generated files through everything that reads some, and command lines through every command.
 
     python benchmarks/fuzz.py                                  # 10,000 inputs
     python benchmarks/fuzz.py --inputs 500 --only mp3 --keep failures/
 
 Each input is made from a good file by a number and a seed alone: bits are flipped, bytes overwritten, runs of them removed,
-doubled, moved or taken from another file, the end cut off, numbers in headers made absurd, or single attributes and arrays
-of a store replaced by others. Each is then refused with a ValueError or OSError that names the file, or accepted, and
-then what is read must be right: equal to what was written, or, where a format has no checksum, fit to be used (finite, of the
-right shape). Anything else is a failure: another exception, a process that crashes, one that takes longer than the limit or
+doubled, moved or taken from another file, the end cut off, numbers in headers made absurd; or what it holds (attributes,
+arrays, values, cells, tensors) is replaced by others. Each is then refused with a ValueError or OSError that names the file,
+or accepted, and then what is read must be right: equal to what was written, or, where a format has no checksum, fit to be used
+(finite, of the right shape). Anything else is a failure: another exception, a process that crashes, one that takes longer than the limit or
 more than 4 GB.
 
 Prints a table in Markdown and the failures; exit code 1 if there are any.
