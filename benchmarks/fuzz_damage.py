@@ -250,7 +250,10 @@ def change_array(array: np.ndarray, draws: np.random.Generator) -> np.ndarray:
     )  # fmt: skip
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return changes[int(draws.integers(len(changes)))]()
+        try:
+            return changes[int(draws.integers(len(changes)))]()
+        except (TypeError, ValueError):  # of a kind that cannot become the other
+            return np.zeros(array.shape)
 
 
 def change_arrays(path: Path, draws: np.random.Generator) -> None:
