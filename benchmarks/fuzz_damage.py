@@ -1,5 +1,6 @@
 """Damage for benchmarks/fuzz.py: in a file's bytes, and in what a file of a known format holds."""
 
+import copy
 import csv
 import io
 import json
@@ -107,7 +108,7 @@ ODD_VALUES = (None, True, False, [], {}, [[]], [None], {"": None}, {"a": {"b": [
 def odd_value(draws: np.random.Generator) -> Any:
     """A value that hardly anybody expects."""
     values = (ODD_TEXTS, ODD_NUMBERS, ODD_VALUES)[int(draws.integers(3))]
-    return values[int(draws.integers(len(values)))]
+    return copy.deepcopy(values[int(draws.integers(len(values)))])
 
 
 def places(content: Any) -> Iterator[tuple[Any, Any]]:
@@ -134,9 +135,7 @@ def change_values(
             del container[key]
         elif kind == 1:
             other, place = found[int(draws.integers(len(found)))]
-            container[key] = (
-                other[place] if not any(value is container for value, _ in places([other[place]])) else odd(draws)
-            )
+            container[key] = copy.deepcopy(other[place])  # which may hold the container
         elif kind == 2 and isinstance(container, dict):
             new = odd(draws)
             container[new if isinstance(new, str) else str(new)] = container.pop(key)

@@ -307,7 +307,7 @@ def _with_results(path: Path, config: dict[str, Any], results: Any) -> RunFolder
             ),
             finished=True,
             command=_command(results.get("command")),
-            versions=_of_kind(results, "versions", dict | None) or {},
+            versions=_versions(results),
             what=_of_kind(results, "what", str | None),
             labels=labels,
         )
@@ -342,6 +342,11 @@ def _part(path: Path, class_names: tuple[str, ...], run: Any) -> Part:
         raise ValueError(f"a part's folder lies in the run folder; found {brief(run['folder'])}")
     seed, fold = (_of_kind(run, name, int | None) for name in ("seed", "fold"))
     return Part(folder, class_names, seed, fold, _of_kind(run, "metrics", dict))
+
+
+def _versions(content: dict[str, Any]) -> dict[str, str]:
+    """The versions of packages, as text whatever they are."""
+    return {name: str(version) for name, version in (_of_kind(content, "versions", dict | None) or {}).items()}
 
 
 def _command(found: Any) -> str | None:
@@ -381,7 +386,7 @@ def _without_results(path: Path, config: dict[str, Any]) -> RunFolder:
         headline=_last_validation(parts[0]) if card is not None else None,
         finished=card is not None,
         command=_command(provenance.get("command")),
-        versions=_of_kind(provenance, "versions", dict | None) or {},
+        versions=_versions(provenance),
     )
 
 
