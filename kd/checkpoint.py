@@ -42,8 +42,7 @@ def save_checkpoint(
 ) -> Path:
     """Writes a checkpoint and removes all but the newest ``keep``. Called by one process only."""
     make_folder(folder)
-    for leftover in folder.glob(".step-*.tmp"):
-        shutil.rmtree(leftover)
+    remove_leftovers(folder)
     aside = folder / f".step-{step:08d}.tmp"
     aside.mkdir()
     try:
@@ -76,6 +75,12 @@ def discard(checkpoint: Path) -> None:
     leftover = checkpoint.with_name(f".{checkpoint.name}.old.tmp")
     os.rename(checkpoint, leftover)
     shutil.rmtree(leftover)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a process was writing or removing in ``folder`` when it was killed."""
+    for leftover in folder.glob(".step-*.tmp"):
+        shutil.rmtree(leftover)
 
 
 def digests_of(checkpoint: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from audio_datasets.files import flush_folder, read_json, remove_asides, write_json
-from kd.checkpoint import checkpoints
+from kd.checkpoint import checkpoints, remove_leftovers
 from kd.config import differences
 
 CONFIG_FILE = "config.json"
@@ -68,6 +68,7 @@ def enter_run_folder(
     """
     for part in (*parts_of(folder), folder) if folder.is_dir() else ():
         remove_asides(part)
+        remove_leftovers(part / "checkpoints")
     path = folder / CONFIG_FILE
     new = dict(description)
     if not path.exists():
