@@ -1,9 +1,11 @@
 """Checkpoints of a training run: folders written aside and renamed, so that each is whole or absent.
 
 ``checkpoints/step-00000120/`` holds ``student.safetensors``, ``ema.safetensors`` (if an average is kept), ``optimizer.pt``
-(tensors and numbers only; read with ``weights_only=True``) and ``state.json`` (where the run stands).
+(tensors and numbers only; read with ``weights_only=True``), ``state.json`` (where the run stands) and ``digests.json``,
+one for each of the others: none of their formats would tell that a number in them has changed.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -17,6 +19,7 @@ from torch import Tensor
 from audio_datasets.disk_space import told_as_os_error
 from audio_datasets.files import flush_folder, make_folder, read_json, write_json
 
+DIGESTS = "digests.json"
 NAME = re.compile(r"step-(\d{8})")
 
 
@@ -39,8 +42,7 @@ def save_checkpoint(
 ) -> Path:
     """Writes a checkpoint and removes all but the newest ``keep``. Called by one process only."""
     make_folder(folder)
-    for leftover in folder.glob(".step-*.tmp"):
-        shutil.rmtree(leftover)
+    remove_leftovers(folder)
     aside = folder / f".step-{step:08d}.tmp"
     aside.mkdir()
     try:
@@ -50,6 +52,7 @@ def save_checkpoint(
                 save_file({key: value.contiguous() for key, value in ema.items()}, aside / "ema.safetensors")
             torch.save(optimizer, aside / "optimizer.pt")
             write_json(aside / "state.json", state)
+            write_json(aside / DIGESTS, digests_of(aside))
     except OSError:
         shutil.rmtree(aside, ignore_errors=True)  # half a checkpoint would take the room that the next one needs
         raise
@@ -74,6 +77,22 @@ def discard(checkpoint: Path) -> None:
     shutil.rmtree(leftover)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a process was writing or removing in ``folder`` when it was killed."""
+    for leftover in folder.glob(".step-*.tmp"):
+        shutil.rmtree(leftover)
+
+
+def digests_of(checkpoint: Path) -> dict[str, str]:
+    """A digest of each file, by name; apart from the file that holds them."""
+    digests = {}
+    for path in sorted(checkpoint.iterdir()):
+        if path.name != DIGESTS:
+            with open(path, "rb") as file:
+                digests[path.name] = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+    return digests
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The parts given to ``save_checkpoint``, tensors on the CPU.
 
@@ -81,6 +100,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: a part is missing or damaged; names the checkpoint.
     """
     try:
+        # Absent in checkpoints of version 0.1.
+        if (path / DIGESTS).exists() and read_json(path / DIGESTS) != digests_of(path):
+            raise ValueError("its files are not those that were written")
         ema = path / "ema.safetensors"
         return {
             "student": load_file(path / "student.safetensors"),
@@ -88,6 +110,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             "optimizer": torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True),
             "state": read_json(path / "state.json"),
         }
+    except PermissionError:
+        raise
     except Exception as error:  # safetensors and torch.load have no common error for a damaged file
         raise ValueError(
             f"checkpoint {path} is damaged ({type(error).__name__}: {error}); remove it to go on from the one before"

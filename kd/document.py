@@ -138,7 +138,12 @@ def to_markdown(document: Document) -> str:
             text = _markdown_block(block)
             if text:
                 lines += [text, ""]
-    return "\n".join(lines)
+    return _printable("\n".join(lines))
+
+
+def _printable(text: str) -> str:
+    """Text with what is no Unicode (names of files in other bytes) and what steers a terminal written as escapes."""
+    return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", lambda found: ascii(found[0])[1:-1], text)
 
 
 def _markdown_block(block: Block) -> str:
@@ -311,7 +316,7 @@ def to_html(document: Document) -> str:
     parts.append("</main>")
     # Not str.replace one after the other: the title may hold the mark of the body.
     filled = {"@title@": _escaped(document.title), "@body@": "\n".join(parts)}
-    return re.sub("@title@|@body@", lambda mark: filled[mark[0]], PAGE)
+    return _printable(re.sub("@title@|@body@", lambda mark: filled[mark[0]], PAGE))
 
 
 def _html_block(block: Block) -> str:

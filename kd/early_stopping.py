@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from audio_datasets.files import written_aside
 from kd.runlog import read_metrics
 from kd.task_metrics import SMALLER_IS_BETTER
+from students.weights import weights_fingerprint
 
 BEST_FILE = "best.safetensors"
 
@@ -48,7 +50,7 @@ class EarlyStopping:
         ):
             state = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
             with written_aside(self.path) as aside:
-                save_file(state, aside)
+                save_file(state, aside, metadata={"weights_fingerprint": weights_fingerprint(student)})
 
     def should_stop(self, log: Path) -> bool:
         """Whether the last ``patience`` validations brought nothing better."""
@@ -59,7 +61,17 @@ class EarlyStopping:
         return bool(history) and len(history) - 1 - history.index(max(history)) >= self.patience
 
     def load_best(self, student: nn.Module) -> None:
-        """Gives the student the best weights back."""
-        if self.metric is not None:
-            self.accelerator.wait_for_everyone()
+        """Gives the student the best weights back. ValueError if they are not those that were kept."""
+        if self.metric is None:
+            return
+        self.accelerator.wait_for_everyone()
+        try:
+            with safe_open(self.path, "pt") as file:
+                metadata = file.metadata()  # absent in runs begun with version 0.1
             student.load_state_dict(load_file(self.path))
+            if metadata is not None and weights_fingerprint(student) != metadata.get("weights_fingerprint"):
+                raise ValueError("other weights")
+        except (ValueError, RuntimeError, SafetensorError) as error:
+            raise ValueError(
+                f"{self.path} is damaged ({error}), and with it the best weights; start again with --restart"
+            ) from error

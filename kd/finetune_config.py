@@ -60,6 +60,8 @@ class FinetuneConfig:
     """One run (or one of each fold) for each of these seeds; the result is their mean and spread."""
     missing_audio: MissingAudio = "refuse"
     """What to do if audio files that the task's lists name are not there."""
+    allow_outside: bool = False
+    """Take files that a list names outside of its own folder, by an absolute path or through ".."."""
     on_bad_clip: OnBadClip = "refuse"
     """A clip that cannot be decoded: refuse stops with its name; skip trains on another in its place, leaves it out of
     evaluation, and lists it."""

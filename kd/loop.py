@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from audio_datasets.command import progress
+from audio_datasets.messages import brief
 from audio_datasets.stop_signals import Stopped, StopSignals
 from kd.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from kd.non_finite import write_dump
@@ -213,6 +214,8 @@ def fit(
     bar = progress(
         total=config.epochs * steps, initial=state.step, shown=accelerator.is_main_process, desc="train", unit="step"
     )
+    # A run that goes on with larger steps may stand where an epoch has none any more.
+    state.step_in_epoch = min(state.step_in_epoch, steps)
     while state.epoch < config.epochs and not stop(state.epoch):
         batches.start_at(state.epoch, state.step_in_epoch)
         before_epoch(state.epoch)
@@ -397,29 +400,70 @@ def save_state(accelerator: Accelerator, state: TrainState, run: Run, log: RunLo
                 "loss_sums": sums,
                 "loss_batches": state.losses.batches,
                 "metrics_bytes": log.size(),
+                "metrics_digest": log.digest(),
             },
             keep=run.loop.keep_checkpoints,
         )
     accelerator.wait_for_everyone()
 
 
+def load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """The averages and counts of a saved optimizer; its settings, which a run may go on with others of, stay as they are.
+
+    Raises ValueError for one of other parameters.
+    """
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        for name in group.keys() - own.keys() - {"params"}:
+            del group[name]
+        group.update(own)
+    parameters = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    for parameter, values in optimizer.state.items():
+        if parameter not in parameters or values.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+            raise ValueError(f"the optimizer keeps other values of a parameter: {brief(list(values))}")
+        for name, value in values.items():
+            shape = torch.Size() if name == "step" else parameter.shape
+            if not isinstance(value, Tensor) or value.shape != shape or not value.is_floating_point():
+                raise ValueError(f"the optimizer's {name} is not that of a parameter of shape {tuple(parameter.shape)}")
+        if not 1 <= float(values["step"]) < 2**53:
+            raise ValueError(f"the optimizer counts {float(values['step'])} steps of a parameter")
+
+
 def resume_state(accelerator: Accelerator, state: TrainState, run: Run, log: RunLog) -> bool:
-    """Fills ``state`` from the run's newest checkpoint and cuts the log back to it; False if there is none."""
+    """Fills ``state`` from the run's newest checkpoint and cuts the log back to it; False if there is none.
+
+    Raises:
+        ValueError: a checkpoint that is damaged, or not of this student and optimizer.
+    """
     found = checkpoints(run.checkpoint_folder)
     if not found:
         log.cut_back(0)
         return False
     parts = load_checkpoint(found[-1])
-    accelerator.unwrap_model(state.student).load_state_dict(parts["student"])
-    if state.ema is not None:
-        state.ema.module.load_state_dict(parts["ema"])
-    state.optimizer.load_state_dict(parts["optimizer"]["optimizer"])
-    if accelerator.scaler is not None:
-        accelerator.scaler.load_state_dict(parts["optimizer"]["scaler"])
-    saved = parts["state"]
-    state.epoch, state.step_in_epoch, state.step = saved["epoch"], saved["step_in_epoch"], saved["step"]
-    state.skipped_steps = saved.get("skipped_steps", 0)  # absent in checkpoints of version 0.1
-    state.losses.restore(saved["loss_sums"], saved["loss_batches"], accelerator)
-    log.cut_back(saved["metrics_bytes"])
+    try:
+        accelerator.unwrap_model(state.student).load_state_dict(parts["student"])
+        if state.ema is not None:
+            if parts["ema"] is None:
+                raise ValueError("it holds no moving average of the weights")
+            state.ema.module.load_state_dict(parts["ema"])
+        load_optimizer(state.optimizer, parts["optimizer"]["optimizer"])
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(parts["optimizer"]["scaler"])
+        saved = parts["state"]
+        # Absent in checkpoints of version 0.1: the steps that were left out, and the log's digest.
+        for name in ("epoch", "step_in_epoch", "step", "skipped_steps", "loss_batches", "metrics_bytes"):
+            if type(saved.get(name, 0)) is not int or saved.get(name, 0) < 0:
+                raise ValueError(f"{name} is a whole number, at least 0; found {brief(saved[name])}")
+        state.epoch, state.step_in_epoch, state.step = saved["epoch"], saved["step_in_epoch"], saved["step"]
+        state.skipped_steps = saved.get("skipped_steps", 0)
+        state.losses.restore(saved["loss_sums"], saved["loss_batches"], accelerator)
+        metrics = saved["metrics_bytes"], saved.get("metrics_digest")
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+        raise ValueError(
+            f"checkpoint {found[-1]} does not fit this run ({type(error).__name__}: {error}); remove it to go on from the one "
+            "before"
+        ) from error
+    log.cut_back(*metrics)
     accelerator.wait_for_everyone()
     return True

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from scipy.stats import binomtest
 
 from audio_datasets.messages import listed
@@ -31,7 +30,7 @@ from kd.prediction_analysis import (
 from kd.report_figures import Lines, class_bars, confusion_matrix, learning_curves, precision_recall
 from kd.run_folder import Headline, Part, RunFolder, flat_settings, is_number
 from students.profile import profile_student
-from students.weights import WEIGHTS_FILE, StudentCard
+from students.weights import CARD_FILE, WEIGHTS_FILE, StudentCard, outline
 from teacher_logits.passt import catalog_of
 
 CLASSES_IN_ONE_CHART = 60
@@ -171,7 +170,8 @@ def finding_sections(run: RunFolder) -> list[Section]:
 def parts_table(parts: Sequence[Part]) -> Table:
     """The metrics of each part, their mean and their standard deviation."""
     metrics = list(dict.fromkeys(name for part in parts for name, value in part.metrics.items() if is_number(value)))
-    values = np.array([[part.metrics.get(name, math.nan) for name in metrics] for part in parts], dtype=np.float64)
+    found = [[part.metrics.get(name) for name in metrics] for part in parts]
+    values = np.array([[value if is_number(value) else math.nan for value in line] for line in found], dtype=np.float64)
     rows: list[tuple[Cell, ...]] = [
         (part.label, *map(metric_cell, metrics, line)) for part, line in zip(parts, values, strict=True)
     ]
@@ -458,10 +458,11 @@ def student_cost(run: RunFolder) -> Cost | None:
     card = part.card
     seconds = clip_seconds(run, card)
     frames = card.frontend.frames(round(seconds * card.frontend.sample_rate_hz))
-    with torch.device("meta"):
-        catalog = catalog_of(card.config.name)
-        student = catalog.create(card.config.name, card.config.num_classes, **card.config.options)
-    profile = profile_student(student, card.frontend.n_mels, frames)
+    student = outline(part.folder, card, catalog_of(card.config.name))
+    try:
+        profile = profile_student(student, card.frontend.n_mels, frames)
+    except ValueError as error:
+        raise ValueError(f"{part.folder / CARD_FILE}: {error}") from error
     return Cost(
         parameters=profile.parameters,
         macs=profile.macs,

@@ -3,19 +3,20 @@
 Shapes: N clips, C classes.
 """
 
-import json
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import UnionType
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
-from audio_datasets.files import read_json
-from audio_datasets.messages import listed
+from audio_datasets.class_lists import check_class_names, is_writable
+from audio_datasets.files import read_arrays, read_json
+from audio_datasets.messages import brief, listed
 from kd.runlog import read_metrics
 from students.weights import CARD_FILE, StudentCard, read_card
 
@@ -29,6 +30,13 @@ VALIDATION_FILE = "validation_predictions.npz"
 
 PART_PATTERNS = ("fold*", "seed*", "seed*/fold*")
 NOT_MEASURED = ("kind", "step", "epoch")
+LARGEST_NUMBER = 1e300
+KINDS = {
+    **dict.fromkeys(("clip_ids", "class_names", "source", "device", "group"), "U"),
+    **dict.fromkeys(("logits",), "f"),
+    **dict.fromkeys(("targets", "mask", "device_seen"), "biuf"),
+}
+"""What the arrays of predictions may hold, as NumPy's kinds."""
 SINGLE_LABEL_METRICS = ("accuracy", "macro_accuracy", "log_loss", "macro_log_loss")
 
 
@@ -80,14 +88,13 @@ class Predictions:
         Raises:
             ValueError: a file that is damaged, incomplete, of another class list, or that holds Python objects.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-        except (ValueError, EOFError, BadZipFile) as error:
-            raise ValueError(f"{path} is damaged, or holds other things than plain arrays: {error}") from error
+        arrays = read_arrays(path)
         missing = {"clip_ids", "logits", "targets"} - arrays.keys()
         if missing:
             raise ValueError(f"{path} has no {listed(sorted(missing))}; found {listed(sorted(arrays))}")
+        for name, array in arrays.items():
+            if array.dtype.kind not in KINDS.get(name, array.dtype.kind) or array.ndim < 1:
+                raise ValueError(f"{path}: {name} holds values of another kind; found {array.dtype} {array.shape}")
         found = tuple(map(str, arrays["class_names"])) if "class_names" in arrays else None
         if class_names is not None and found is not None and found != tuple(class_names):
             raise ValueError(
@@ -97,6 +104,8 @@ class Predictions:
         if names is None or arrays["logits"].shape[1:] != (len(names),):
             raise ValueError(f"{path}: logits {arrays['logits'].shape} do not fit {len(names or ())} class names")
         targets = arrays["targets"] > 0.5
+        if not np.isin(arrays["targets"], (0, 1)).all():
+            raise ValueError(f"{path}: targets are 0 or 1; found others")
         try:
             return cls(
                 clip_ids=arrays["clip_ids"].astype(str),
@@ -146,10 +155,7 @@ class Part:
     def records(self) -> list[dict[str, Any]]:
         """What was logged while training."""
         path = self.folder / METRICS_FILE
-        try:
-            return read_metrics(path) if path.is_file() else []
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is damaged, or being written to: {error}") from error
+        return read_metrics(path) if path.is_file() else []
 
     def curve(self, kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
         """A logged value over the number of epochs finished: (epochs,), (values,).
@@ -263,41 +269,93 @@ class RunFolder:
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether a value is a number that means something: finite, and not one of JSON's whole numbers of any length."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST_NUMBER < value < LARGEST_NUMBER
 
 
 def _with_results(path: Path, config: dict[str, Any], results: Any) -> RunFolder:
     """A finished fine-tuning run."""
     try:
-        class_names = tuple(results["class_names"])
-        headline = results["headline"]
-        values = tuple(map(float, headline["values"]))
-        parts = tuple(
-            Part(path / run["folder"], class_names, run.get("seed"), run.get("fold"), run["metrics"])
-            for run in results["runs"]
-        )
-        command = results.get("command")
+        class_names = check_class_names(_of_kind(results, "class_names", list))
+        headline, runs = _of_kind(results, "headline", dict), _of_kind(results, "runs", list)
+        values = tuple(_finite(value, "a value of the headline") for value in _of_kind(headline, "values", list))
+        if not values or not runs:
+            raise ValueError("there are no values, or no runs")
+        parts = tuple(_part(path, class_names, run) for run in runs)
+        over = _of_kind(headline, "spread_over", str | None)
+        if over not in (None, "seeds", "folds"):
+            raise ValueError(f"spread_over is seeds or folds; found {brief(over)}")
+        labels = _of_kind(results, "labels", str | None)
+        if labels not in (None, "one", "several"):
+            raise ValueError(f"labels is one or several; found {brief(labels)}")
+        metric = _of_kind(headline, "metric", str)
+        if not metric.strip():
+            raise ValueError("the headline's metric has no name")
+        std = headline.get("std")
         return RunFolder(
             path=path,
             config=config,
             parts=_labelled(parts),
-            task=results["task"],
+            task=_of_kind(results, "task", str),
             class_names=class_names,
             headline=Headline(
-                headline["metric"],
+                metric,
                 values,
-                float(headline["mean"]),
-                float(headline["std"]) if len(values) > 1 and headline.get("std") is not None else None,
-                headline.get("spread_over"),
+                _finite(headline["mean"], "the headline's mean"),
+                _finite(std, "the headline's std") if len(values) > 1 and std is not None else None,
+                over,
             ),
             finished=True,
-            command=shlex.join(command) if isinstance(command, list) else command,
-            versions=results.get("versions", {}),
-            what=results.get("what"),
-            labels=results.get("labels"),
+            command=_command(results.get("command")),
+            versions=_versions(results),
+            what=_of_kind(results, "what", str | None),
+            labels=labels,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path / RESULTS_FILE} is incomplete or damaged: {type(error).__name__}: {error}") from error
+
+
+def _of_kind(content: Any, name: str, kind: type | UnionType) -> Any:
+    """An entry of a JSON object; ValueError if it is of another kind. One that may be None may also be absent."""
+    if not isinstance(content, dict):
+        raise ValueError(f"an object with {name} is needed; found {brief(content)}")
+    value = content.get(name)
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is of the wrong kind; found {brief(value)}")
+    if isinstance(value, str) and not is_writable(value):
+        raise ValueError(f"{name} is no text; found {brief(value)}")
+    return value
+
+
+def _finite(value: Any, what: str) -> float:
+    if not is_number(value):
+        raise ValueError(f"{what} is a number; found {brief(value)}")
+    return float(value)
+
+
+def _part(path: Path, class_names: tuple[str, ...], run: Any) -> Part:
+    """A part as the results tell of it. What they name lies in the run folder, of which it is not known who wrote it."""
+    folder = Path(os.path.normpath(path / _of_kind(run, "folder", str)))
+    # The results of a linear probe lie in a folder of the run, whose parts are beside it.
+    roots = (path, path.parent) if path.name == PROBE_FOLDER else (path,)
+    if not any(folder.is_relative_to(os.path.normpath(root)) for root in roots) or "\0" in str(folder):
+        raise ValueError(f"a part's folder lies in the run folder; found {brief(run['folder'])}")
+    seed, fold = (_of_kind(run, name, int | None) for name in ("seed", "fold"))
+    return Part(folder, class_names, seed, fold, _of_kind(run, "metrics", dict))
+
+
+def _versions(content: dict[str, Any]) -> dict[str, str]:
+    """The versions of packages, as text whatever they are."""
+    return {name: str(version) for name, version in (_of_kind(content, "versions", dict | None) or {}).items()}
+
+
+def _command(found: Any) -> str | None:
+    """What the user called, which is kept as text or as a list of arguments."""
+    if isinstance(found, list):
+        found = shlex.join(map(str, found))
+    if found is not None and (not isinstance(found, str) or not is_writable(found)):
+        raise ValueError(f"command is of the wrong kind; found {brief(found)}")
+    return found
 
 
 def _without_results(path: Path, config: dict[str, Any]) -> RunFolder:
@@ -319,7 +377,6 @@ def _without_results(path: Path, config: dict[str, Any]) -> RunFolder:
     # A fine-tuning run is not finished without its results.
     card = parts[0].card if parts and parts[0].folder == path and "task" not in config else None
     provenance = card.provenance if card is not None else {}
-    command = provenance.get("command")
     return RunFolder(
         path=path,
         config=config,
@@ -328,8 +385,8 @@ def _without_results(path: Path, config: dict[str, Any]) -> RunFolder:
         class_names=class_names,
         headline=_last_validation(parts[0]) if card is not None else None,
         finished=card is not None,
-        command=shlex.join(command) if isinstance(command, list) else command,
-        versions=provenance.get("versions", {}),
+        command=_command(provenance.get("command")),
+        versions=_versions(provenance),
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from audio_datasets.files import flush_folder, read_json, remove_asides, write_json
-from kd.checkpoint import checkpoints
+from kd.checkpoint import checkpoints, remove_leftovers
 from kd.config import differences
 
 CONFIG_FILE = "config.json"
@@ -68,6 +68,7 @@ def enter_run_folder(
     """
     for part in (*parts_of(folder), folder) if folder.is_dir() else ():
         remove_asides(part)
+        remove_leftovers(part / "checkpoints")
     path = folder / CONFIG_FILE
     new = dict(description)
     if not path.exists():
@@ -75,8 +76,8 @@ def enter_run_folder(
             raise ValueError(f"{folder} holds checkpoints but no {CONFIG_FILE} to say what of; choose another --out")
         write_json(path, new)
         return RunFolder(folder, "new", new)
-    old = read_json(path)
-    finished, accepted = old.pop("finished", False), old.pop("accepted_changes", [])
+    old = _read_description(path)
+    finished, accepted = old.pop("finished", False) is True, old.pop("accepted_changes", [])
     finished = finished and all((folder / name).exists() for name in results)
     finished = finished and all(old.get(name) == new.get(name) for name in asks_for)
     changed = differences(comparable(old), comparable(new), changes_nothing)
@@ -107,6 +108,21 @@ def enter_run_folder(
         )
     write_json(path, new)
     return RunFolder(folder, "unfinished", new, tuple(notes))
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    """What a run's ``config.json`` holds; ValueError if that is not the description of a run."""
+    content = read_json(path)
+    loop = content.get("loop") if isinstance(content, dict) else None
+    sizes = [loop.get(name) for name in ("batch_size", "gradient_accumulation_steps")] if isinstance(loop, dict) else []
+    numbers = [*sizes, content.get("processes", 1)] if sizes else []
+    if not numbers or any(type(number) is not int or number < 1 for number in numbers):
+        raise ValueError(
+            f"{path} is damaged: it does not tell how many clips a step of the run had. Choose another --out"
+        )
+    if not isinstance(content.get("accepted_changes", []), list):
+        raise ValueError(f"{path} is damaged: its accepted changes are no list")
+    return content
 
 
 def comparable(description: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
-from audio_datasets.files import flush_folder
+from audio_datasets.files import digest_of, flush_folder
+from audio_datasets.messages import brief
 
 
 class RunLog:
@@ -44,11 +45,23 @@ class RunLog:
                 os.fsync(file.fileno())
             flush_folder(self.path.parent)
 
-    def cut_back(self, size: int) -> None:
-        """Drops what was logged after the checkpoint that the run goes on from."""
+    def digest(self, size: int | None = None) -> str:
+        """32 hexadecimal digits over the first ``size`` bytes, or all; stored in a checkpoint besides the size."""
+        content = self.path.read_bytes() if self.path.exists() else b""
+        return digest_of(content[:size])
+
+    def cut_back(self, size: int, digest: str | None = None) -> None:
+        """Drops what was logged after the checkpoint that the run goes on from.
+
+        Raises ValueError if what was logged before is not what it was: it is part of the result, and early stopping reads it.
+        """
         if not self.accelerator.is_main_process:
             return
         found = self.size()
+        if digest is not None and found >= size and self.digest(size) != digest:
+            raise ValueError(
+                f"{self.path} was changed: its first {size} bytes are not those of when the checkpoint was taken"
+            )
         if found < size:
             raise ValueError(f"{self.path} has {found} bytes, but the checkpoint was taken at {size}: it was changed")
         if found > size:
@@ -66,7 +79,15 @@ def check_trackers(names: tuple[str, ...]) -> None:
 
 
 def read_metrics(path: Path, kind: str | None = None) -> list[dict]:
-    """Records of a ``metrics.jsonl``, of one kind if given."""
-    with open(path, encoding="utf-8") as file:
-        records = [json.loads(line) for line in file]
+    """Records of a ``metrics.jsonl``, of one kind if given. ValueError, with the path, for a damaged file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            records = [json.loads(line) for line in file]
+        for record in records:
+            if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+                raise ValueError(f"a record is a JSON object with its kind; found {brief(record)}")
+            if any(type(record.get(name)) is not int or not 0 <= record[name] < 2**53 for name in ("step", "epoch")):
+                raise ValueError(f"a record has the step and the epoch, from 0 on; found {brief(record)}")
+    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
+        raise ValueError(f"{path} is damaged, or being written to: {error}") from error
     return [record for record in records if kind is None or record["kind"] == kind]

@@ -5,6 +5,7 @@ class names, front end, provenance), which together are all that tagging, fine-t
 """
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -90,15 +91,7 @@ def fill_weights(
     ``origin`` tells messages where the tensors come from.
     """
     config = _config_of(student)
-    if _shapes_of(state) != _shapes_of(student.state_dict()):
-        num_classes = _fitting_num_classes(catalog, config.name, config.options, state)
-        if num_classes is None:
-            raise ValueError(_describe_mismatch(catalog, student, config, state, origin))
-        if not new_classes:
-            raise ValueError(
-                f"{origin} has {num_classes} classes, the {catalog.kind} {config.num_classes}; create it with"
-                f" {num_classes} classes, or ask for new_classes, which initialises the last layer anew"
-            )
+    _refuse_other_shapes(student, state, origin, catalog, new_classes)
     if new_classes:
         replaced = _class_dependent_names(catalog, config)
         fresh = catalog.create(config.name, config.num_classes, **config.options).state_dict()
@@ -107,6 +100,23 @@ def fill_weights(
             "%s: not loaded but initialised anew for %d classes: %s", origin, config.num_classes, ", ".join(replaced)
         )
     student.load_state_dict(state)
+
+
+def _refuse_other_shapes(
+    student: Student, state: StateDict, origin: str, catalog: Catalog, new_classes: bool = False
+) -> None:
+    """ValueError unless every name and shape agrees, except for those of the classes with ``new_classes``."""
+    config = _config_of(student)
+    if _shapes_of(state) == _shapes_of(student.state_dict()):
+        return
+    num_classes = _fitting_num_classes(catalog, config.name, config.options, state)
+    if num_classes is None:
+        raise ValueError(_describe_mismatch(catalog, student, config, state, origin))
+    if not new_classes:
+        raise ValueError(
+            f"{origin} has {num_classes} classes, the {catalog.kind} {config.num_classes}; create it with"
+            f" {num_classes} classes, or ask for new_classes, which initialises the last layer anew"
+        )
 
 
 def _config_of(student: Student) -> StudentConfig:
@@ -120,8 +130,16 @@ def _shapes_of(state: Mapping[str, Tensor]) -> Shapes:
 
 
 def _catalog_shapes(catalog: Catalog, name: str, num_classes: int, options: Mapping[str, Any]) -> Shapes:
+    if not options:
+        return _default_shapes(catalog, name, num_classes)
     with torch.device("meta"):  # shapes without memory or random numbers
         return _shapes_of(catalog.create(name, num_classes, **options).state_dict())
+
+
+@functools.cache  # a whole catalog is gone through to say what a file fits
+def _default_shapes(catalog: Catalog, name: str, num_classes: int) -> Shapes:
+    with torch.device("meta"):
+        return _shapes_of(catalog.create(name, num_classes).state_dict())
 
 
 def _class_dependent_names(catalog: Catalog, config: StudentConfig) -> list[str]:
@@ -336,18 +354,29 @@ def load_student(folder: str | Path, catalog: Catalog = STUDENTS) -> tuple[Stude
     """
     path, content = _read_card_file(folder)
     card = _card(path, content)
-    try:
-        student = catalog.create(card.config.name, card.config.num_classes, **card.config.options)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
     weights = path.with_name(WEIGHTS_FILE)
-    fill_weights(student, read_state_dict(weights), str(weights), catalog=catalog)
+    state = read_state_dict(weights)
+    _refuse_other_shapes(outline(folder, card, catalog), state, str(weights), catalog)
+    student = catalog.create(card.config.name, card.config.num_classes, **card.config.options)
+    student.load_state_dict(state)
     if weights_fingerprint(student) != content.get("weights_fingerprint"):
         raise ValueError(
             f"{path} and {WEIGHTS_FILE} beside it do not belong together: the weights are not those that the card was"
             " written for (was saving interrupted, or one of them replaced?)"
         )
     return student.eval(), card
+
+
+def outline(folder: str | Path, card: StudentCard, catalog: Catalog = STUDENTS) -> Student:
+    """The student of a card on the device "meta": its shapes without memory, of which a damaged card may ask for any amount.
+
+    Raises ValueError, naming the card in ``folder``, if there is no such student.
+    """
+    try:
+        with torch.device("meta"):
+            return catalog.create(card.config.name, card.config.num_classes, **card.config.options)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{Path(folder) / CARD_FILE}: {error}") from error
 
 
 def _read_card_file(folder: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -370,10 +399,21 @@ def _card(path: Path, content: Mapping[str, Any]) -> StudentCard:
         config = StudentConfig(**content["student"])
         class_names = tuple(content["class_names"])
         card = StudentCard(config, class_names, LogMelConfig.from_dict(content["frontend"]), content["provenance"])
-    except (KeyError, TypeError) as error:
+        if not all(isinstance(part, dict) for part in (config.options, card.provenance)):
+            raise TypeError("options and provenance are objects")
+        if not all(isinstance(name, str) and name.strip() for name in class_names) or len({*class_names}) < len(
+            class_names
+        ):
+            raise TypeError("class names are unique text")
+    except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"{path} is incomplete or damaged: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    bands = config.options.get("n_mels", card.frontend.n_mels)
+    if bands != card.frontend.n_mels:
+        raise ValueError(
+            f"{path}: the student takes {bands!r} mel bands, and its front end makes {card.frontend.n_mels}"
+        )
     if len(class_names) != config.num_classes:
         raise ValueError(f"{path} names {len(class_names)} classes for {config.num_classes} outputs")
     return card

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from audio_datasets.messages import listed
+from audio_datasets.audio import FASTEST_HZ, SLOWEST_HZ
+from audio_datasets.messages import brief, listed
 from teacher_logits.teachers import Teacher
 
 SHIFT_MS = 10.0  # Kaldi's frames
@@ -29,6 +30,23 @@ class AstFrontend:
     deviation: float
     """Standard deviation of it; AST divides by twice as much."""
     standardizes: bool
+
+    def __post_init__(self) -> None:
+        """ValueError for settings that no AST was trained with: a damaged file has any."""
+        ranges = {"sample_rate_hz": (SLOWEST_HZ, FASTEST_HZ), "n_mels": (4, 4096), "frames": (1, 360_000)}
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                raise ValueError(f"{name} is a whole number from {low} to {high}; found {brief(value)}")
+        for name in ("mean", "deviation"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not abs(value) < 1e6:
+                raise ValueError(f"{name} is a number of common size; found {brief(value)}")
+        if not self.deviation > 0 or not isinstance(self.standardizes, bool):
+            raise ValueError(
+                f"the deviation is above 0, and whether to standardise true or false; found {brief(self.deviation)}, "
+                f"{brief(self.standardizes)}"
+            )
 
     def __call__(self, waveform: Tensor) -> Tensor:
         """(batch, samples) in [-1, 1] -> (batch, frames, n_mels), the numbers of transformers' ASTFeatureExtractor."""
@@ -96,18 +114,27 @@ def load_ast_teacher(source: str) -> AstTeacher:
             source, use_safetensors=True, output_loading_info=True
         )
         settings: Any = ASTFeatureExtractor.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"there is no AST with safetensors at {source!r}: {error}") from error
+    except Exception as error:  # transformers, and what it reads files with, have no common error for damaged ones
+        raise ValueError(f"there is no AST with safetensors at {source!r}: {brief(str(error), 1000)}") from error
     if found["missing_keys"]:
         raise ValueError(
             f"{source} is no AST with a trained classifier; missing: {listed(sorted(found['missing_keys']))}"
         )
-    frontend = AstFrontend(
-        sample_rate_hz=settings.sampling_rate,
-        n_mels=settings.num_mel_bins,
-        frames=settings.max_length,
-        mean=settings.mean,
-        deviation=settings.std,
-        standardizes=settings.do_normalize,
-    )
-    return AstTeacher(source.rstrip("/").rpartition("/")[2], network, frontend)
+    found = (settings.num_mel_bins, settings.max_length)
+    if found != (network.config.num_mel_bins, network.config.max_length):
+        raise ValueError(
+            f"{source}: its feature extractor makes {brief(found[1])} frames of {brief(found[0])} bands; the network takes "
+            f"{network.config.max_length} of {network.config.num_mel_bins}"
+        )
+    try:
+        frontend = AstFrontend(
+            sample_rate_hz=settings.sampling_rate,
+            n_mels=settings.num_mel_bins,
+            frames=settings.max_length,
+            mean=settings.mean,
+            deviation=settings.std,
+            standardizes=settings.do_normalize,
+        )
+        return AstTeacher(source.rstrip("/").rpartition("/")[2], network.float(), frontend)
+    except (ValueError, KeyError) as error:  # of classes without a name, for one
+        raise ValueError(f"{source}: {type(error).__name__}: {error}") from error

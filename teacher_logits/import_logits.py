@@ -17,13 +17,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from audio_datasets.class_lists import read_class_names
+from audio_datasets.class_lists import is_writable, read_class_names
 from audio_datasets.command import parse, progress, run_command
 from audio_datasets.hdf5_arrays import encode_ids, find_ids, id_order
 from audio_datasets.joined import AnyClips, open_clips
-from audio_datasets.messages import listed
+from audio_datasets.messages import brief, listed
+from audio_datasets.plain_pickle import read_plain_pickle
 from audio_datasets.sources import AUDIO_SUFFIXES
-from teacher_logits.plain_pickle import read_plain_pickle
 from teacher_logits.store import DIGEST_BYTES, LogitStore, to_float16, write_logit_store
 
 ROWS_PER_BLOCK = 4096
@@ -120,7 +120,7 @@ def open_array(path: Path, num_classes: int) -> np.ndarray:
         raise ValueError(f"no such file: {path}")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # of a damaged header, whatever Python's tokenizer and parser raise
         raise ValueError(f"{path} is not an .npy file with an array of numbers: {error}") from error
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f":
         found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive (.npz)"
@@ -156,9 +156,11 @@ def read_index(path: Path, num_rows: int) -> tuple[list[str], np.ndarray]:
     names = [name.decode("utf-8", errors="replace") if isinstance(name, bytes) else name for name, _ in pairs]
     for name, (_, row) in zip(names, pairs, strict=True):
         if not isinstance(name, str) or type(row) is not int:
-            raise ValueError(f"{path} must map file names to row numbers; found {name!r}: {row!r}")
+            raise ValueError(f"{path} must map file names to row numbers; found {brief(name)}: {brief(row)}")
+        if "\0" in name or not _stem(name) or not is_writable(name):
+            raise ValueError(f"{path} names a row {brief(name)}, which is no name of a file")
         if not 0 <= row < num_rows:
-            raise ValueError(f"{path} gives {name!r} the row {row}; the array has rows 0 to {num_rows - 1}")
+            raise ValueError(f"{path} gives {brief(name)} the row {brief(row)}; the array has rows 0 to {num_rows - 1}")
     rows = np.fromiter((row for _, row in pairs), dtype=np.int64, count=len(pairs))
     _refuse_repeated(names, path, "a name")
     order = np.argsort(rows, kind="stable")
@@ -279,7 +281,10 @@ def _blocks(rows: np.ndarray, ids: Sequence[str], config: ImportConfig) -> Itera
                     f"all values for the first {len(values)} clips lie between 0 and 1, as probabilities do and logits do not; "
                     "give --probabilities"
                 )
-            yield to_float16(values, part_ids)
+            try:
+                yield to_float16(values, part_ids)
+            except ValueError as error:
+                raise ValueError(f"{config.logits}: {error}") from error
             bar.update(len(values))
 
 

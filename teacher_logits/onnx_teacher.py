@@ -25,6 +25,8 @@ from audio_datasets.class_lists import check_class_names
 from students.frontend import LogMel, LogMelConfig
 from teacher_logits.teachers import DEFAULT_CLIP_SECONDS, Teacher
 
+LARGEST_AXIS = 2**27
+"""An hour of audio at 32 kHz is less; what a damaged file says is mostly more."""
 DEFAULT_SAMPLE_RATE_HZ = LogMelConfig().sample_rate_hz
 
 _log = logging.getLogger(__name__)
@@ -52,7 +54,13 @@ class OnnxModel:
     @classmethod
     def read(cls, path: Path) -> "OnnxModel":
         """Raises ValueError for a missing file, one that is no ONNX model, and inputs or outputs of another kind."""
-        session = _open_session(path, threads=1)
+        try:
+            return cls._described_by(_open_session(path, threads=1), path)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: a name in it is not UTF-8 text: {error}") from error
+
+    @classmethod
+    def _described_by(cls, session: Any, path: Path) -> "OnnxModel":
         inputs, outputs = session.get_inputs(), session.get_outputs()
         shape = inputs[0].shape if len(inputs) == 1 and inputs[0].type == "tensor(float)" else []
         if len(shape) not in (2, 4) or (len(shape) == 4 and isinstance(shape[1], int) and shape[1] != 1):
@@ -67,6 +75,8 @@ class OnnxModel:
                 f"{path}: a teacher has one output, or one called logits, of shape (batch, classes); found {found}"
             )
         sizes = [size if isinstance(size, int) else None for size in shape]  # names of free axes are text
+        if max(size or 1 for size in sizes) > LARGEST_AXIS or min(1 if size is None else size for size in sizes) < 1:
+            raise ValueError(f"{path}: the axes of its input have sizes from 1 to {LARGEST_AXIS:,}; found {shape}")
         return cls(
             path=path,
             input_name=inputs[0].name,
@@ -217,6 +227,11 @@ class OnnxTeacher(Teacher):
                 (logits,) = self._session.run([self.model.output_name], {self.model.input_name: full})
             except _failures() as error:
                 raise ValueError(f"{self.model.path} cannot take an input of shape {full.shape}: {error}") from error
+            if logits.dtype != np.float32 or logits.shape != (len(full), len(self.class_names)):
+                raise ValueError(
+                    f"{self.model.path} gave {logits.dtype} {logits.shape} for {len(full)} clips and "
+                    f"{len(self.class_names)} classes; one float32 logit for each is needed"
+                )
             outputs.append(logits[: len(part)])
         return torch.from_numpy(np.concatenate(outputs)).to(inputs.device)
 
@@ -224,7 +239,10 @@ class OnnxTeacher(Teacher):
 def load_onnx_teacher(path: Path, class_names: Sequence[str] | None) -> OnnxTeacher:
     """The teacher in an ONNX file; ``class_names`` are taken if it carries none. ValueError if there are none at all."""
     model = OnnxModel.read(path)
-    names = model.class_names or class_names
-    if names is None:
-        raise ValueError(f"{path} carries no class names; give them with --class-names FILE")
-    return OnnxTeacher(model, names)
+    try:
+        names = model.class_names or class_names
+        if names is None:
+            raise ValueError(f"{path} carries no class names; give them with --class-names FILE")
+        return OnnxTeacher(model, names)
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error

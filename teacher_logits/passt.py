@@ -343,15 +343,18 @@ def passt_from_weights(path: str | Path) -> Passt:
             f"{path} has {rows} frequency positions; with {LogMelConfig().n_mels} mel bands there are"
             f" {', '.join(f'{count} at stride {stride}' for count, stride in stride_of.items())}"
         )
-    network = create_passt(
-        "passt_s",
-        len(state["head.1.bias"]),
-        width=width,
-        depth=len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
-        heads=width // HEAD_WIDTH,
-        stride=stride_of[rows],
-        time_positions=state["time_new_pos_embed"].shape[3],
-    )
+    try:
+        network = create_passt(
+            "passt_s",
+            len(state["head.1.bias"]),
+            width=width,
+            depth=len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
+            heads=width // HEAD_WIDTH,
+            stride=stride_of[rows],
+            time_positions=state["time_new_pos_embed"].shape[3],
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     fill_weights(network, state, str(path), catalog=PASSTS)
     return network.eval()
 

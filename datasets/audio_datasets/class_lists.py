@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+from audio_datasets.files import read_text
 from audio_datasets.messages import brief, listed
 
 BUILTIN_LABEL_MAPS = ("esc50_to_audioset",)
@@ -17,14 +18,23 @@ def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
     names = tuple(class_names)
     if not names:
         raise ValueError("the class list is empty")
-    wrong = [name for name in names if not isinstance(name, str) or not name.strip()]
+    wrong = [name for name in names if not isinstance(name, str) or not name.strip() or not is_writable(name)]
     if wrong:
-        raise ValueError(f"a class name must be text and not empty; found {brief(wrong[0])}")
+        raise ValueError(f"a class name must be text (in Unicode) and not empty; found {brief(wrong[0])}")
     seen: set[str] = set()
     repeated = [name for name in names if name in seen or seen.add(name)]
     if repeated:
         raise ValueError(f"class names must be unique; found more than once: {listed(repeated)}")
     return names
+
+
+def is_writable(text: str) -> bool:
+    """Whether text can be written as UTF-8; half of a surrogate pair, as of a file name in other bytes, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def class_list_difference(names: Sequence[str], other: Sequence[str]) -> str | None:
@@ -46,7 +56,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     Raises ValueError, with the path, for a missing file, a name that is there twice, or indices that are not 0, 1, 2 …
     """
     path = Path(path)
-    text = _read_text(path)
+    text = read_text(path)
     try:
         if path.suffix.lower() == ".json":
             return check_class_names(_names_from_json(text))
@@ -108,7 +118,7 @@ def read_label_map(name_or_path: str | Path) -> dict[str, tuple[str, ...]]:
     path = Path(name_or_path)
     if not path.exists():
         raise ValueError(f"label map {path} is neither a file nor one of {list(BUILTIN_LABEL_MAPS)}")
-    return _label_map(_read_text(path), str(path))
+    return _label_map(read_text(path), str(path))
 
 
 def _label_map(text: str, origin: str) -> dict[str, tuple[str, ...]]:
@@ -130,12 +140,3 @@ def _label_map(text: str, origin: str) -> dict[str, tuple[str, ...]]:
     if not label_map:
         raise ValueError(f"label map {origin} is empty")
     return label_map
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ValueError(f"no such file: {path}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error

@@ -4,10 +4,13 @@ import hashlib
 import json
 import os
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 ASIDE = re.compile(r"\..+\.\d+\.tmp")
 """Names of files that are being written aside: ".NAME.PROCESS.tmp"."""
@@ -65,11 +68,53 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """Reads a JSON file; ValueError with the path if it is missing or not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
+    except RecursionError:
+        raise ValueError(f"{path} is not valid JSON: it is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def read_text(path: Path) -> str:
+    """Reads a text file in UTF-8, with or without a byte order mark; ValueError with the path if it is missing or no such."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ValueError(f"no such file: {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def read_arrays(path: Path, object_arrays: Callable[[bytes], Any] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name.
+
+    ``object_arrays`` makes an array's content of the pickle that NumPy writes for Python objects; without it such arrays
+    are refused.
+
+    Raises ValueError with the path for a file that is missing, damaged or something else.
+    """
+    if not path.is_file():
+        raise ValueError(f"no such file: {path}")
+    try:
+        with np.load(path, allow_pickle=False) as file, zipfile.ZipFile(path) as members:
+            return {
+                name: np.asarray(object_arrays(pickled), dtype=object)
+                if object_arrays is not None and (pickled := _pickle_of(members, f"{name}.npy")) is not None
+                else file[name]
+                for name in file.files
+            }
+    except Exception as error:  # zipfile, zlib and NumPy have no common error for a damaged file
+        raise ValueError(f"{path} is damaged, or holds other things than plain arrays: {str(error)[:300]}") from error
+
+
+def _pickle_of(members: zipfile.ZipFile, name: str) -> bytes | None:
+    """The pickle in an array of Python objects; None if the array is of plain values."""
+    if name not in members.namelist():
+        return None
+    with members.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
+        return file.read() if read_header(file)[2].hasobject else None
 
 
 def digest_of(*parts: bytes | str) -> str:

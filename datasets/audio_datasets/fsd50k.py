@@ -1,8 +1,10 @@
 """FSD50K: 51,197 Freesound clips of 0.3 to 30 s with any of 200 classes (Fonseca et al., 2022)."""
 
 import csv
+import io
 from pathlib import Path
 
+from audio_datasets.files import read_text
 from audio_datasets.tables import read_csv_rows
 from audio_datasets.task import AudioFolder, Listing, Settings, Task, TaskClip
 
@@ -33,8 +35,10 @@ def read(folder: Path) -> Listing:
 
 def _vocabulary(file: Path) -> tuple[str, ...]:
     """Class names in the order of their numbers. The file has no header: number, name, AudioSet's id."""
-    with open(file, encoding="utf-8-sig", newline="") as text:
-        rows = [row for row in csv.reader(text) if row]
+    try:
+        rows = [row for row in csv.reader(io.StringIO(read_text(file), newline=""), strict=True) if row]
+    except csv.Error as error:
+        raise ValueError(f"{file} is not a CSV file: {error}") from error
     for line, row in enumerate(rows, start=1):
         if len(row) < 2 or row[0] != str(line - 1):
             raise ValueError(f"{file}, line {line}: expected {line - 1},NAME,ID; found {','.join(row)!r}")

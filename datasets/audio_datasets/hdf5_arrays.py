@@ -25,6 +25,7 @@ from audio_datasets.messages import listed
 ALIGNMENT_BYTES = 64
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 SEAL = b"kd-sealed-arrays"
+_DIGEST = b'], "digest": "'  # within a seal
 MOST_SEAL_BYTES = 2**16
 MOST_SEALED_BYTES = 2**26  # between two arrays: far more than HDF5 uses
 ROOM_FOR_DESCRIPTION = 2**18  # more than HDF5 writes besides the arrays: attributes of up to 64 KiB, headers
@@ -133,19 +134,24 @@ def check_seal(path: Path) -> None:
     of another program, or changed through HDF5, which cuts a seal off) is left to HDF5.
     """
     with open(path, "rb") as file:
-        head = file.read(48)
         # "Superblock" of version 0, as h5py writes it: the end of what HDF5 uses is at byte 40.
-        if head[:9] != HDF5_SIGNATURE + b"\0":
+        head = file.read(48)
+        end = int.from_bytes(head[40:], "little") if head[:9] == HDF5_SIGNATURE + b"\0" else None
+        size = file.seek(0, os.SEEK_END)
+        if end is not None and end >= size:
             return
-        file.seek(0, os.SEEK_END)
-        size, end = file.tell(), int.from_bytes(head[40:], "little")
-        if end >= size:
-            return
-        file.seek(end)
-        seal = file.read(MOST_SEAL_BYTES)
-    if not seal.startswith(SEAL[: len(seal)]):
+        file.seek(max(0, size - MOST_SEAL_BYTES))
+        tail = file.read()
+        seal = b""
+        if end is not None:
+            file.seek(end)
+            seal = file.read(MOST_SEAL_BYTES)
+    # Damage may also move a seal, or spoil its beginning or what leads to it.
+    if not (seal and seal.startswith(SEAL[: len(seal)])) and SEAL not in tail and _DIGEST not in tail:
         return
     try:
+        if not seal.startswith(SEAL):
+            raise ValueError("its seal is not where it should be")
         content = seal[len(SEAL) + 4 :]
         if len(content) != int.from_bytes(seal[len(SEAL) : len(SEAL) + 4], "little"):
             raise ValueError("the file is truncated")

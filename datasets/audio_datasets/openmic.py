@@ -1,14 +1,12 @@
 """OpenMIC-2018: 20,000 music clips of 10 s; of most of the 20 instruments it is not known whether they play
 (Humphrey et al., 2018)."""
 
-import pickle
-import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from audio_datasets.files import read_json
+from audio_datasets.files import read_arrays, read_json, read_text
+from audio_datasets.plain_pickle import plain_pickle
 from audio_datasets.sources import AUDIO_SUFFIXES
 from audio_datasets.task import Listing, Settings, Task, TaskClip
 
@@ -32,7 +30,7 @@ def read(folder: Path) -> Listing:
         )
     split_of = {}
     for split, file in partitions.items():
-        for key in file.read_text(encoding="utf-8").split():
+        for key in read_text(file).split():
             if split_of.setdefault(key, split) != split:
                 raise ValueError(f"sample {key!r} is in both {partitions['train']} and {partitions['test']}")
     if unknown := sorted(set(split_of) - set(keys)):
@@ -54,7 +52,9 @@ def read(folder: Path) -> Listing:
 
 
 def _audio_file(folder: Path, key: str) -> Path:
-    """Files lie in folders named like the first three characters of their keys."""
+    """Files lie in folders named like the first three characters of their keys. ValueError for what is no name of a file."""
+    if "/" in key or "\0" in key or key[:3] in (".", ".."):
+        raise ValueError(f"{folder} can hold no file for the sample {key!r}")
     official = folder / key[:3] / f"{key}.ogg"
     if official.is_file():
         return official
@@ -64,53 +64,32 @@ def _audio_file(folder: Path, key: str) -> Path:
 
 def _class_names(file: Path) -> tuple[str, ...]:
     numbers = read_json(file)
-    if not isinstance(numbers, dict) or sorted(numbers.values()) != list(range(len(numbers))):
+    if (
+        not isinstance(numbers, dict)
+        or not all(type(number) is int for number in numbers.values())
+        or sorted(numbers.values()) != list(range(len(numbers)))
+    ):
         raise ValueError(f"{file} must map each class name to its number, counted from 0")
     return tuple(sorted(numbers, key=numbers.get))
 
 
 def _labels(archive: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Sample keys, likelihood (n, C) of each instrument, and bool (n, C): whether anyone listened for it."""
-    try:
-        with np.load(archive, allow_pickle=False) as arrays:
-            missing = [name for name in ("Y_true", "Y_mask", "sample_key") if name not in arrays.files]
-            if missing:
-                raise ValueError(f"it has no arrays {missing}; found {arrays.files}")
-            likelihood, known = arrays["Y_true"], arrays["Y_mask"].astype(bool)
-        keys = _text_array(archive, "sample_key")
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{archive} cannot be read: {error}") from error
-    return keys, likelihood, known
-
-
-def _text_array(archive: Path, name: str) -> list[str]:
-    """An array of text out of an .npz file, also where it was saved as Python objects, which NumPy writes as a pickle."""
-    with zipfile.ZipFile(archive) as members, members.open(f"{name}.npy") as file:
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
-        dtype = read_header(file)[2]
-        if dtype.hasobject:
-            values = _TextUnpickler(file).load()
-        else:
-            with np.load(archive, allow_pickle=False) as arrays:
-                values = arrays[name]
-    texts = [value.decode() if isinstance(value, bytes) else value for value in np.asarray(values).tolist()]
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{name} must hold text")
-    return texts
-
-
-class _TextUnpickler(pickle.Unpickler):
-    """Rebuilds an array of objects of the built-in kinds, and refuses every name but those that this takes."""
-
-    ALLOWED = ("_reconstruct", "ndarray", "dtype")
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name in self.ALLOWED and module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray"):
-            return getattr(np, name, None) or np._core.multiarray._reconstruct
-        if (module, name) == ("_codecs", "encode"):  # how Python 2 and old protocols write bytes
-            return lambda text, encoding: text.encode("latin1") if encoding == "latin1" else None
-        raise pickle.UnpicklingError(f"a pickle inside names {module}.{name}; only arrays of text are read")
+    arrays = read_arrays(archive, plain_pickle)  # the official file holds the keys as Python objects
+    missing = [name for name in ("Y_true", "Y_mask", "sample_key") if name not in arrays]
+    if missing:
+        raise ValueError(f"{archive} has no arrays {missing}; found {sorted(arrays)}")
+    likelihood, known, found = arrays["Y_true"], arrays["Y_mask"], arrays["sample_key"]
+    if likelihood.dtype.kind != "f" or not np.isfinite(likelihood).all() or known.dtype.kind not in "biu":
+        raise ValueError(
+            f"{archive}: Y_true must hold finite numbers and Y_mask truth values; found {likelihood.dtype}, {known.dtype}"
+        )
+    keys = (
+        [key.decode("latin1") if isinstance(key, bytes) else key for key in found.tolist()] if found.ndim == 1 else []
+    )
+    if not keys or not all(isinstance(key, str) for key in keys):
+        raise ValueError(f"{archive}: sample_key must hold text; found {found.dtype} {found.shape}")
+    return keys, likelihood, known.astype(bool)
 
 
 OPENMIC = Task(

@@ -5,6 +5,7 @@ A task is one file with a ``Task`` and a function that reads its layout, and one
 Shapes: n clips, C classes, k rows asked for.
 """
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,10 +99,16 @@ class TaskClips:
 
     def __init__(self, path: Path, class_names: Sequence[str], clips: Sequence[TaskClip]) -> None:
         self.path = path
-        self.class_names = check_class_names(class_names)
         self.clips = tuple(clips)
         if not self.clips:
             raise ValueError(f"{path} lists no clips")
+        try:
+            self.class_names = check_class_names(class_names)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        wrong = next((clip.clip_id for clip in self.clips if not clip.clip_id or not clip.clip_id.isprintable()), None)
+        if wrong is not None:
+            raise ValueError(f"{path}: clip ids must be printable text and not empty; found {wrong!r}")
         self._row_of = {clip.clip_id: row for row, clip in enumerate(self.clips)}
         if len(self._row_of) < len(self.clips):
             repeated = [clip.clip_id for row, clip in enumerate(self.clips) if self._row_of[clip.clip_id] != row]
@@ -195,14 +202,15 @@ class TaskClips:
 
 
 def read_task(
-    task: Task, path: str | Path, missing_audio: MissingAudio = "refuse"
+    task: Task, path: str | Path, missing_audio: MissingAudio = "refuse", *, allow_outside: bool = False
 ) -> tuple[TaskClips, tuple[str, ...]]:
     """The clips of ``task`` at ``path``, and what should be said aloud of them.
 
-    ``missing_audio``: what to do if files that the lists name are not there.
+    ``missing_audio``: what to do if files that the lists name are not there. A list may come from a stranger: what it names
+    must lie in its own folder, unless ``allow_outside``; symbolic links in the folder are followed.
 
     Raises:
-        ValueError: no such folder, another layout, labels outside the class list, missing audio files.
+        ValueError: no such folder, another layout, labels outside the class list, missing audio files, files outside.
     """
     path = Path(path)
     if missing_audio not in get_args(MissingAudio):
@@ -213,6 +221,8 @@ def read_task(
         listing = task.read(path)
     except ValueError as error:
         raise ValueError(f"{error}. Task {task.name} needs {task.layout} (from {task.source})") from error
+    if not allow_outside:
+        _refuse_outside(path, listing.clips)
     notes = list(listing.notes)
     absent = [clip for clip in listing.clips if not clip.path.is_file()]
     if absent:
@@ -230,9 +240,20 @@ def read_task(
         wrong = [clip for clip in clips.clips if len(clip.labels) != 1]
         if wrong:
             raise ValueError(
-                f"each clip of {task.name} has exactly one label; clip {wrong[0].clip_id!r} has {list(wrong[0].labels)}"
+                f"{path}: each clip of {task.name} has exactly one label; clip {wrong[0].clip_id!r} has {list(wrong[0].labels)}"
             )
     return clips, tuple(notes)
+
+
+def _refuse_outside(path: Path, clips: Sequence[TaskClip]) -> None:
+    """ValueError for a clip whose path leads out of the folder that the lists describe."""
+    root = Path(os.path.abspath(path if path.is_dir() else path.parent))
+    outside = [str(clip.path) for clip in clips if root not in Path(os.path.abspath(clip.path)).parents]
+    if outside:
+        raise ValueError(
+            f"{path} names {len(outside)} files outside of its own folder: {listed(outside, limit=3)}; paths are relative to "
+            "it and stay below it. If you trust the list, take them with --allow-outside"
+        )
 
 
 def one_label_each(clips: TaskClips) -> bool:
@@ -278,7 +299,12 @@ class AudioFolder:
         self._by_stem = {file.stem: file for file in files if file.suffix.lower() in AUDIO_SUFFIXES}
 
     def find(self, name: str) -> Path:
-        """The file of this name or, with another suffix, of this stem; the path where it should be if there is none."""
+        """The file of this name or, with another suffix, of this stem; the path where it should be if there is none.
+
+        ValueError for what is no name of a file in a folder.
+        """
+        if not name or "\0" in name or name in (".", "..") or "/" in name:
+            raise ValueError(f"{self.folder} can hold no file that is called {name!r}")
         named = self.folder / name
         if named.suffix.lower() in AUDIO_SUFFIXES:
             return named if named.exists() else self._by_stem.get(named.stem, named)

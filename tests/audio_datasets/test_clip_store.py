@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from audio_datasets.audio import decode, encode, from_pcm16, resample
 from audio_datasets.clip_store import ClipRecord, ClipStore, concatenate, write_clip_store
-from audio_datasets.hdf5_arrays import BytesOfVaryingLength
+from audio_datasets.hdf5_arrays import SEAL, BytesOfVaryingLength
 from audio_datasets.randomness import generator
 
 CLASSES = tuple(f"class {index}, of some" for index in range(11))
@@ -323,6 +323,18 @@ def test_damage_that_hdf5_would_be_given_is_noticed_before(tmp_path: Path) -> No
     for place in range(48, min(audio, 6000), 37):
         changed.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
         with pytest.raises(ValueError, match="changed.h5"):
+            ClipStore.open(changed)
+    # The seal itself: moved, or its beginning or what leads to it spoilt, beside other damage.
+    spoilt = data[:3000] + bytes([data[3000] ^ 4]) + data[3001:]
+    seal = data.index(SEAL)
+    for damaged in (
+        spoilt[:seal] + b"\0" * 128 + spoilt[seal:],
+        spoilt[:seal] + b"x" + spoilt[seal + 1 :],
+        spoilt[:8] + b"\1" + spoilt[9:],
+        spoilt[:40] + (seal - 8).to_bytes(8, "little") + spoilt[48:],
+    ):
+        changed.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"changed.h5 is a damaged HDF5 file: its seal is not where"):
             ClipStore.open(changed)
     with h5py.File(path, "r+") as file:
         file.attrs["note"] = "by someone else"

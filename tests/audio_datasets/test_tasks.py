@@ -85,7 +85,7 @@ def test_openmic_runs_nothing_that_its_archive_holds(make_task_folder: Callable[
                 data = header + pickle.dumps(np.array([Malicious()], dtype=object))
             new.writestr(name, data)
     shutil.move(rewritten, archive)
-    with pytest.raises(ValueError, match=r"only arrays of text are read"):
+    with pytest.raises(ValueError, match=r"would call .*nothing was executed"):
         read("openmic", folder)
     assert not trace.exists()
 
@@ -200,3 +200,40 @@ def test_a_cache_gives_the_same_sound_to_16_bits(make_task_folder: Callable[...,
     files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
     fill_cache(clips, tmp_path / "cache", 16000)
     assert files == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+
+
+def test_a_list_names_no_files_outside_of_its_folder(make_task_folder: Callable[..., Path]) -> None:
+    folder = make_task_folder("folder")
+    names = ["fan/take 0.wav", "pump/take 0.wav", str(folder / "fan" / "take 1.mp3"), "../folder/pump/take 1.mp3"]
+    rows = [f"{index},{name},{('fan', 'pump')[index % 2]}" for index, name in enumerate(names)]
+    for number, count in enumerate((0, 1, 2)):
+        file = folder / f"{number}.csv"
+        file.write_text("\n".join(["clip_id,path,labels", *rows[: 2 + count]]) + "\n")
+        if count == 0:
+            assert len(read("manifest", file)) == 2
+            continue
+        moved = folder / "lists" / file.name
+        moved.parent.mkdir(exist_ok=True)
+        file.rename(moved)
+        with pytest.raises(ValueError, match=r"files outside of its own folder.*--allow-outside"):
+            read("manifest", moved)
+    assert len(read_task(get_task("manifest"), folder / "0.csv", allow_outside=True)[0]) == 2
+    esc50 = make_task_folder("esc50")
+    table = esc50 / "meta" / "esc50.csv"
+    table.write_text(table.read_text().replace("1-1000-B-0.wav", "../../folder/fan/take 0.wav"))
+    with pytest.raises(ValueError, match="names 1 files outside of its own folder"):
+        read("esc50", esc50)
+
+
+def test_what_cannot_be_a_file_name_is_refused_by_name(make_task_folder: Callable[..., Path]) -> None:
+    folder = make_task_folder("fsd50k")
+    table = folder / "FSD50K.ground_truth" / "dev.csv"
+    good = table.read_text()
+    for name in ("../../secret", "/etc/passwd", "", ".."):
+        table.write_text(good.replace("64760", name, 1))
+        with pytest.raises(ValueError, match=f"can hold no file that is called '{name}'"):
+            read("fsd50k", folder)
+    own = make_task_folder("folder")
+    (own / "fan" / "take\x1b 9.wav").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"clip ids must be printable text .*take\\x1b 9\.wav"):
+        read("folder", own)

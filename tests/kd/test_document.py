@@ -135,3 +135,12 @@ def test_code_with_fences_of_its_own_stays_inside(text: str) -> None:
     fence = re.findall("(?m)^(`{4,})$", shown)
     assert fence[0] == fence[-1]
     assert len(fence[0]) > max(map(len, re.findall("`+", text)))
+
+
+def test_what_steers_a_terminal_or_is_no_unicode_is_escaped() -> None:
+    name = "a\x1b2J\x00\x9b\udcffü\n"
+    document = Document(name, "", (), (Section(name, (Text(name),)),))
+    for text in (to_markdown(document), to_html(document)):
+        text.encode()
+        assert not set("\x1b\x00\x9b") & set(text)
+        assert "\\x1b2J\\x00\\x9b\\udcffü" in text

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from kd.early_stopping import EarlyStopping
 
@@ -18,7 +19,8 @@ def follow(stopping: EarlyStopping, log: Path, values: list[float]) -> list[bool
             student.weight.fill_(number)
         stopping.keep_if_best({stopping.metric: value}, student, log)
         with open(log, "a") as file:
-            file.write(json.dumps({"kind": "validation", stopping.metric: value}) + "\n")
+            record = {"kind": "validation", "step": number, "epoch": number, stopping.metric: value}
+            file.write(json.dumps(record) + "\n")
         stopped.append(stopping.should_stop(log))
     return stopped
 
@@ -44,3 +46,20 @@ def test_without_a_metric_nothing_happens(tmp_path: Path) -> None:
     stopping.load_best(student)
     assert not stopping.should_stop(tmp_path / "log")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_best_weights_are_those_that_were_kept(tmp_path: Path) -> None:
+    stopping = EarlyStopping("accuracy", 1, tmp_path, Accelerator(cpu=True))
+    network = nn.Linear(2, 2)
+    stopping.keep_if_best({"accuracy": 0.5}, network, tmp_path / "metrics.jsonl")
+    other = nn.Linear(2, 2)
+    stopping.load_best(other)
+    assert torch.equal(other.weight, network.weight)
+    content = bytearray(stopping.path.read_bytes())
+    content[-1] ^= 1
+    stopping.path.write_bytes(content)
+    with pytest.raises(ValueError, match="best.safetensors is damaged"):
+        stopping.load_best(other)
+    stopping.path.write_bytes(content[:-4])
+    with pytest.raises(ValueError, match="best.safetensors is damaged"):
+        stopping.load_best(other)

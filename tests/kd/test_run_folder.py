@@ -121,6 +121,7 @@ def test_predictions_are_read(tmp_path: Path) -> None:
         ("config.json", "[]", "must hold a JSON object; found list"),
         ("results.json", '{"task": "x"}', "incomplete or damaged"),
         ("results.json", "{", "not valid JSON"),
+        ("results.json", "[" * 100_000, "nested too deeply"),
     ],
 )
 def test_a_damaged_run(make_run: Make, name: str, content: str | None, message: str) -> None:
@@ -145,3 +146,33 @@ def test_a_torn_log(make_run: Make) -> None:
 def test_settings_as_one_level() -> None:
     config = {"loop": {"epochs": 3}, "folds": [1, 2], "logits": [], "init": None, "seed": 0}
     assert flat_settings(config) == {"loop.epochs": "3", "folds": "1 2", "logits": "–", "init": "–", "seed": "0"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"runs": [{"folder": "../other", "metrics": {}}]}, "a part's folder lies in the run folder; found '../other'"),
+        ({"runs": [{"folder": "/etc", "metrics": {}}]}, "a part's folder lies in the run folder"),
+        ({"runs": [{"folder": "fold1", "metrics": [], "seed": 0}]}, "metrics is of the wrong kind"),
+        ({"runs": []}, "no values, or no runs"),
+        ({"class_names": ["a", "a"]}, "class names must be unique"),
+        ({"class_names": ["\ud800"]}, "must be text"),
+        ({"headline": {"metric": "mAP", "mean": 10**400, "values": [0.5]}}, "the headline's mean is a number"),
+        ({"headline": 3}, "headline is of the wrong kind"),
+        ({"labels": "two"}, "labels is one or several"),
+        ({"command": {"a": 1}}, "command is of the wrong kind"),
+    ],
+)
+def test_results_that_do_not_fit(make_run: Make, change: dict, message: str) -> None:
+    path = make_run("run", folds=()) / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=message) as raised:
+        RunFolder.read(path.parent)
+    assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("record", ["[]", '{"step": 1}', '{"kind": "train", "step": 1, "epoch": "1"}', '{"kind": 3}'])
+def test_records_of_another_kind(tmp_path: Path, record: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f"{record}\n")
+    with pytest.raises(ValueError, match=r"metrics.jsonl is damaged.* a record"):
+        _ = Part(tmp_path, None).records

@@ -102,3 +102,25 @@ def test_a_run_half_given_up_is_a_run_at_its_start(tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "checkpoints").exists()
     assert enter(tmp_path, description()).state == "unfinished"
     assert enter(tmp_path, description(seed=4), restart=True).state == "new"
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"loop": {"batch_size": "8"}}', '{"loop": null}'])
+def test_a_damaged_configuration_is_refused(tmp_path: Path, content: str) -> None:
+    finish(enter(tmp_path, description()))
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config.json is damaged: it does not tell how many clips"):
+        enter(tmp_path, description())
+    assert (tmp_path / "config.json").read_text() == content
+
+
+def test_what_a_killed_run_left_half_removed_goes_with_the_next_start(tmp_path: Path) -> None:
+    """Also where the last checkpoint has been written, so that no other one would come and clear up."""
+    enter(tmp_path, description())
+    for part in (tmp_path, tmp_path / "seed1" / "fold2"):
+        (part / "checkpoints" / "step-00000002").mkdir(parents=True)
+        leftover = part / "checkpoints" / ".step-00000001.old.tmp"
+        leftover.mkdir()
+        (leftover / "optimizer.pt").write_bytes(b"x")
+    enter(tmp_path, description())
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert len(list(tmp_path.rglob("step-00000002"))) == 2

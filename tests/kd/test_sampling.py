@@ -5,6 +5,7 @@ import pytest
 from accelerate.data_loader import BatchSamplerShard
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from audio_datasets.clip_store import ClipStore
 from kd.sampling import EpochBatches, SamplingConfig, count_classes, draw_epoch, label_frequency_weights
@@ -100,3 +101,57 @@ def test_the_processes_share_an_epoch_exactly(
     alone = batches(tiny_store, batch_size=batch_size * per_step, per_step=1, seed=seed)
     alone.start_at(epoch, first)
     assert {request for batch in alone for request in batch} == {request for share in shares for request in share}
+
+
+class FakeClips:
+    """The targets of clips, as a sampler asks for them."""
+
+    def __init__(self, targets: np.ndarray) -> None:
+        self._targets = targets
+        self.class_names = [f"class {index}" for index in range(targets.shape[1])]
+
+    def targets(self, rows: np.ndarray) -> np.ndarray:
+        return self._targets[rows]
+
+
+@given(
+    hnp.arrays(np.float32, st.tuples(st.integers(1, 40), st.integers(1, 4)), elements=st.sampled_from([0.0, 1.0])),
+    st.sampled_from(["uniform", "label-frequency", "balanced"]),
+    st.integers(0, 300),
+    st.integers(0, 2**32),
+    st.data(),
+)
+@settings(max_examples=60)
+def test_any_sampler_any_position_any_number_of_processes(
+    targets: np.ndarray, sampler: str, epoch: int, seed: int, data: st.DataObject
+) -> None:
+    """An epoch is a permutation; the processes' shares, in turn, are the epoch; going on equals skipping."""
+    labelled = np.flatnonzero(targets.any(axis=1))
+    assume(sampler == "uniform" or len(labelled))
+    rows = np.arange(len(targets)) if sampler == "uniform" else labelled
+    processes, accumulated = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    per_step = processes * accumulated
+    assume(per_step <= len(rows))
+    batch_size = data.draw(st.integers(1, len(rows) // per_step))
+    batches = EpochBatches(
+        FakeClips(targets),
+        np.arange(len(targets)),
+        SamplingConfig(sampler=sampler, clips_per_epoch=len(rows)),
+        batch_size=batch_size,
+        batches_per_step=per_step,
+        seed=seed,
+    )
+    batches.start_at(epoch, 0)
+    whole = list(batches)
+    assert len(batches) == len(whole) == len(rows) // (batch_size * per_step) * per_step
+    drawn = [request.row for batch in whole for request in batch]
+    assert set(drawn) <= set(rows.tolist())
+    if sampler != "balanced":  # which draws with replacement
+        assert len(set(drawn)) == len(drawn)
+        if batch_size * per_step == len(rows):
+            assert sorted(drawn) == rows.tolist()
+    first = data.draw(st.integers(0, batches.steps_per_epoch))
+    batches.start_at(epoch, first)
+    assert list(batches) == whole[first * per_step :]
+    shares = [list(BatchSamplerShard(batches, processes, rank)) for rank in range(processes)]
+    assert [batch for turn in zip(*shares, strict=True) for batch in turn] == whole[first * per_step :]

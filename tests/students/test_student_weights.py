@@ -249,7 +249,7 @@ def test_other_timm_weights_are_refused() -> None:
 
 
 def test_the_card_can_be_read_alone(tmp_path: Path) -> None:
-    student = create_student("mn01", num_classes=3, strides=(2, 2, 2, 1))
+    student = create_student("mn01", num_classes=3, strides=(2, 2, 2, 1), n_mels=64)
     save_student(tmp_path / "run", student, CLASSES, LogMelConfig(n_mels=64), {"teacher": "Ünïcode"})
     card = read_card(tmp_path / "run")
     assert card == load_student(tmp_path / "run")[1]
@@ -259,6 +259,19 @@ def test_the_card_can_be_read_alone(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "run" / "student.json").read_text(encoding="utf-8"))
     assert (content["format"], content["version"]) == ("kd-student", 1)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["student.json", "student.safetensors"]
+
+
+def test_a_card_that_asks_for_what_its_weights_are_not_takes_no_memory(tmp_path: Path) -> None:
+    save_student(tmp_path, create_student("mn01", num_classes=3), CLASSES, LogMelConfig())
+    good = (tmp_path / "student.json").read_text(encoding="utf-8")
+    for old, new, message in (
+        ('"width": 0.1', '"width": 20000.0', "does not hold the weights of mn01"),
+        ('"width": 0.1', '"width": 1e300', "student.json"),
+        ('"n_mels": 128', '"n_mels": 64', "takes 64 mel bands, and its front end makes 128"),
+    ):
+        (tmp_path / "student.json").write_text(good.replace(old, new, 1), encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            load_student(tmp_path)
 
 
 def test_saving_needs_a_name_for_every_class(tmp_path: Path) -> None:

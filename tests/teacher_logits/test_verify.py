@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -13,7 +14,8 @@ from sklearn.metrics import average_precision_score
 from audio_datasets.clip_store import ClipRecord, ClipStore, write_clip_store
 from audio_datasets.hdf5_arrays import id_order
 from teacher_logits import class_precisions as precisions_module
-from teacher_logits.class_precisions import average_precision, class_precisions
+from teacher_logits.class_precisions import ClassPrecisions, average_precision, class_precisions
+from teacher_logits.precision_tables import write_class_table
 from teacher_logits.precompute import TeachConfig, teach
 from teacher_logits.store import LogitEnsemble, LogitStore, write_logit_store
 from teacher_logits.verify import VerifyConfig, main
@@ -289,3 +291,24 @@ def test_settings_that_are_refused():
         VerifyConfig((), Path("c.h5"))
     with pytest.raises(ValueError, match="--no-average-precision leaves out"):
         VerifyConfig(("a.h5",), Path("c.h5"), classes=True, average_precision=False)
+
+
+names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=6).filter(str.strip)
+
+
+@given(st.lists(names, min_size=1, max_size=5, unique=True))
+@settings(max_examples=30)
+def test_a_table_of_any_class_names_reads_back(tmp_path_factory, class_names):
+    path = tmp_path_factory.mktemp("table") / "table.csv"
+    values = np.linspace(0, 1, len(class_names))
+    positives = np.arange(len(class_names))
+    precisions = ClassPrecisions(9, positives, values[None], values, np.full((1, len(class_names)), np.nan))
+    store = SimpleNamespace(path="teacher, one.h5")
+    ensemble = SimpleNamespace(stores=(store,), class_names=tuple(class_names), mean="logits", weights=(1.0,))
+    write_class_table(path, precisions, ensemble)
+    with open(path, encoding="utf-8", newline="") as file:
+        head, *rows = csv.reader(file, strict=True)
+    assert head == ["class", "clips", "teacher, one.h5"]
+    assert [(name, int(clips), float(value)) for name, clips, value in rows] == list(
+        zip(class_names, positives.tolist(), values.tolist(), strict=True)
+    )

@@ -3,7 +3,7 @@
 ``pickle.load`` calls whatever a file tells it to call. Here nothing is unpickled: the file's instructions, as
 ``pickletools.genops`` lists them, are followed by the few lines below, which know containers, text and numbers and nothing
 that could be called. NumPy's whole numbers, which are pickled as a call to NumPy, are recognised by that call's
-description and made from their bytes.
+description and made from their bytes; so are its arrays of objects with one axis, which become lists.
 """
 
 import pickletools
@@ -19,6 +19,8 @@ _TEXTS = ("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SH
 _BYTES = ("BINBYTES", "SHORT_BINBYTES", "BINBYTES8")
 _VALUES = frozenset((*_NUMBERS, *_TEXTS, *_BYTES))
 _NUMPY_SCALARS = ("numpy.core.multiarray scalar", "numpy._core.multiarray scalar")
+_NUMPY_ARRAYS = ("numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct")
+_OBJECTS = "O8"
 _WHOLE_NUMBERS = frozenset(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8))
 
 
@@ -28,12 +30,16 @@ class _Name(NamedTuple):
     text: str
 
 
-class _NumberType:
+class _ArrayType:
     """What takes the place of ``numpy.dtype`` in a pickle."""
 
     def __init__(self, code: str) -> None:
         self.code = code
         self.byte_order = "<"
+
+
+class _ObjectArray(list):
+    """What takes the place of a NumPy array of objects in a pickle."""
 
 
 def read_plain_pickle(path: Path) -> Any:
@@ -42,11 +48,18 @@ def read_plain_pickle(path: Path) -> Any:
     Raises ValueError, with the path, for anything else: a damaged file, and one that would import or call something, of which
     nothing is executed.
     """
-    data = path.read_bytes()
+    try:
+        return plain_pickle(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is {error}") from error
+
+
+def plain_pickle(data: bytes) -> Any:
+    """The content of a pickle of plain data; ValueError as ``read_plain_pickle``, without a path."""
     try:
         return _follow(data)
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, struct.error) as error:
-        raise ValueError(f"{path} is not a pickle of plain data (dicts, lists, text and numbers): {error}") from error
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, RecursionError, struct.error) as error:
+        raise ValueError(f"not a pickle of plain data (dicts, lists, text and numbers): {error}") from error
 
 
 def _follow(data: bytes) -> Any:
@@ -76,7 +89,7 @@ def _follow(data: bytes) -> Any:
 
 
 def _only(stack: list) -> Any:
-    if len(stack) != 1 or isinstance(stack[0], _Name | _NumberType):
+    if len(stack) != 1 or isinstance(stack[0], _Name | _ArrayType):
         raise ValueError("it does not end with one value")
     return stack[0]
 
@@ -129,12 +142,14 @@ def _global_on_stack(stack: list) -> None:
 
 
 def _call(stack: list) -> None:
-    """What a pickle would call: only NumPy's way of writing down a whole number is understood."""
+    """What a pickle would call: only NumPy's ways of writing down whole numbers and arrays of objects are understood."""
     function, arguments = _pop(stack, 2)
     match function, arguments:
-        case _Name("numpy dtype"), (str(code), *_) if code in _WHOLE_NUMBERS:
-            stack.append(_NumberType(code))
-        case _Name(name), (_NumberType() as kind, bytes(content)) if name in _NUMPY_SCALARS:
+        case _Name("numpy dtype"), (str(code), *_) if code in _WHOLE_NUMBERS or code == _OBJECTS:
+            stack.append(_ArrayType(code))
+        case _Name(name), (_Name("numpy ndarray"), (0,), b"b") if name in _NUMPY_ARRAYS:
+            stack.append(_ObjectArray())
+        case _Name(name), (_ArrayType() as kind, bytes(content)) if name in _NUMPY_SCALARS and kind.code != _OBJECTS:
             if len(content) != int(kind.code[1:]):
                 raise ValueError(f"a number of type {kind.code} has {len(content)} bytes")
             order = "big" if kind.byte_order == ">" else "little"
@@ -150,9 +165,15 @@ def _call(stack: list) -> None:
 
 def _set_state(stack: list) -> None:
     (state,) = _pop(stack, 1)
-    if not isinstance(stack[-1], _NumberType) or not isinstance(state, tuple) or state[1] not in ("<", ">", "|", "="):
-        raise ValueError("it would change an object; nothing was executed")
-    stack[-1].byte_order = state[1]
+    match stack[-1], state:
+        case _ArrayType() as kind, (int(), ("<" | ">" | "|" | "=") as order, *_):
+            kind.byte_order = order
+        case _ObjectArray() as array, (1, (int(length),), _ArrayType(code=code), bool(), list(values)) if (
+            code == _OBJECTS and length == len(values) and not array
+        ):
+            array.extend(values)
+        case _:
+            raise ValueError("it would change an object; nothing was executed")
 
 
 _ACTIONS: dict[str, Callable[[list], None]] = {

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher_logits.plain_pickle import read_plain_pickle
+from audio_datasets.plain_pickle import read_plain_pickle
 
 plain = st.recursive(
     st.none()
@@ -119,3 +119,14 @@ def test_a_damaged_pickle_ends_in_a_plain_error(tmp_path_factory: pytest.TempPat
     path.write_bytes(bytes(damaged) + data.draw(st.binary(max_size=8)))
     with contextlib.suppress(ValueError):
         read_plain_pickle(path)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_an_array_of_objects_is_a_list(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "array.pkl"
+    path.write_bytes(pickle.dumps(np.array(["a", "ü", None, b"c"], dtype=object), protocol=protocol))
+    assert read_plain_pickle(path) == ["a", "ü", None, b"c"]
+    for other in (np.array([["a"]], dtype=object), np.array(["a"]), np.arange(3)):
+        path.write_bytes(pickle.dumps(other, protocol=protocol))
+        with pytest.raises(ValueError, match="nothing was executed|does not need"):
+            read_plain_pickle(path)
