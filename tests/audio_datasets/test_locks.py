@@ -22,9 +22,8 @@ import os, sys, time
 from pathlib import Path
 from audio_datasets.locks import locked
 with locked(Path(sys.argv[1]), "it"):
-    child = os.fork()  # as a data loader's worker, which outlives a parent that is killed
-    if child:
-        print(child, flush=True)
+    if not os.fork():  # as a data loader's worker, which outlives a parent that is killed
+        print(os.getpid(), flush=True)  # says that it has let go of the lock
     time.sleep(60)
 """
 

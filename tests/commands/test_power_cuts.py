@@ -216,7 +216,7 @@ def test_pretraining(tiny_store: Path, tiny_logits: Path, tmp_path: Path, monkey
         return content(disk / "run", "student.safetensors", "metrics.jsonl", "checkpoints/step-00000012/*")
 
     stage = Stage(run, result, newest_steps, tmp_path, monkeypatch)
-    assert len(stage.whole) == 6
+    assert len(stage.whole) == 7
     moments = len(stage.power.moments)
     # A checkpoint takes about ten flushes, so that over the run each kind of moment occurs.
     for moment, disk in stage.cuts(every=7):

@@ -31,7 +31,7 @@ def as_if_trained() -> Callable[[Student], Student]:
                 nn.init.normal_(module.weight, std=math.sqrt(2.0 / math.prod(module.kernel_shape[1:])))
                 nn.init.kaiming_normal_(module.residuals[0].weight)
             elif isinstance(module, DynamicReLU):
-                nn.init.kaiming_normal_(module.coef_net[0].weight)
+                nn.init.normal_(module.coef_net[0].weight, std=0.1)
         return student.eval()
 
     return prepare
