@@ -23,7 +23,8 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parent))
 from machine import machine
-from soak import ENVIRONMENT, arguments, write_scene
+from soak import ENVIRONMENT
+from soak_stages import pretrain_arguments, write_pretrain_scene
 
 from audio_datasets.command import STOPPED, parse
 from kd import pretrain
@@ -73,9 +74,9 @@ def main(command_line: Sequence[str] | None = None) -> int:
     config = parse(SlopeConfig, command_line, "memory_slope.py")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_scene(folder)
+        write_pretrain_scene(folder)
         out = folder / "run"
-        values = arguments(folder, out, processes=1, epochs=1_000_000)
+        values = pretrain_arguments(folder, out, processes=1, epochs=1_000_000)
         values += ["--workers", "2", "--checkpoint-every-steps", "20", "--validate-every-epochs", "20"]
         with open(folder / "run.log", "w") as log:
             run = subprocess.Popen(

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -37,3 +39,11 @@ def test_tested_versions_are_within_the_declared_ranges() -> None:
         requirement = requirements.Requirement(line)
         if requirement.name != project["name"]:
             assert requirement.specifier.contains(tested[requirement.name.lower()]), line
+
+
+def test_every_benchmark_finds_what_it_imports() -> None:
+    """They run for long and seldom, and so do not say at once what a change took away from them."""
+    names = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+    command = [sys.executable, "-c", f"import {', '.join(names)}"]
+    found = subprocess.run(command, cwd=ROOT / "benchmarks", capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
