@@ -38,7 +38,7 @@ def in_double_precision(student: Student) -> Student:
 
 
 def test_trains_a_step_on_two_short_clips(student: Student) -> None:
-    student.train().zero_grad()
+    student = copy.deepcopy(student).train()  # running statistics change
     output = student(torch.randn(2, 1, 128, 32))
     assert output.logits.shape == (2, 3)
     assert output.embedding.shape == (2, student.embedding_dim)
@@ -46,12 +46,11 @@ def test_trains_a_step_on_two_short_clips(student: Student) -> None:
     for parameter_name, parameter in student.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.isfinite().all(), parameter_name
-    student.zero_grad()
 
 
 def test_a_batch_of_one_trains_and_equals_its_row_in_a_batch(student: Student) -> None:
     mel = different_clips(3, frames=61)
-    assert student.train()(mel[:1]).logits.isfinite().all()
+    assert copy.deepcopy(student).train()(mel[:1]).logits.isfinite().all()
     double, mel = in_double_precision(student), mel.double()
     with torch.inference_mode():
         logits = double(mel).logits
@@ -98,7 +97,9 @@ def test_folded_it_gives_the_same(student: Student) -> None:
     assert not any("BatchNorm" in type(module).__name__ for module in fused.modules())
     with torch.inference_mode():
         for folded, expected in zip(fused(mel), double(mel), strict=True):
-            torch.testing.assert_close(folded, expected)
+            # Untrained layers let maps grow to tens of thousands: a small value beside them has their rounding.
+            tolerance = 1e-10 * max(1.0, float(expected.abs().max()))
+            torch.testing.assert_close(folded, expected, atol=max(tolerance, 1e-7), rtol=1e-7)
 
 
 def test_gives_maps_and_frames_on_request(student: Student) -> None:
@@ -118,12 +119,11 @@ def test_gives_maps_and_frames_on_request(student: Student) -> None:
 def test_exports_without_a_graph_break(student: Student) -> None:
     if student.config.name in ("mn20", "mn30", "mn40", "dymn20"):
         pytest.skip("the same layers at width 1 show it with less computing")
-    student.eval()
-    mel = different_clips(2, frames=50)
+    student, mel = in_double_precision(student), different_clips(2, frames=50).double()
     exported = torch.export.export(student, (mel,), strict=True).module()  # strict: stops where torch.compile breaks
     with torch.inference_mode():
         logits = student(mel).logits
-        torch.testing.assert_close(exported(mel).logits, logits, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(exported(mel).logits, logits)
     assert not torch.allclose(logits[0], logits[1])
 
 
