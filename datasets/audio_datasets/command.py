@@ -50,6 +50,7 @@ def run_command(function: Callable[[], Any]) -> int:
     except Stopped as stopped:
         if rank == 0:
             print(f"stopped: {stopped}", file=sys.stderr)
+        leave_process_group()
         return STOPPED
     except StopRequested as request:
         if rank == 0:
@@ -58,7 +59,21 @@ def run_command(function: Callable[[], Any]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    leave_process_group()
     return result if isinstance(result, int) else 0
+
+
+def leave_process_group() -> None:
+    """Ends this process's part in a group of several, if it is in one.
+
+    A process that exits with the group's threads at work may be aborted by the C++ runtime, after all is done.
+    """
+    if "torch.distributed" not in sys.modules:
+        return
+    from torch import distributed  # here, since not every command needs it
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def plain_message(error: Exception) -> str:
