@@ -107,7 +107,7 @@ class DyMNOptions:
     temperature_start: float = TEMPERATURE_START
     """τ where annealing begins."""
     temperature_epochs: int = TEMPERATURE_EPOCHS
-    """Epochs of pretraining over which τ falls linearly; 0 keeps it constant at ``temperature``."""
+    """Epochs of training from scratch over which τ falls linearly; 0 keeps it constant at ``temperature``."""
     head: str = "mlp"
     """"mlp", "fully_convolutional" or "attention_pooling"."""
     strides: tuple[int, int, int, int] = (2, 2, 2, 2)
@@ -526,6 +526,6 @@ class DyMN(MobileNet):
         self.temperature = self.temperature_at(epoch)
 
     def temperature_at(self, epoch: float) -> float:
-        """τ that the options give an epoch of pretraining, counted from 0; fine-tuning leaves τ where it ended."""
+        """τ that the options give an epoch of training from scratch, counted from 0; a trained one stays at where it ended."""
         options = self.options
         return annealed_temperature(epoch, options.temperature, options.temperature_start, options.temperature_epochs)

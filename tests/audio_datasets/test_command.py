@@ -1,9 +1,12 @@
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 
-from audio_datasets.command import parse, run_command
+from audio_datasets.command import STOPPED, parse, run_command
+from audio_datasets.stop_signals import Stopped
 
 
 class Broken(Dataset):
@@ -60,3 +63,16 @@ def test_wrong_arguments_are_explained(wrong: list[str], capsys: pytest.CaptureF
         parse(Settings, wrong, "kd test")
     assert stopped.value.code == 2
     assert "clis" in capsys.readouterr().err.replace("clip", "clis")
+
+
+def test_a_command_leaves_its_process_group(tmp_path: Path) -> None:
+    """Also one that was stopped; a process that exits within the group may be aborted."""
+
+    def enter(outcome: Exception | None) -> None:
+        distributed.init_process_group("gloo", init_method=f"file://{tmp_path / str(outcome)}", rank=0, world_size=1)
+        if outcome is not None:
+            raise outcome
+
+    for outcome, code in ((None, 0), (Stopped("now"), STOPPED)):
+        assert run_command(lambda outcome=outcome: enter(outcome)) == code
+        assert not distributed.is_initialized()
