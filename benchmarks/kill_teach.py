@@ -6,7 +6,8 @@ Half of the kills hit a run of one process. The others hit a run of two: in turn
 the other) and everything at once, launcher and data loaders included. Every fifth is SIGTERM, to the process or launcher
 that was started; the others are SIGKILL. A moment is drawn evenly from the
 time between the first trace of the run on disk and its end; a run that ends before its moment is drawn again. Clips are
-noise, the teacher is a random mn01. Exits with 1 if any store differs by a byte or any rerun fails.
+noise, the teacher is a random mn01. Exits with 1 if any store differs by a byte or any rerun
+fails, whose output it shows.
 """
 
 import hashlib
@@ -59,6 +60,7 @@ class Scene:
 
     def __init__(self, folder: Path, config: KillConfig) -> None:
         self.folder = folder
+        self.output = folder / "output.txt"
         self.shard_clips = config.shard_clips
         rng = np.random.default_rng(0)
         noise = rng.normal(0, 2000, (config.clips, round(CLIP_SECONDS * SAMPLE_RATE_HZ))).astype(np.int16)
@@ -75,14 +77,16 @@ class Scene:
         save_student(folder / "teacher", student, CLASSES, LogMelConfig(), {"clip_seconds": CLIP_SECONDS})
 
     def start(self, command: list[str], out: Path) -> subprocess.Popen:
-        """Starts ``kd teach`` into the folder ``out``."""
+        """Starts ``kd teach`` into the folder ``out``; what it prints goes into the file ``output``."""
         arguments = [
             *("--clips", str(self.folder / "clips.h5"), "--teacher", str(self.folder / "teacher"), "--out", str(out)),
             *("--shard-clips", str(self.shard_clips), "--batch-size", "8", "--workers", "1"),
         ]
         environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        return subprocess.Popen([sys.executable, *command, *arguments], env=environment, **silent)
+        with open(self.output, "wb") as output:
+            return subprocess.Popen(
+                [sys.executable, *command, *arguments], env=environment, stdout=output, stderr=output
+            )
 
 
 def wait_for_plan(process: subprocess.Popen, out: Path) -> None:
@@ -170,6 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"| {'equal' if equal else f'NOT EQUAL (exit code {again})'} |",
                 flush=True,
             )
+            if again:
+                print(scene.output.read_text(errors="replace")[-5000:], flush=True)
     print(f"{config.kills} kills, {failures} failures")
     return 1 if failures else 0
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from audio_datasets.bad_clips import OnBadClip, summary
 from audio_datasets.class_lists import read_class_names, read_label_map
@@ -18,6 +17,7 @@ from kd.evaluation import class_table, evaluation_loader, listed_absent, predict
 from kd.metrics import category_accuracy, category_columns, tagging_metrics
 from kd.threads import leave_a_core_to_the_workers
 from teacher_logits.class_mapping import MappedTeacher, read_class_map, with_classes_of_clips
+from teacher_logits.processes import start_accelerator
 from teacher_logits.teachers import knows_its_classes, load_teacher
 
 
@@ -67,7 +67,7 @@ def evaluate(config: EvaluateConfig) -> dict:
         ValueError: files that are missing or of another kind, class lists that differ, clips without labels.
     """
     torch.set_flush_denormal(True)
-    accelerator = Accelerator()
+    accelerator = start_accelerator()
     leave_a_core_to_the_workers(accelerator)
     class_names = read_class_names(config.class_names) if config.class_names else None
     clips = ClipStore.open(config.clips, class_names=class_names)

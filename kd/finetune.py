@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from audio_datasets.catalog import get_task
@@ -22,7 +21,7 @@ from kd.run_start import LOCK_FILE, enter_run_folder
 from kd.splits import partitions
 from kd.threads import leave_a_core_to_the_workers
 from kd.transfer import start_from_run
-from teacher_logits.processes import LONGEST_WAIT, locked_by_main_process, on_main_process
+from teacher_logits.processes import LONGEST_WAIT, locked_by_main_process, on_main_process, start_accelerator
 
 GUIDE = """\
 finetune.py carries a student over to a task. It needs:
@@ -70,7 +69,7 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
         Stopped: SIGTERM or SIGUSR1 came; the run is saved.
     """
     torch.set_flush_denormal(True)
-    accelerator = Accelerator(
+    accelerator = start_accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.loop.gradient_accumulation_steps),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],

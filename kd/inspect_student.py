@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -33,6 +32,7 @@ from kd.metrics import tagging_metrics
 from kd.training_data import EvaluationClips
 from students.blocks import Student
 from students.interventions import DETERMINISTIC, ReLUPlace, dynamic_relus, intervention, methods_for, watched_relus
+from teacher_logits.processes import start_accelerator
 from teacher_logits.store import check_same_classes
 from teacher_logits.teachers import StudentTeacher, load_teacher
 
@@ -116,7 +116,7 @@ def inspect_student(config: InspectConfig) -> dict:
             kind, class lists that differ, clips without labels, or more than one process.
     """
     torch.set_flush_denormal(True)
-    accelerator = Accelerator()
+    accelerator = start_accelerator()
     if accelerator.num_processes > 1:
         raise ValueError(f"kd inspect runs in one process; found {accelerator.num_processes}")
     class_names = read_class_names(config.class_names) if config.class_names else None

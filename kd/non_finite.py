@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import tyro
-from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from kd.objectives import DistillationConfig, DistillationObjective
 from students import create_student
 from students.blocks import Student
 from students.frontend import LogMel, LogMelConfig
+from teacher_logits.processes import start_accelerator
 
 DUMP_FILE = "dump.json"
 
@@ -92,7 +92,7 @@ def look_into(dump: Path) -> Findings:
     config: dict[str, Any] = card["config"] or {}
     if card["student"] is None or "distillation" not in config:
         raise ValueError(f"{dump} is of a run other than kd pretrain's; its batch and student can be loaded by hand")
-    accelerator = Accelerator(mixed_precision=config["mixed_precision"])
+    accelerator = start_accelerator(mixed_precision=config["mixed_precision"])
     named = card["student"]
     student = create_student(named["name"], named["num_classes"], **named["options"])
     student.load_state_dict(load_file(dump / "student.safetensors"))

@@ -64,7 +64,7 @@ from students.blocks import Student
 from students.catalog import default_options
 from students.frontend import LogMel, LogMelConfig
 from students.weights import imagenet_architecture, load_imagenet_weights, save_student
-from teacher_logits.processes import any_process, locked_by_main_process, on_main_process
+from teacher_logits.processes import any_process, locked_by_main_process, on_main_process, start_accelerator
 from teacher_logits.store import LogitEnsemble, MeanOf, check_same_classes
 
 Flat = tyro.conf.arg(name="")
@@ -193,7 +193,7 @@ def create_accelerator(config: PretrainConfig) -> Accelerator:
     """Accelerate as the run wants it; nothing is written yet."""
     torch.set_flush_denormal(True)
     check_trackers(config.log_with)
-    accelerator = Accelerator(
+    accelerator = start_accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.loop.gradient_accumulation_steps),
         log_with=list(config.log_with) or None,

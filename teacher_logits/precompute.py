@@ -39,7 +39,7 @@ from audio_datasets.views import ViewConfig
 from teacher_logits.class_mapping import MappedTeacher, read_class_map, with_classes_of_clips
 from teacher_logits.heard_views import heard_views
 from teacher_logits.logit_rows import check_keep, row_bytes
-from teacher_logits.processes import LONGEST_WAIT, locked_by_main_process, on_main_process
+from teacher_logits.processes import LONGEST_WAIT, locked_by_main_process, on_main_process, start_accelerator
 from teacher_logits.shards import ShardBatches, ShardFolder, batches_of, shard_rows
 from teacher_logits.store import LogitStore, to_float16, write_logit_store
 from teacher_logits.teachers import Teacher, knows_its_classes, load_teacher
@@ -109,7 +109,7 @@ def teach(config: TeachConfig) -> list[Path]:
     run is making. Raises Stopped on SIGTERM and SIGUSR1; finished shards are kept.
     """
     torch.set_flush_denormal(True)
-    accelerator = Accelerator(
+    accelerator = start_accelerator(
         mixed_precision=config.mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)]
     )
     class_names = read_class_names(config.class_names) if config.class_names else None
@@ -458,14 +458,7 @@ def _one_thread_on_cpu(device: torch.device) -> Iterator[None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return run_command(lambda: _teach_and_return(parse(TeachConfig, arguments, "kd teach")))
-
-
-def _teach_and_return(config: TeachConfig) -> int:
-    teach(config)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    return 0
+    return run_command(lambda: teach(parse(TeachConfig, arguments, "kd teach")))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What all our commands share: arguments from a dataclass, plain errors with exit code 2, and progress bars."""
 
 import errno
+import gc
 import os
 import sys
 import traceback
@@ -38,6 +39,14 @@ def run_command(function: Callable[[], Any]) -> int:
     ``KD_TRACEBACK=1`` in the environment the traceback is shown for these as well. A stop signal (``stop_signals``) ends the
     command with exit code 75, whatever it is doing.
     """
+    code, with_others = _run(function)
+    if with_others:  # here, where no exception's frames hold the group any more
+        leave_process_group()
+    return code
+
+
+def _run(function: Callable[[], Any]) -> tuple[int, bool]:
+    """The exit code, and whether the other processes of a run end in the same place."""
     rank = int(os.environ.get("RANK", "0"))  # set for every process of several
     try:
         with raised_stop_signals():
@@ -46,33 +55,33 @@ def run_command(function: Callable[[], Any]) -> int:
         if os.environ.get("KD_TRACEBACK") == "1":
             traceback.print_exc()
         print(f"error{f' in process {rank}' if rank else ''}: {plain_message(error)}", file=sys.stderr)
-        return USER_MISTAKE
+        return USER_MISTAKE, False
     except Stopped as stopped:
         if rank == 0:
             print(f"stopped: {stopped}", file=sys.stderr)
-        leave_process_group()
-        return STOPPED
+        return STOPPED, True
     except StopRequested as request:
         if rank == 0:
             print(f"stopped: {request}; the same command begins again", file=sys.stderr)
-        return STOPPED
+        return STOPPED, False
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    leave_process_group()
-    return result if isinstance(result, int) else 0
+        return INTERRUPTED, False
+    return result if isinstance(result, int) else 0, True
 
 
 def leave_process_group() -> None:
-    """Ends this process's part in a group of several, if it is in one.
+    """Ends this process's part in a group of several, if it is in one, and the group's threads with it.
 
-    A process that exits with the group's threads at work may be aborted by the C++ runtime, after all is done.
+    A thread that wants Python's lock while Python shuts down is ended there and then, which C++ answers by aborting the
+    process, after all is done. Not after an error: the group would wait for an exchange that the others may never enter.
     """
     if "torch.distributed" not in sys.modules:
         return
     from torch import distributed  # here, since not every command needs it
 
     if distributed.is_available() and distributed.is_initialized():
+        gc.collect()  # a wrapped student, which holds the group, is part of a cycle
         distributed.destroy_process_group()
 
 

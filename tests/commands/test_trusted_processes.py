@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -136,6 +137,44 @@ def test_when_one_process_dies_the_other_ends_with_an_error(
     assert runs[1].wait() == -signal.SIGKILL
     assert runs[0].wait() not in (0, 75)  # the test's time limit ends a hang
     assert re.search(r"RuntimeError|DistBackendError|Connection", runner.log.read_text())
+
+
+COMMAND_AND_ITS_THREADS = """
+import importlib, pathlib, sys
+
+code = importlib.import_module(sys.argv[1]).main(sys.argv[2:])
+threads = [path.read_text().strip() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
+print("left with", code, [name for name in threads if "gloo" in name])
+raise SystemExit(code)
+"""
+
+
+def test_no_thread_of_a_process_group_outlives_its_command(
+    tiny_store: Path,
+    tiny_logits: Path,
+    make_task_folder: Callable[..., Path],
+    tmp_path: Path,
+    environment: dict[str, str],
+) -> None:
+    """One that is at work while Python shuts down may abort the process, with all its work done."""
+    script = tmp_path / "command.py"
+    script.write_text(COMMAND_AND_ITS_THREADS)
+    run = tmp_path / "run"
+    short = ("--epochs", "1", "--ramp-down-start", "1", "--batch-size", "4")
+    own = make_task_folder("folder")
+    commands = (
+        ["kd.pretrain", *arguments(tiny_store, tiny_logits, run, *short)],
+        ["kd.evaluate", "--clips", tiny_store, "--tagger", run],
+        ["kd.finetune", "--task", "folder", "--data", own, "--init", run, "--out", tmp_path / "tuned", *short],
+        ["teacher_logits.precompute", "--clips", tiny_store, "--teacher", run, "--out", tmp_path / "logits"],
+    )
+    for command in commands:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+        done = subprocess.run(
+            [sys.executable, *launcher, *map(str, command)], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("left with 0 []") == 2, done.stdout
 
 
 def test_a_short_soak(soak: ModuleType, runner: Runner, tmp_path: Path) -> None:
