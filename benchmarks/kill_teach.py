@@ -4,10 +4,9 @@
 
 Half of the kills hit a run of one process. The others hit a run of two: in turn one of the two (the launcher then ends
 the other) and everything at once, launcher and data loaders included. Every fifth is SIGTERM, to the process or launcher
-that was started; the others are SIGKILL. A moment is drawn evenly from the
-time between the first trace of the run on disk and its end; a run that ends before its moment is drawn again. Clips are
-noise, the teacher is a random mn01. Exits with 1 if any store differs by a byte or any rerun
-fails, whose output it shows.
+that was started; the others are SIGKILL. A moment is drawn evenly from the time between the first trace of the run on
+disk and its end; a run that ends before its moment is drawn again. Clips are noise, the teacher is a random mn01. Exits
+with 1 if any store differs by a byte or any rerun fails, whose output it shows.
 """
 
 import hashlib
