@@ -12,6 +12,7 @@ from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor, nn
 
 from audio_datasets.command import USER_MISTAKE
+from audio_datasets.forks import fork_when_threads_rest
 from audio_datasets.locks import locked
 from audio_datasets.stop_signals import Stopped
 
@@ -27,14 +28,17 @@ LONGEST_WAIT = timedelta(days=7)
 
 
 def start_accelerator(**options: Any) -> Accelerator:
-    """``Accelerator(**options)``, which makes the process group of several, in such a way that a command can leave it.
+    """``Accelerator(**options)``, which makes the process group of several, so that its threads do no harm.
 
-    All our commands start theirs here, since this module sees to it that nothing keeps the group once
-    ``audio_datasets.command.leave_process_group`` has left it. The threads of Gloo's group take Python's lock when they free
-    the tensors of a last exchange; where they still do while Python shuts down, the process is aborted (seen in 2 of 600
-    processes on a busy machine).
+    They enter Python when they free the tensors of an exchange. Where they do while Python shuts down, the process is
+    aborted (seen in 2 of 600 processes on a busy machine): nothing must keep the group once
+    ``audio_datasets.command.leave_process_group`` has left it, which this module sees to. Where they do while a data
+    loader's process is forked, that one may hang (``audio_datasets.forks``).
     """
-    return Accelerator(**options)
+    accelerator = Accelerator(**options)
+    if accelerator.num_processes > 1:
+        fork_when_threads_rest()
+    return accelerator
 
 
 def on_main_process(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
