@@ -17,7 +17,7 @@ SIGUSR1 go to all of them, SIGKILL to all or to one worker. What it writes are s
 ``--start command`` starts whole commands (two processes through torch.distributed.run, which is what gets SIGTERM then);
 by default they are forked from a process that has imported everything, which takes a tenth of the time. Clips are
 noise, the student is an mn01, with gradient accumulation, a moving average and validation. Exits with 1 at a difference,
-or if a signal led to another exit code than 75.
+or if a signal led to another exit code than 75; a run that hangs ends it with a traceback.
 """
 
 import importlib.util
@@ -45,6 +45,8 @@ from soak_stages import STAGES, Stage
 
 from audio_datasets.command import STOPPED, parse
 
+LONGEST_SECONDS = 600
+"""A run that has not ended by then hangs; an uninterrupted one takes some ten seconds."""
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
 
@@ -112,7 +114,7 @@ class StartedCommand:
         return send_to(victims, number)
 
     def wait(self) -> list[int]:
-        return [self.process.wait()]
+        return [self.process.wait(LONGEST_SECONDS)]
 
 
 def hit_workers(pid: int, number: signal.Signals, both: bool, random: Random) -> bool:
@@ -177,7 +179,12 @@ class StartedPreloaded:
 
     def wait(self) -> list[int]:
         """As a launcher does it: when one has failed, the others are ended."""
+        end = time.monotonic() + LONGEST_SECONDS
         while any(run.running() for run in self.runs):
+            if time.monotonic() > end:
+                raise TimeoutError(
+                    f"a run has not ended after {LONGEST_SECONDS} s; its processes are left for a look at them"
+                )
             failed = [run for run in self.runs if not run.running() and run.wait() not in (0, STOPPED)]
             for run in self.runs if failed else []:
                 run.send(signal.SIGKILL)
