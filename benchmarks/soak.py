@@ -78,9 +78,6 @@ class Started(Protocol):
     def wait(self) -> list[int]:
         """Exit codes; negative for a signal."""
 
-    def is_stop(self, codes: list[int], number: signal.Signals) -> bool:
-        """Whether these are the exit codes of a run that ended since a signal asked it to."""
-
 
 class StartedCommand:
     """Whole commands, several processes through torch.distributed.run."""
@@ -118,10 +115,6 @@ class StartedCommand:
 
     def wait(self) -> list[int]:
         return [self.process.wait(LONGEST_SECONDS)]
-
-    def is_stop(self, codes: list[int], number: signal.Signals) -> bool:
-        # torch.distributed.run ends with 1 whatever its processes end with.
-        return codes[0] in (STOPPED, -number, *([1] if self.stage.launched and self.processes > 1 else []))
 
 
 def hit_workers(pid: int, number: signal.Signals, both: bool, random: Random) -> bool:
@@ -197,10 +190,6 @@ class StartedPreloaded:
                 run.send(signal.SIGKILL)
             time.sleep(0.01)
         return [run.wait() for run in self.runs]
-
-    def is_stop(self, codes: list[int], number: signal.Signals) -> bool:
-        # One that comes before the command has begun just ends it; the other of two may end of an error then.
-        return bool({STOPPED, -number} & set(codes))
 
 
 @dataclass
@@ -279,7 +268,8 @@ class Soak:
             return
         codes = run.wait()
         tally.kills[name] += 1
-        if name != "SIGKILL" and any(codes) and not run.is_stop(codes, signal.Signals[name]):
+        # One that comes before the command has begun just ends it; the other of two may end of an error then.
+        if name != "SIGKILL" and any(codes) and not {STOPPED, -signal.Signals[name]} & set(codes):
             tally.differences.append(f"{out.name}: {name} led to exit codes {codes}")
         tally.writing += self.stage.being_written(out)
         tally.one_of_two += processes == 2 and not both
