@@ -31,7 +31,7 @@ def start_accelerator(**options: Any) -> Accelerator:
     """``Accelerator(**options)``, which makes the process group of several, so that its threads do no harm.
 
     They enter Python when they free the tensors of an exchange. Where they do while Python shuts down, the process is
-    aborted (seen in 2 of 600 processes on a busy machine): nothing must keep the group once
+    aborted, if rarely: nothing must keep the group once
     ``audio_datasets.command.leave_process_group`` has left it, which this module sees to. Where they do while a data
     loader's process is forked, that one may hang (``audio_datasets.forks``).
     """

@@ -2,8 +2,7 @@
 
 The threads that exchange tensors with other processes enter Python for a moment when they free what they sent. Up to
 Python 3.11 a process that is forked in that moment (github.com/python/cpython/issues/112275) never gets out of the fork, and
-its parent waits for it for ever: seen once in some hundred runs of two processes that were killed and taken on. With threads
-that do nothing else, 16 of 9,434 forks hung, and none of 21,953 that waited (Linux, 2 cores).
+its parent waits for it for ever. Rare: ``benchmarks/soak.py --start command`` met it once.
 """
 
 import os
