@@ -23,14 +23,14 @@ from machine import machine
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from audio_datasets.augment import AugmentConfig
-from audio_datasets.clip_store import ClipStore
-from audio_datasets.command import parse
-from kd.loop import OptimizerConfig, create_optimizer
-from kd.objectives import DistillationConfig, DistillationObjective
-from kd.sampling import ClipRequest
-from kd.threads import leave_a_core_to_the_workers
-from kd.training_data import TrainingClips
+from audio_datasets.audio.augment import AugmentConfig
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.system.command import parse
+from kd.data.sampling import ClipRequest
+from kd.data.training_data import TrainingClips
+from kd.objectives.distillation import DistillationConfig, DistillationObjective
+from kd.training.loop import OptimizerConfig, create_optimizer
+from kd.training.threads import leave_a_core_to_the_workers
 from students import create_student
 from students.frontend import LogMel, LogMelConfig
 from teacher_logits.store import LogitEnsemble, write_logit_store

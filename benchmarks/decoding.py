@@ -19,9 +19,9 @@ import soundfile
 import torch
 from machine import processor_name
 
-from audio_datasets.audio import encode, resample, to_pcm16
-from audio_datasets.clip_store import ClipRecord, ClipStore, write_clip_store
-from audio_datasets.randomness import generator
+from audio_datasets.audio.codec import encode, resample, to_pcm16
+from audio_datasets.stores.clip_store import ClipRecord, ClipStore, write_clip_store
+from audio_datasets.system.randomness import generator
 
 SAMPLE_RATE_HZ = 32000
 CLIP_SECONDS = 10.0

@@ -17,13 +17,13 @@ import tyro
 from machine import machine
 from torch import nn
 
-from audio_datasets.clip_store import ClipStore
-from audio_datasets.command import progress
-from audio_datasets.randomness import generator
-from kd.losses import tagging_loss
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.system.command import progress
+from audio_datasets.system.randomness import generator
+from kd.objectives.losses import tagging_loss
 from students import create_student
-from students.blocks import initialize_weights
 from students.frontend import LogMel, LogMelConfig
+from students.layers.blocks import initialize_weights
 
 MARKS = (40, 80, 120, 160, 200, 300, 400)
 

@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 from machine import processor_name
 
-from audio_datasets.command import parse
+from audio_datasets.system.command import parse
 from teacher_logits.store import LogitStore, write_logit_store
 
 NUM_CLASSES = 527

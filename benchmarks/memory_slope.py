@@ -21,14 +21,15 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "robustness"))
 sys.path.insert(0, str(Path(__file__).parent))
 from machine import machine
 from soak import ENVIRONMENT
 from soak_stages import pretrain_arguments, write_pretrain_scene
 
-from audio_datasets.command import STOPPED, parse
+from audio_datasets.system.command import STOPPED, parse
 from kd import pretrain
-from kd.checkpoint import checkpoints
+from kd.training.checkpoint import checkpoints
 
 MB = 1e6
 

@@ -25,16 +25,16 @@ import numpy as np
 from machine import machine
 from torch.utils.data import DataLoader
 
-from audio_datasets.augment import AugmentConfig
-from audio_datasets.clip_store import ClipRecord, ClipStore, concatenate, write_clip_store
-from audio_datasets.command import parse
-from kd.sampling import ClipRequest, EpochBatches, SamplingConfig
-from kd.training_data import TrainingClips
+from audio_datasets.audio.augment import AugmentConfig
+from audio_datasets.stores.clip_store import ClipRecord, ClipStore, concatenate, write_clip_store
+from audio_datasets.system.command import parse
+from kd.data.sampling import ClipRequest, EpochBatches, SamplingConfig
+from kd.data.training_data import TrainingClips
 from students.frontend import LogMelConfig
-from teacher_logits.class_precisions import class_precisions
 from teacher_logits.compact import write_compact
-from teacher_logits.shards import ShardFolder, shard_rows
 from teacher_logits.store import LogitEnsemble, LogitStore, write_logit_store
+from teacher_logits.stores import class_precisions
+from teacher_logits.stores.shards import ShardFolder, shard_rows
 from teacher_logits.verify import check_clips, check_content
 
 SAMPLE_RATE_HZ = 32000

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from students import create_student
-from students.blocks import Student, StudentOutput
-from students.dymn import DynamicBlock, DynamicConv, DynamicReLU
+from students.families.dymn import DynamicBlock, DynamicConv, DynamicReLU
+from students.layers.blocks import Student, StudentOutput
 
 NUM_CLASSES = 527
 FRAMES = 1000

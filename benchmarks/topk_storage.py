@@ -16,12 +16,12 @@ import numpy as np
 from machine import machine
 from scipy.special import expit, logit
 
-from audio_datasets.clip_store import ClipStore
-from audio_datasets.command import parse
-from teacher_logits.class_precisions import class_precisions
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.system.command import parse
 from teacher_logits.compact import cross_entropy, storage_error, write_compact
-from teacher_logits.logit_rows import largest
 from teacher_logits.store import LogitEnsemble, LogitStore
+from teacher_logits.stores import class_precisions
+from teacher_logits.stores.rows import largest
 
 
 @dataclass(frozen=True)

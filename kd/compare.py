@@ -11,8 +11,9 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from audio_datasets.command import parse, run_command
-from kd.document import (
+from audio_datasets.system.command import parse, run_command
+from kd.reports.class_analysis import mean_over_parts, one_label_classes, several_label_classes
+from kd.reports.document import (
     Block,
     Cell,
     Chart,
@@ -26,9 +27,9 @@ from kd.document import (
     to_markdown,
     write_text,
 )
-from kd.prediction_analysis import mean_over_parts, one_label_classes, several_label_classes
-from kd.report_figures import cost_and_quality, headline_points
-from kd.report_sections import (
+from kd.reports.figures import cost_and_quality, headline_points
+from kd.reports.run_reader import RunFolder, flat_settings, is_number
+from kd.reports.sections import (
     Cost,
     beginning,
     capitalised,
@@ -38,7 +39,6 @@ from kd.report_sections import (
     student_cost,
     student_name,
 )
-from kd.run_folder import RunFolder, flat_settings, is_number
 
 MOST_DIFFERENT_CLASSES = 20
 

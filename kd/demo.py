@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from audio_datasets.clip_store import ClipStore
-from audio_datasets.command import parse, run_command
-from audio_datasets.files import read_json, write_json
-from audio_datasets.manifest import select_rows
-from audio_datasets.synth import SynthConfig, write_source
+from audio_datasets.audio.synth import SynthConfig, write_source
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.manifest import select_rows
+from audio_datasets.system.command import parse, run_command
+from audio_datasets.system.files import read_json, write_json
 from kd import cli
-from kd.metrics import tagging_metrics
+from kd.evaluation.metrics import tagging_metrics
 from students.profile import profile_student
 from students.weights import load_student
 from teacher_logits.store import LogitEnsemble

@@ -21,18 +21,18 @@ import torch
 from packaging.requirements import Requirement
 from torch.utils.data import default_collate
 
-from audio_datasets.audio import encode
-from audio_datasets.augment import AugmentConfig
-from audio_datasets.bad_clips import BadClipError, summary
-from audio_datasets.class_lists import read_class_names
-from audio_datasets.clip_store import ClipRecord, ClipStore, write_clip_store
-from audio_datasets.command import parse, progress, run_command
-from audio_datasets.disk_space import readable_bytes
-from audio_datasets.randomness import generator
-from kd.loop import OptimizerConfig, create_optimizer
-from kd.objectives import DistillationConfig, DistillationObjective
-from kd.sampling import ClipRequest
-from kd.training_data import TrainingClips
+from audio_datasets.audio.augment import AugmentConfig
+from audio_datasets.audio.bad_clips import BadClipError, summary
+from audio_datasets.audio.codec import encode
+from audio_datasets.stores.class_lists import read_class_names
+from audio_datasets.stores.clip_store import ClipRecord, ClipStore, write_clip_store
+from audio_datasets.system.command import parse, progress, run_command
+from audio_datasets.system.disk_space import readable_bytes
+from audio_datasets.system.randomness import generator
+from kd.data.sampling import ClipRequest
+from kd.data.training_data import TrainingClips
+from kd.objectives.distillation import DistillationConfig, DistillationObjective
+from kd.training.loop import OptimizerConfig, create_optimizer
 from students import create_student
 from students.frontend import LogMel, LogMelConfig
 from teacher_logits.store import LogitEnsemble

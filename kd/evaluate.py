@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from audio_datasets.bad_clips import OnBadClip, summary
-from audio_datasets.class_lists import read_class_names, read_label_map
-from audio_datasets.clip_store import ClipStore
-from audio_datasets.command import parse, run_command
-from audio_datasets.files import write_json
-from audio_datasets.manifest import select_rows
-from kd.evaluation import class_table, evaluation_loader, listed_absent, predict_logits, skipped_clips
-from kd.metrics import category_accuracy, category_columns, tagging_metrics
-from kd.threads import leave_a_core_to_the_workers
-from teacher_logits.class_mapping import MappedTeacher, read_class_map, with_classes_of_clips
+from audio_datasets.audio.bad_clips import OnBadClip, summary
+from audio_datasets.stores.class_lists import read_class_names, read_label_map
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.manifest import select_rows
+from audio_datasets.system.command import parse, run_command
+from audio_datasets.system.files import write_json
+from kd.evaluation.metrics import category_accuracy, category_columns, tagging_metrics
+from kd.evaluation.predict import class_table, evaluation_loader, listed_absent, predict_logits, skipped_clips
+from kd.training.threads import leave_a_core_to_the_workers
 from teacher_logits.processes import start_accelerator
-from teacher_logits.teachers import knows_its_classes, load_teacher
+from teacher_logits.teachers.base import knows_its_classes, load_teacher
+from teacher_logits.teachers.class_mapping import MappedTeacher, read_class_map, with_classes_of_clips
 
 
 @dataclass(frozen=True)

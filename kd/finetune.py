@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
-from audio_datasets.catalog import get_task
-from audio_datasets.command import parse, run_command
-from audio_datasets.stop_signals import StopSignals
-from audio_datasets.task import read_task
-from kd.config import as_json
-from kd.finetune_config import FinetuneConfig, decided_by_data, read_deciding
-from kd.finetune_job import Job
-from kd.finetune_recipes import recipe_config
-from kd.run_start import LOCK_FILE, enter_run_folder
-from kd.splits import partitions
-from kd.threads import leave_a_core_to_the_workers
-from kd.transfer import start_from_run
+from audio_datasets.system.command import parse, run_command
+from audio_datasets.system.stop_signals import StopSignals
+from audio_datasets.tasks.catalog import get_task
+from audio_datasets.tasks.task import read_task
+from kd.data.splits import partitions
+from kd.recipes.finetuning import recipe_config
+from kd.training.config import as_json
+from kd.training.finetune_config import FinetuneConfig, decided_by_data, read_deciding
+from kd.training.finetune_job import Job
+from kd.training.run_start import LOCK_FILE, enter_run_folder
+from kd.training.threads import leave_a_core_to_the_workers
+from kd.training.transfer import start_from_run
 from teacher_logits.processes import LONGEST_WAIT, locked_by_main_process, on_main_process, start_accelerator
 
 GUIDE = """\

@@ -20,21 +20,21 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from audio_datasets.bad_clips import OnBadClip, summary
-from audio_datasets.class_lists import read_class_names
-from audio_datasets.clip_store import ClipStore
-from audio_datasets.command import parse, progress, run_command
-from audio_datasets.files import write_json, written_aside
-from audio_datasets.manifest import select_rows
-from audio_datasets.randomness import generator
-from kd.config import as_json
-from kd.metrics import tagging_metrics
-from kd.training_data import EvaluationClips
-from students.blocks import Student
+from audio_datasets.audio.bad_clips import OnBadClip, summary
+from audio_datasets.stores.class_lists import read_class_names
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.manifest import select_rows
+from audio_datasets.system.command import parse, progress, run_command
+from audio_datasets.system.files import write_json, written_aside
+from audio_datasets.system.randomness import generator
+from kd.data.training_data import EvaluationClips
+from kd.evaluation.metrics import tagging_metrics
+from kd.training.config import as_json
 from students.interventions import DETERMINISTIC, ReLUPlace, dynamic_relus, intervention, methods_for, watched_relus
+from students.layers.blocks import Student
 from teacher_logits.processes import start_accelerator
 from teacher_logits.store import check_same_classes
-from teacher_logits.teachers import StudentTeacher, load_teacher
+from teacher_logits.teachers.base import StudentTeacher, load_teacher
 
 TABLE_FILE = "inspect.md"
 RESULTS_FILE = "inspect.json"

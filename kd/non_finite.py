@@ -17,12 +17,12 @@ import tyro
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from audio_datasets.command import parse, run_command
-from audio_datasets.files import make_folder, read_json, write_json
-from kd.objectives import DistillationConfig, DistillationObjective
+from audio_datasets.system.command import parse, run_command
+from audio_datasets.system.files import make_folder, read_json, write_json
+from kd.objectives.distillation import DistillationConfig, DistillationObjective
 from students import create_student
-from students.blocks import Student
 from students.frontend import LogMel, LogMelConfig
+from students.layers.blocks import Student
 from teacher_logits.processes import start_accelerator
 
 DUMP_FILE = "dump.json"

@@ -19,26 +19,31 @@ from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from audio_datasets.augment import AugmentConfig
-from audio_datasets.bad_clips import ClipList, OnBadClip, summary
-from audio_datasets.class_lists import read_class_names
-from audio_datasets.clip_store import ClipStore
-from audio_datasets.command import parse, run_command
-from audio_datasets.files import digest_of
-from audio_datasets.joined import AnyClips, open_clips
-from audio_datasets.manifest import select_rows
-from audio_datasets.stop_signals import Stopped, StopSignals
-from kd.building import (
+from audio_datasets.audio.augment import AugmentConfig
+from audio_datasets.audio.bad_clips import ClipList, OnBadClip, summary
+from audio_datasets.stores.class_lists import read_class_names
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.joined import AnyClips, open_clips
+from audio_datasets.stores.manifest import select_rows
+from audio_datasets.system.command import parse, run_command
+from audio_datasets.system.files import digest_of
+from audio_datasets.system.stop_signals import Stopped, StopSignals
+from kd.data.sampling import EpochBatches, SamplingConfig
+from kd.data.training_data import Replacements, TrainingClips
+from kd.evaluation.metrics import tagging_metrics
+from kd.evaluation.predict import evaluation_loader, predict_logits, skipped_clips
+from kd.objectives.distillation import DistillationConfig, DistillationObjective
+from kd.recipes.pretraining import GLOBAL_BATCH, RECIPES, RecipeName, recipe_for
+from kd.training.building import (
     annealed_options,
     moving_average,
     package_versions,
     require_checkpoint_space,
     training_loader,
 )
-from kd.config import as_json, parse_options
-from kd.dry_run import estimate
-from kd.evaluation import evaluation_loader, predict_logits, skipped_clips
-from kd.loop import (
+from kd.training.config import as_json, parse_options
+from kd.training.dry_run import estimate
+from kd.training.loop import (
     LoopConfig,
     OptimizerConfig,
     Run,
@@ -49,20 +54,15 @@ from kd.loop import (
     resume_state,
     stop_message,
 )
-from kd.metrics import tagging_metrics
-from kd.objectives import DistillationConfig, DistillationObjective
-from kd.recipes import GLOBAL_BATCH, RECIPES, RecipeName, recipe_for
-from kd.run_start import LOCK_FILE, SKIPPED_CLIPS_FILE, RunFolder, enter_run_folder
-from kd.runlog import RunLog, check_trackers
-from kd.sampling import EpochBatches, SamplingConfig
-from kd.schedule import ScheduleConfig, phases
-from kd.sync_batch_norm import synchronize_batch_norms
-from kd.threads import leave_a_core_to_the_workers
-from kd.training_data import Replacements, TrainingClips
+from kd.training.run_start import LOCK_FILE, SKIPPED_CLIPS_FILE, RunFolder, enter_run_folder
+from kd.training.runlog import RunLog, check_trackers
+from kd.training.schedule import ScheduleConfig, phases
+from kd.training.sync_batch_norm import synchronize_batch_norms
+from kd.training.threads import leave_a_core_to_the_workers
 from students import create_student, load_weights
-from students.blocks import Student
 from students.catalog import default_options
 from students.frontend import LogMel, LogMelConfig
+from students.layers.blocks import Student
 from students.weights import imagenet_architecture, load_imagenet_weights, save_student
 from teacher_logits.processes import any_process, locked_by_main_process, on_main_process, start_accelerator
 from teacher_logits.store import LogitEnsemble, MeanOf, check_same_classes

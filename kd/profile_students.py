@@ -22,16 +22,16 @@ from matplotlib.transforms import Bbox
 from safetensors.torch import save
 from torch import Tensor
 
-from audio_datasets.command import parse, progress, run_command
-from audio_datasets.files import write_json, written_aside
-from kd.config import as_json, parse_options
+from audio_datasets.system.command import parse, progress, run_command
+from audio_datasets.system.files import write_json, written_aside
+from kd.training.config import as_json, parse_options
 from students import create_student, list_students
-from students.blocks import Student
 from students.frontend import LogMelConfig
+from students.layers.blocks import Student
 from students.profile import profile_student
 from students.weights import CARD_FILE
-from teacher_logits.passt import catalog_of
-from teacher_logits.teachers import load_network
+from teacher_logits.teachers.base import load_network
+from teacher_logits.teachers.passt import catalog_of
 
 Flat = tyro.conf.arg(name="")
 

@@ -8,19 +8,19 @@ from typing import Annotated
 
 import tyro
 
-from audio_datasets.audio import decode, encode
-from audio_datasets.clip_store import ClipStore
-from audio_datasets.command import parse, run_command
-from audio_datasets.sources import AUDIO_SUFFIXES
-from kd.document import Document, to_html, to_markdown, write_text
-from kd.report_sections import (
+from audio_datasets.audio.codec import decode, encode
+from audio_datasets.corpora.sources import AUDIO_SUFFIXES
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.system.command import parse, run_command
+from kd.reports.document import Document, to_html, to_markdown, write_text
+from kd.reports.run_reader import RunFolder
+from kd.reports.sections import (
     circumstance_sections,
     finding_sections,
     mistake_lists,
     mistake_section,
     title_and_headline,
 )
-from kd.run_folder import RunFolder
 
 HTML_FILE = "report.html"
 MARKDOWN_FILE = "report.md"

@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from students.blocks import Student, StudentConfig
-from students.dymn import DyMN, DyMNOptions
-from students.image_backbones import EfficientNetOptions, efficientnet_b2, efficientnetv2_b2
-from students.mergenet import MergeNet, MergeNetOptions
-from students.mn import MN, MNOptions
+from students.families.dymn import DyMN, DyMNOptions
+from students.families.image_backbones import EfficientNetOptions, efficientnet_b2, efficientnetv2_b2
+from students.families.mergenet import MergeNet, MergeNetOptions
+from students.families.mn import MN, MNOptions
+from students.layers.blocks import Student, StudentConfig
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def default_options(name: str) -> dict[str, Any]:
 def create_student(name: str, num_classes: int, **options: Any) -> Student:
     """A freshly initialised student: mel (batch, 1, n_mels, frames) -> StudentOutput(logits, embedding).
 
-    ``options`` are the family's options by keyword (see ``default_options`` and, for MN, ``students.mn.MNOptions``).
+    ``options`` are the family's options by keyword (see ``default_options`` and, for MN, ``students.families.mn.MNOptions``).
     ``student.config`` holds all that is needed to build it again. Weights are drawn from torch's default generator.
 
     Raises ValueError for an unknown name, an unknown option or a value that an option does not allow.

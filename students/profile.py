@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from students.blocks import Student
-from students.dymn import DynamicConv, SequenceConv
+from students.families.dymn import DynamicConv, SequenceConv
+from students.layers.blocks import Student
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from students.blocks import Student, StudentConfig
 from students.catalog import STUDENTS, Catalog
+from students.families.image_backbones import EfficientNet
+from students.families.mn import MN, STAGES
 from students.frontend import LogMelConfig
-from students.image_backbones import EfficientNet
-from students.mn import MN, STAGES
+from students.layers.blocks import Student, StudentConfig
 
 FORMAT = "kd-student"
 FORMAT_VERSION = 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import expit, log_expit
 
-from audio_datasets.command import parse, progress, run_command
+from audio_datasets.system.command import parse, progress, run_command
 from teacher_logits.store import ROWS_PER_BLOCK, LogitStore, write_logit_store
 
 

@@ -17,13 +17,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from audio_datasets.class_lists import is_writable, read_class_names
-from audio_datasets.command import parse, progress, run_command
-from audio_datasets.hdf5_arrays import encode_ids, find_ids, id_order
-from audio_datasets.joined import AnyClips, open_clips
-from audio_datasets.messages import brief, listed
-from audio_datasets.plain_pickle import read_plain_pickle
-from audio_datasets.sources import AUDIO_SUFFIXES
+from audio_datasets.corpora.sources import AUDIO_SUFFIXES
+from audio_datasets.stores.class_lists import is_writable, read_class_names
+from audio_datasets.stores.hdf5_arrays import encode_ids, find_ids, id_order
+from audio_datasets.stores.joined import AnyClips, open_clips
+from audio_datasets.system.command import parse, progress, run_command
+from audio_datasets.system.messages import brief, listed
+from audio_datasets.system.plain_pickle import read_plain_pickle
 from teacher_logits.store import DIGEST_BYTES, LogitStore, to_float16, write_logit_store
 
 ROWS_PER_BLOCK = 4096

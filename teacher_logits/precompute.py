@@ -27,22 +27,22 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from audio_datasets.audio import fit_length
-from audio_datasets.bad_clips import BadClipError, ClipList, OnBadClip, summary
-from audio_datasets.class_lists import read_class_names
-from audio_datasets.clip_store import ClipStore
-from audio_datasets.command import parse, progress, run_command
-from audio_datasets.disk_space import require_space
-from audio_datasets.manifest import read_manifest
-from audio_datasets.stop_signals import Stopped, StopSignals, outlive_stop_signals
-from audio_datasets.views import ViewConfig
-from teacher_logits.class_mapping import MappedTeacher, read_class_map, with_classes_of_clips
-from teacher_logits.heard_views import heard_views
-from teacher_logits.logit_rows import check_keep, row_bytes
+from audio_datasets.audio.bad_clips import BadClipError, ClipList, OnBadClip, summary
+from audio_datasets.audio.codec import fit_length
+from audio_datasets.audio.views import ViewConfig
+from audio_datasets.stores.class_lists import read_class_names
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.manifest import read_manifest
+from audio_datasets.system.command import parse, progress, run_command
+from audio_datasets.system.disk_space import require_space
+from audio_datasets.system.stop_signals import Stopped, StopSignals, outlive_stop_signals
 from teacher_logits.processes import LONGEST_WAIT, locked_by_main_process, on_main_process, start_accelerator
-from teacher_logits.shards import ShardBatches, ShardFolder, batches_of, shard_rows
 from teacher_logits.store import LogitStore, to_float16, write_logit_store
-from teacher_logits.teachers import Teacher, knows_its_classes, load_teacher
+from teacher_logits.stores.rows import check_keep, row_bytes
+from teacher_logits.stores.shards import ShardBatches, ShardFolder, batches_of, shard_rows
+from teacher_logits.teachers import heard_views
+from teacher_logits.teachers.base import Teacher, knows_its_classes, load_teacher
+from teacher_logits.teachers.class_mapping import MappedTeacher, read_class_map, with_classes_of_clips
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor, nn
 
-from audio_datasets.command import USER_MISTAKE
-from audio_datasets.forks import fork_when_threads_rest
-from audio_datasets.locks import locked
-from audio_datasets.stop_signals import Stopped
+from audio_datasets.system.command import USER_MISTAKE
+from audio_datasets.system.forks import fork_when_threads_rest
+from audio_datasets.system.locks import locked
+from audio_datasets.system.stop_signals import Stopped
 
 if torch.distributed.is_available():
     # Before there is a process group: these functions take the group of that moment as the value of a parameter, and one
@@ -32,8 +32,8 @@ def start_accelerator(**options: Any) -> Accelerator:
 
     They enter Python when they free the tensors of an exchange. Where they do while Python shuts down, the process is
     aborted, if rarely: nothing must keep the group once
-    ``audio_datasets.command.leave_process_group`` has left it, which this module sees to. Where they do while a data
-    loader's process is forked, that one may hang (``audio_datasets.forks``).
+    ``audio_datasets.system.command.leave_process_group`` has left it, which this module sees to. Where they do while a data
+    loader's process is forked, that one may hang (``audio_datasets.system.forks``).
     """
     accelerator = Accelerator(**options)
     if accelerator.num_processes > 1:
@@ -65,7 +65,7 @@ def on_main_process(accelerator: Accelerator, function: Callable[[], Result]) ->
 
 @contextmanager
 def locked_by_main_process(accelerator: Accelerator, path: Path, what: str) -> Iterator[None]:
-    """``audio_datasets.locks.locked`` for all processes of a run, of which the main one holds it."""
+    """``audio_datasets.system.locks.locked`` for all processes of a run, of which the main one holds it."""
     with ExitStack() as stack:
         on_main_process(accelerator, lambda: stack.enter_context(locked(path, what)))
         yield

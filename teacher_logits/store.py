@@ -20,9 +20,9 @@ import h5py
 import numpy as np
 from scipy.special import expit
 
-from audio_datasets.class_lists import check_class_names
-from audio_datasets.files import written_aside
-from audio_datasets.hdf5_arrays import (
+from audio_datasets.audio.views import ViewConfig
+from audio_datasets.stores.class_lists import check_class_names
+from audio_datasets.stores.hdf5_arrays import (
     create_hdf5,
     decode_ids,
     encode_ids,
@@ -33,13 +33,13 @@ from audio_datasets.hdf5_arrays import (
     plain_hdf5_errors,
     string_attribute,
 )
-from audio_datasets.messages import brief, listed
-from audio_datasets.views import ViewConfig
-from teacher_logits.joined_logits import JoinedLogits
-from teacher_logits.logit_rows import RowReader, create_rows, open_rows
+from audio_datasets.system.files import written_aside
+from audio_datasets.system.messages import brief, listed
+from teacher_logits.stores.joined import JoinedLogits
+from teacher_logits.stores.rows import RowReader, create_rows, open_rows
 
 if TYPE_CHECKING:
-    from audio_datasets.clip_store import ClipStore
+    from audio_datasets.stores.clip_store import ClipStore
 
 FORMAT = "kd-logit-store"
 FORMAT_VERSION = 2

@@ -11,9 +11,9 @@ import soundfile
 import torch
 from hypothesis import settings
 
-from audio_datasets.clip_store import ClipRecord, ClipStore, write_clip_store
-from audio_datasets.manifest import ManifestRow, manifest_path, write_manifest
-from audio_datasets.randomness import generator
+from audio_datasets.stores.clip_store import ClipRecord, ClipStore, write_clip_store
+from audio_datasets.stores.manifest import ManifestRow, manifest_path, write_manifest
+from audio_datasets.system.randomness import generator
 from teacher_logits.store import write_logit_store
 
 # A slow machine must not fail a test, and an example's first run imports and compiles.

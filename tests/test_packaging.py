@@ -41,9 +41,10 @@ def test_tested_versions_are_within_the_declared_ranges() -> None:
             assert requirement.specifier.contains(tested[requirement.name.lower()]), line
 
 
-def test_every_benchmark_finds_what_it_imports() -> None:
+@pytest.mark.parametrize("folder", ["benchmarks", "tests/robustness"])
+def test_every_script_finds_what_it_imports(folder: str) -> None:
     """They run for long and seldom, and so do not say at once what a change took away from them."""
-    names = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+    names = sorted(path.stem for path in (ROOT / folder).glob("*.py"))
     command = [sys.executable, "-c", f"import {', '.join(names)}"]
-    found = subprocess.run(command, cwd=ROOT / "benchmarks", capture_output=True, text=True)
+    found = subprocess.run(command, cwd=ROOT / folder, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr

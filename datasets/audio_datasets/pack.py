@@ -23,13 +23,15 @@ import soundfile
 import torch
 import tyro
 
-from audio_datasets import audio as audio_codec
-from audio_datasets.bad_clips import ClipList, OnBadClip, one_line, summary, suspicion
-from audio_datasets.class_lists import check_class_names, read_class_names, read_label_map
-from audio_datasets.clip_store import ClipRecord, ClipStore, concatenate, write_clip_store
-from audio_datasets.command import parse, progress, run_command
-from audio_datasets.disk_space import readable_bytes, require_space
-from audio_datasets.files import (
+from audio_datasets.audio import codec as audio_codec
+from audio_datasets.audio.bad_clips import ClipList, OnBadClip, one_line, summary, suspicion
+from audio_datasets.corpora.sources import Source, SourceClip, describe, read_source
+from audio_datasets.stores.class_lists import check_class_names, read_class_names, read_label_map
+from audio_datasets.stores.clip_store import ClipRecord, ClipStore, concatenate, write_clip_store
+from audio_datasets.stores.manifest import ManifestRow, manifest_path, write_manifest
+from audio_datasets.system.command import parse, progress, run_command
+from audio_datasets.system.disk_space import readable_bytes, require_space
+from audio_datasets.system.files import (
     digest_of,
     digest_of_pieces,
     flush_folder,
@@ -38,11 +40,9 @@ from audio_datasets.files import (
     write_json,
     written_aside,
 )
-from audio_datasets.locks import locked
-from audio_datasets.manifest import ManifestRow, manifest_path, write_manifest
-from audio_datasets.messages import listed
-from audio_datasets.sources import Source, SourceClip, describe, read_source
-from audio_datasets.stop_signals import Stopped, StopRequested, delayed_stop_signals, outlive_stop_signals
+from audio_datasets.system.locks import locked
+from audio_datasets.system.messages import listed
+from audio_datasets.system.stop_signals import Stopped, StopRequested, delayed_stop_signals, outlive_stop_signals
 
 STORE_SUFFIXES = (".h5", ".hdf5")
 DEFAULT_SAMPLE_RATE_HZ = 32000

@@ -12,15 +12,15 @@ import pytest
 import soundfile
 
 import audio_datasets
-from audio_datasets import clip_store
 from audio_datasets import pack as packing
-from audio_datasets.audio import decode, to_pcm16
-from audio_datasets.clip_store import ClipStore
-from audio_datasets.command import STOPPED
-from audio_datasets.locks import locked
-from audio_datasets.manifest import select_rows
+from audio_datasets.audio.codec import decode, to_pcm16
 from audio_datasets.pack import PackConfig, PackResult, main, pack
-from audio_datasets.randomness import generator
+from audio_datasets.stores import clip_store
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.manifest import select_rows
+from audio_datasets.system.command import STOPPED
+from audio_datasets.system.locks import locked
+from audio_datasets.system.randomness import generator
 
 LABELS = ("dog", "cat", "rain")
 

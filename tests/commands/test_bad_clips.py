@@ -9,21 +9,21 @@ import pytest
 import soundfile
 import torch
 
-from audio_datasets.augment import AugmentConfig
-from audio_datasets.bad_clips import ClipList
-from audio_datasets.clip_store import ClipRecord, ClipStore, write_clip_store
+from audio_datasets.audio.augment import AugmentConfig
+from audio_datasets.audio.bad_clips import ClipList
 from audio_datasets.pack import main as pack
+from audio_datasets.stores.clip_store import ClipRecord, ClipStore, write_clip_store
+from kd.data.sampling import ClipRequest
+from kd.data.training_data import Replacements, TrainingClips
 from kd.evaluate import main as evaluate
 from kd.inspect_student import main as inspect
 from kd.pretrain import main as pretrain
-from kd.sampling import ClipRequest
-from kd.training_data import Replacements, TrainingClips
 from students import create_student
 from students.frontend import LogMelConfig
 from students.weights import save_student
 from teacher_logits.precompute import main as teach
-from teacher_logits.shards import ShardFolder
 from teacher_logits.store import LogitStore
+from teacher_logits.stores.shards import ShardFolder
 from teacher_logits.verify import main as verify
 
 CLASSES = ("hiss", 'hum, "low"', "ключ 🔑")

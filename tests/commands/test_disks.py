@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from audio_datasets import pack as packing
-from audio_datasets.audio import encode
-from audio_datasets.disk_space import readable_bytes, require_space
-from kd import building
+from audio_datasets.audio.codec import encode
+from audio_datasets.system.disk_space import readable_bytes, require_space
 from kd import finetune as finetuning
 from kd import pretrain as pretraining
-from kd.checkpoint import checkpoints, load_checkpoint
+from kd.training import building
+from kd.training.checkpoint import checkpoints, load_checkpoint
 from students import create_student
 from students.frontend import LogMelConfig
 from students.weights import save_student

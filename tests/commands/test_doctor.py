@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from audio_datasets.audio import to_pcm16
-from audio_datasets.clip_store import ClipRecord, ClipStore, write_clip_store
+from audio_datasets.audio.codec import to_pcm16
+from audio_datasets.stores.clip_store import ClipRecord, ClipStore, write_clip_store
 from kd import doctor
 from kd.doctor import bottleneck, main
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kd.dry_run import MeasuredSteps, checkpoint_bytes
 from kd.pretrain import main
+from kd.training.dry_run import MeasuredSteps, checkpoint_bytes
 from students import create_student
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from audio_datasets.clip_store import ClipStore
-from audio_datasets.manifest import select_rows
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.manifest import select_rows
 from kd.evaluate import main
-from kd.metrics import tagging_metrics
+from kd.evaluation.metrics import tagging_metrics
 from students import create_student
 from students.frontend import LogMel, LogMelConfig
 from students.weights import save_student

@@ -15,24 +15,24 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from audio_datasets.bad_clips import ClipList
-from audio_datasets.catalog import get_task
-from audio_datasets.command import STOPPED
-from audio_datasets.locks import locked
-from audio_datasets.task import TaskClips, read_task
-from kd import probe as probe_module
-from kd.checkpoint import checkpoints
+from audio_datasets.audio.bad_clips import ClipList
+from audio_datasets.system.command import STOPPED
+from audio_datasets.system.locks import locked
+from audio_datasets.tasks.catalog import get_task
+from audio_datasets.tasks.task import TaskClips, read_task
+from kd.data.finetune_data import EvaluationWindows
+from kd.data.splits import partitions
+from kd.evaluation import probe as probe_module
 from kd.finetune import configure, main
-from kd.finetune_data import EvaluationWindows
-from kd.finetune_objective import FinetuneObjective
-from kd.runlog import read_metrics
-from kd.splits import partitions
+from kd.objectives.finetune_objective import FinetuneObjective
+from kd.training.checkpoint import checkpoints
+from kd.training.runlog import read_metrics
 from students import create_student
-from students.dymn import DyMN
+from students.families.dymn import DyMN
 from students.frontend import LogMelConfig
 from students.weights import load_student, save_student
-from teacher_logits.passt import load_passt
 from teacher_logits.store import write_logit_store
+from teacher_logits.teachers.passt import load_passt
 
 FINETUNE = str(Path(__file__).parents[2] / "kd" / "finetune.py")
 
@@ -98,7 +98,7 @@ def test_folds_start_alike_and_test_on_other_recordings(
         student = arguments[1].student
         starts.append({name: value.clone() for name, value in student.state_dict().items()})
 
-    monkeypatch.setattr("kd.finetune_job.fit", remember)
+    monkeypatch.setattr("kd.training.finetune_job.fit", remember)
     data, out = make_task_folder("esc50"), tmp_path / "run"
     assert main(arguments("esc50", data, out)) == 0
     assert len(starts) == 3

@@ -1,10 +1,10 @@
-"""A short run of benchmarks/fuzz.py: damaged and generated files through every reader."""
+"""A short run of tests/robustness/fuzz.py: damaged and generated files through every reader."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-FUZZ = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
+FUZZ = Path(__file__).parents[1] / "robustness" / "fuzz.py"
 
 
 def test_no_damaged_file_ends_in_a_traceback_a_crash_or_a_wrong_result(environment: dict[str, str]) -> None:

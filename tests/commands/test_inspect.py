@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from audio_datasets.clip_store import ClipStore
+from audio_datasets.stores.clip_store import ClipStore
 from kd.evaluate import main as evaluate
 from kd.inspect_student import main
 from students import create_student

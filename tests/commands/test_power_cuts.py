@@ -15,10 +15,10 @@ import soundfile
 import torch
 
 from audio_datasets import pack as packing
-from audio_datasets.files import read_json
+from audio_datasets.system.files import read_json
 from kd import finetune as finetuning
 from kd import pretrain as pretraining
-from kd.checkpoint import checkpoints, load_checkpoint
+from kd.training.checkpoint import checkpoints, load_checkpoint
 from students import create_student
 from students.frontend import LogMelConfig
 from students.weights import save_student

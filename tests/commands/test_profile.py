@@ -8,7 +8,7 @@ import matplotlib.image
 import pytest
 import torch
 
-from audio_datasets.command import parse
+from audio_datasets.system.command import parse
 from kd.profile_students import ProfileConfig, distinct_students, main, quantize_weights
 from students import create_student
 from students.frontend import LogMelConfig, mergenet_frontend

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from audio_datasets.clip_store import ClipStore
 from audio_datasets.pack import main as pack
+from audio_datasets.stores.clip_store import ClipStore
 from kd.evaluate import main as evaluate
 from kd.finetune import main as finetune
 from kd.pretrain import main as pretrain
-from kd.runlog import read_metrics
+from kd.training.runlog import read_metrics
 from students.weights import load_student
 from teacher_logits.precompute import main as teach
 from teacher_logits.store import LogitStore

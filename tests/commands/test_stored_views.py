@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from audio_datasets.augment import AugmentConfig
-from audio_datasets.clip_store import ClipStore
-from audio_datasets.views import ViewConfig
+from audio_datasets.audio.augment import AugmentConfig
+from audio_datasets.audio.views import ViewConfig
+from audio_datasets.stores.clip_store import ClipStore
 from kd import pretrain
-from kd.sampling import EpochBatches, SamplingConfig
-from kd.training_data import TrainingClips
+from kd.data.sampling import EpochBatches, SamplingConfig
+from kd.data.training_data import TrainingClips
 from students.frontend import LogMel, LogMelConfig, mask_stripes
 from teacher_logits import precompute
 from teacher_logits.precompute import TeachConfig, teach
@@ -25,7 +25,7 @@ VIEWS = ViewConfig(views=3, view_seconds=0.3, view_masked_bands=0.2, view_masked
 TEACHER = '''
 import torch
 from students.frontend import LogMel, LogMelConfig
-from teacher_logits.teachers import Teacher
+from teacher_logits.teachers.base import Teacher
 
 
 def bits(values):

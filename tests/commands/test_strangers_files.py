@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from kd.checkpoint import checkpoints
 from kd.cli import main
+from kd.training.checkpoint import checkpoints
 from students import create_student
 from students.frontend import LogMelConfig
 from students.weights import load_weights, read_state_dict, save_student
-from teacher_logits.shards import ShardFolder
 from teacher_logits.store import LogitStore
+from teacher_logits.stores.shards import ShardFolder
 
 CLASSES = ("hiss", "hum, low", "click")
 

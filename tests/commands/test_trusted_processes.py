@@ -1,6 +1,6 @@
 """Several processes of `kd pretrain`: the same result as one, a short soak, and what happens when one dies.
 
-Runs are forked from a process that has imported everything (benchmarks/preloaded.py), each rank with the environment that
+Runs are forked from a process that has imported everything (tests/robustness/preloaded.py), each rank with the environment that
 a launcher would give it.
 """
 
@@ -20,15 +20,15 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from kd.checkpoint import checkpoints
-from kd.runlog import read_metrics
+from kd.training.checkpoint import checkpoints
+from kd.training.runlog import read_metrics
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+ROBUSTNESS = Path(__file__).parents[1] / "robustness"
 
 
-def load_benchmark(name: str) -> ModuleType:
-    """A script of benchmarks/, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+def load_script(name: str) -> ModuleType:
+    """A script of tests/robustness/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROBUSTNESS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
@@ -38,7 +38,7 @@ def load_benchmark(name: str) -> ModuleType:
 @pytest.fixture(scope="module")
 def soak() -> Iterator[ModuleType]:
     path = list(sys.path)
-    yield load_benchmark("soak")
+    yield load_script("soak")
     sys.path[:] = path
 
 

@@ -12,15 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from audio_datasets.command import STOPPED
-from audio_datasets.files import read_json
-from audio_datasets.locks import locked
+from audio_datasets.system.command import STOPPED
+from audio_datasets.system.files import read_json
+from audio_datasets.system.locks import locked
 from kd import non_finite
-from kd.checkpoint import checkpoints
-from kd.objectives import DistillationObjective
+from kd.data.training_data import EvaluationClips
+from kd.objectives.distillation import DistillationObjective
 from kd.pretrain import main
-from kd.runlog import read_metrics
-from kd.training_data import EvaluationClips
+from kd.training.checkpoint import checkpoints
+from kd.training.runlog import read_metrics
 
 STEPS = 12
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from audio_datasets.files import write_json
-from audio_datasets.randomness import generator
+from audio_datasets.system.files import write_json
+from audio_datasets.system.randomness import generator
 from students import create_student
 from students.frontend import LogMelConfig
 from students.weights import save_student

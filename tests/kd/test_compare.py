@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from audio_datasets.files import read_json, write_json
+from audio_datasets.system.files import read_json, write_json
 from kd.compare import headline_values_by_part, main, paired_difference, run_names
-from kd.run_folder import RunFolder
+from kd.reports.run_reader import RunFolder
 
 Make = Callable[..., Path]
 

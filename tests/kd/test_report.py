@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from audio_datasets.clip_store import ClipStore
-from audio_datasets.files import read_json, write_json
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.system.files import read_json, write_json
 from kd.report import LARGEST_REPORT_BYTES, audio_from, main, write_report
 from students import create_student
 from students.frontend import LogMelConfig
 from students.profile import profile_student
-from teacher_logits.passt import create_passt, save_passt
+from teacher_logits.teachers.passt import create_passt, save_passt
 
 Make = Callable[..., Path]
 AWKWARD = ("<b>bold</b> & co", "$x$ | y_z", "雨音", 'id="x" url(#y)')

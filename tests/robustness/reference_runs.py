@@ -32,7 +32,9 @@ ENVIRONMENT = {
 }
 
 PRETRAIN = "--student mn01 --epochs 2 --batch-size 4 --clip-seconds 0.4 --workers 0 --log-every-steps 1 --seed 3"
-FINETUNE = "--student mn01 --epochs 2 --workers 0 --clip-seconds 0.4 --eval-batch-size 4 --no-report --log-every-steps 1"
+FINETUNE = (
+    "--student mn01 --epochs 2 --workers 0 --clip-seconds 0.4 --eval-batch-size 4 --no-report --log-every-steps 1"
+)
 SMALL_DATA = (
     "--fold 1 --seeds 0 5 --valid-share 0.34 --early-stopping accuracy --patience 1 --layer-decay 0.5 --class-weights balanced "
     "--label-smoothing 0.1 --sampler balanced --time-masks 1 --frequency-masks 2 --freq-mixstyle 0.5 --freeze batch-norm "
@@ -126,7 +128,9 @@ def prepare(data: Path) -> None:
     torch.manual_seed(1)
 
     def own_logits(path: Path, ids: list[str], class_names: tuple[str, ...]) -> None:
-        values = np.eye(len(class_names), dtype=np.float16)[[sum(map(ord, clip_id)) % len(class_names) for clip_id in ids]]
+        values = np.eye(len(class_names), dtype=np.float16)[
+            [sum(map(ord, clip_id)) % len(class_names) for clip_id in ids]
+        ]
         write_logit_store(
             path,
             clip_ids=ids,
@@ -213,7 +217,9 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
         one, other = before.get(name), after.get(name)
         if one != other:
             if isinstance(one, list) and isinstance(other, list):
-                one, other = next((pair for pair in zip(one, other, strict=False) if pair[0] != pair[1]), (len(one), len(other)))
+                one, other = next(
+                    (pair for pair in zip(one, other, strict=False) if pair[0] != pair[1]), (len(one), len(other))
+                )
             lines.append(f"{name}: {one} -> {other}")
     return lines
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from students.blocks import Student
-from students.dymn import DynamicConv, DynamicReLU
+from students.families.dymn import DynamicConv, DynamicReLU
+from students.layers.blocks import Student
 
 
 @pytest.fixture(autouse=True)

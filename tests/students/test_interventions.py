@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from audio_datasets.randomness import generator
+from audio_datasets.system.randomness import generator
 from students import create_student
-from students.blocks import Student
-from students.dymn import Context, ContextGeneration, DynamicConv, DynamicReLU, SequenceConv
+from students.families.dymn import Context, ContextGeneration, DynamicConv, DynamicReLU, SequenceConv
 from students.interventions import (
     DETERMINISTIC,
     IDENTITY,
@@ -22,6 +21,7 @@ from students.interventions import (
     other_clips,
     watched_relus,
 )
+from students.layers.blocks import Student
 
 ALL = [(part, method) for part, methods in METHODS.items() for method in methods]
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from students import create_student, list_students
-from students.blocks import Student, StudentConfig
 from students.catalog import default_options
 from students.frontend import LogMelConfig
+from students.layers.blocks import Student, StudentConfig
 from students.weights import load_student, save_student
 
 

@@ -5,8 +5,8 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from students import create_student
-from students.blocks import Student
-from students.dymn import set_temperature
+from students.families.dymn import set_temperature
+from students.layers.blocks import Student
 
 NAMES = ("mn01", "dymn04")
 

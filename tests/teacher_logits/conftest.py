@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from audio_datasets.clip_store import ClipStore
+from audio_datasets.stores.clip_store import ClipStore
 from students import create_student
 from students.frontend import LogMelConfig
 from students.weights import save_student
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from teacher_logits.teachers import Teacher
+from teacher_logits.teachers.base import Teacher
 
 CLASSES = ("hiss", "hum, low", "click")
 

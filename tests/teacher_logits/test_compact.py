@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from audio_datasets.clip_store import ClipStore
+from audio_datasets.stores.clip_store import ClipStore
 from teacher_logits.compact import main, storage_error
 from teacher_logits.precompute import TeachConfig, teach
 from teacher_logits.store import LogitStore

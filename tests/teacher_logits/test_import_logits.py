@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from audio_datasets.clip_store import ClipRecord, ClipStore, write_clip_store
-from audio_datasets.randomness import generator
+from audio_datasets.stores.clip_store import ClipRecord, ClipStore, write_clip_store
+from audio_datasets.system.randomness import generator
 from teacher_logits.import_logits import logit, main
 from teacher_logits.store import LogitEnsemble, LogitStore
 from teacher_logits.verify import VerifyConfig, verify

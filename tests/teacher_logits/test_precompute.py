@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from audio_datasets.clip_store import ClipRecord, ClipStore, write_clip_store
-from audio_datasets.command import STOPPED
-from audio_datasets.locks import locked
+from audio_datasets.stores.clip_store import ClipRecord, ClipStore, write_clip_store
+from audio_datasets.system.command import STOPPED
+from audio_datasets.system.locks import locked
 from teacher_logits import precompute
 from teacher_logits.precompute import TeachConfig, main, teach, unique_names
-from teacher_logits.shards import ShardBatches, ShardFolder, batches_of, shard_rows
 from teacher_logits.store import LogitEnsemble, LogitStore
-from teacher_logits.teachers import load_teacher
+from teacher_logits.stores.shards import ShardBatches, ShardFolder, batches_of, shard_rows
+from teacher_logits.teachers.base import load_teacher
 
 SCRIPT = Path(precompute.__file__)
 

@@ -1,0 +1,1 @@
+"""Audio as numbers: files decoded, augmented, mixed and made."""

@@ -1,0 +1,93 @@
+"""Clips that cannot be used: what becomes of them is decided, recorded and told here, for every command alike.
+
+A clip is bad if its audio cannot be decoded, is empty, holds NaN or infinite samples, is too long to be decoded, or is not
+what was packed. Commands that meet one take ``--on-bad-clip``: ``refuse`` stops with the clip's name, ``skip`` does without
+it, and counts and lists what was skipped at the end. docs/bad_data.md tells what skipping means in each command.
+
+A clip that is silent, clipped or very short is suspicious and not bad: ``kd pack`` reports it and keeps it.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from audio_datasets.audio.codec import AudioCheck
+from audio_datasets.system.files import written_aside
+
+OnBadClip = Literal["refuse", "skip"]
+
+SILENT_PEAK = 2.0**-15  # nothing beyond the smallest step of 16-bit samples
+CLIPPED_SHARE = 0.01
+SHORTEST_SECONDS = 0.05
+EXAMPLES = 3
+
+
+class BadClipError(ValueError):
+    """A clip that cannot be used. Its message names the clip and says why; ``reason`` says why alone."""
+
+    def __init__(self, message: str, reason: str = "") -> None:  # from a worker process comes the message alone
+        super().__init__(message)
+        self.reason = reason or message
+
+
+def suspicion(check: AudioCheck) -> str | None:
+    """What is odd about a clip that can be used; None for nothing."""
+    found = []
+    if check.peak <= SILENT_PEAK:
+        found.append("silent")
+    if check.clipped_share >= CLIPPED_SHARE:
+        found.append(f"clipped ({100 * check.clipped_share:.0f} % of its samples at full scale)")
+    if check.info.duration_seconds < SHORTEST_SECONDS:
+        found.append(f"very short ({check.info.samples} samples)")
+    return ", ".join(found) or None
+
+
+def summary(clips: Mapping[str, str], of: int, what: str) -> str:
+    """One line for the end of a run, such as "2 of 40 clips skipped: 'a' (audio is empty), 'b' (…)"."""
+    shown = ", ".join(f"{name!r} ({reason})" for name, reason in list(clips.items())[:EXAMPLES])
+    return f"{len(clips)} of {of} clips {what}: {shown}{' …' if len(clips) > EXAMPLES else ''}"
+
+
+class ClipList:
+    """A text file of clips, one per line with the reason: name, tab, reason.
+
+    Any number of processes can add to it. A name that is added again counts once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, name: str, reason: str) -> None:
+        """Appends a clip with one write, which those of other processes cannot interrupt."""
+        line = _line(name, reason).encode()
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            os.write(descriptor, line)
+        finally:
+            os.close(descriptor)
+
+    def read(self) -> dict[str, str]:
+        """Reason by name, in the order of the file; empty if there is no file."""
+        if not self.path.exists():
+            return {}
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        return {name: reason for name, _, reason in (line.partition("\t") for line in lines)}
+
+    def replace(self, clips: Mapping[str, str]) -> None:
+        """Writes the list anew, aside and renamed; removes the file if there is no clip."""
+        if not clips:
+            self.path.unlink(missing_ok=True)
+            return
+        with written_aside(self.path) as aside:
+            aside.write_text("".join(_line(*clip) for clip in clips.items()), encoding="utf-8")
+
+
+def _line(name: str, reason: str) -> str:
+    # Whatever a file is called, it stays one line of two columns.
+    return f"{one_line(name)}\t{one_line(reason)}\n"
+
+
+def one_line(text: str) -> str:
+    """``text`` without tabs and line breaks; a file name that is not UTF-8 with its odd bytes as escapes."""
+    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())

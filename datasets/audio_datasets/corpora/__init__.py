@@ -1,0 +1,1 @@
+"""One file for each corpus: how its folder is read."""

@@ -1,0 +1,142 @@
+"""Lists of class names, and maps from one data set's labels to another's class names."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from audio_datasets.system.files import read_text
+from audio_datasets.system.messages import brief, listed
+
+BUILTIN_LABEL_MAPS = ("esc50_to_audioset",)
+
+
+def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
+    """``class_names`` as a tuple; ValueError if there are none, or one is empty, no text, or there twice."""
+    names = tuple(class_names)
+    if not names:
+        raise ValueError("the class list is empty")
+    wrong = [name for name in names if not isinstance(name, str) or not name.strip() or not is_writable(name)]
+    if wrong:
+        raise ValueError(f"a class name must be text (in Unicode) and not empty; found {brief(wrong[0])}")
+    seen: set[str] = set()
+    repeated = [name for name in names if name in seen or seen.add(name)]
+    if repeated:
+        raise ValueError(f"class names must be unique; found more than once: {listed(repeated)}")
+    return names
+
+
+def is_writable(text: str) -> bool:
+    """Whether text can be written as UTF-8; half of a surrogate pair, as of a file name in other bytes, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def class_list_difference(names: Sequence[str], other: Sequence[str]) -> str | None:
+    """Where two class lists first differ, as words for a message; None if they are the same."""
+    for index, (name, other_name) in enumerate(zip(names, other, strict=False)):
+        if name != other_name:
+            return f"class {index} is {brief(name)} in one and {brief(other_name)} in the other"
+    if len(names) != len(other):
+        return f"one has {len(names)} classes and the other {len(other)}"
+    return None
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """The class names of a file, in the order of their index.
+
+    Three kinds of file are understood: AudioSet's ``class_labels_indices.csv`` (columns ``index``, ``mid``,
+    ``display_name``), JSON (a list of names, or an object of name -> index), and plain text with one name per line.
+
+    Raises ValueError, with the path, for a missing file, a name that is there twice, or indices that are not 0, 1, 2 …
+    """
+    path = Path(path)
+    text = read_text(path)
+    try:
+        if path.suffix.lower() == ".json":
+            return check_class_names(_names_from_json(text))
+        if path.suffix.lower() == ".csv":
+            return check_class_names(_names_from_csv(text))
+        return check_class_names([line.strip() for line in text.splitlines() if line.strip()])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _names_from_json(text: str) -> list[str]:
+    content = json.loads(text)
+    if isinstance(content, list):
+        return content
+    if isinstance(content, dict) and all(type(index) is int for index in content.values()):
+        return _in_order_of_index(list(content.items()))
+    raise ValueError("JSON class lists are a list of names, or an object of name -> index")
+
+
+def _names_from_csv(text: str) -> list[str]:
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    pairs = []
+    try:
+        missing = {"index", "display_name"} - set(rows.fieldnames or ())
+        if missing:
+            raise ValueError(
+                f"no column {sorted(missing)}; found {rows.fieldnames} (expected: index, mid, display_name)"
+            )
+        for row in rows:
+            if row["index"] is None or row["display_name"] is None:
+                raise ValueError(f"line {rows.line_num} has too few columns")
+            pairs.append((row["display_name"], int(row["index"])))
+    except csv.Error as error:
+        raise ValueError(f"line {rows.line_num}: {error}") from error
+    return _in_order_of_index(pairs)
+
+
+def _in_order_of_index(pairs: list[tuple[str, int]]) -> list[str]:
+    pairs = sorted(pairs, key=lambda pair: pair[1])
+    indices = [index for _, index in pairs]
+    if indices != list(range(len(pairs))):
+        raise ValueError(
+            f"class indices must be 0 to {len(pairs) - 1}, each once; found {indices[:5]} … {indices[-1:]}"
+        )
+    return [name for name, _ in pairs]
+
+
+def read_label_map(name_or_path: str | Path) -> dict[str, tuple[str, ...]]:
+    """A map from source labels to class names; a label may have several.
+
+    ``name_or_path`` is the name of a map that comes with the package (``esc50_to_audioset``) or a CSV file with two
+    columns, label and class name, one row per pair; the first row is the header.
+
+    Raises ValueError for an unknown name, a missing file, or a row without two entries.
+    """
+    if str(name_or_path) in BUILTIN_LABEL_MAPS:
+        resource = resources.files("audio_datasets").joinpath("label_maps", f"{name_or_path}.csv")
+        return _label_map(resource.read_text(encoding="utf-8"), str(name_or_path))
+    path = Path(name_or_path)
+    if not path.exists():
+        raise ValueError(f"label map {path} is neither a file nor one of {list(BUILTIN_LABEL_MAPS)}")
+    return _label_map(read_text(path), str(path))
+
+
+def _label_map(text: str, origin: str) -> dict[str, tuple[str, ...]]:
+    label_map: dict[str, tuple[str, ...]] = {}
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        next(rows, None)
+        for row in rows:
+            if not row:
+                continue
+            if len(row) != 2 or not row[0].strip() or not row[1].strip():
+                raise ValueError(f"{origin}, line {rows.line_num}: expected a label and a class name; found {row}")
+            label, class_name = row[0].strip(), row[1].strip()
+            if class_name in label_map.get(label, ()):
+                raise ValueError(f"{origin}, line {rows.line_num}: {label!r} -> {class_name!r} is there twice")
+            label_map[label] = (*label_map.get(label, ()), class_name)
+    except csv.Error as error:
+        raise ValueError(f"{origin}, line {rows.line_num}: {error}") from error
+    if not label_map:
+        raise ValueError(f"label map {origin} is empty")
+    return label_map

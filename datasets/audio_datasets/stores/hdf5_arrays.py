@@ -1,0 +1,418 @@
+"""HDF5 files whose arrays can be memory-mapped, and a look-up of rows by clip id that needs no Python dict.
+
+What the clip store and the logit store share. Arrays are contiguous (not chunked, not compressed) and aligned, so that a
+reader maps them and closes the HDF5 file: pages are shared between processes, nothing has to survive a fork, and a
+handle is never pickled.
+"""
+
+import hashlib
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from audio_datasets.system.disk_space import reserve
+from audio_datasets.system.messages import listed
+
+ALIGNMENT_BYTES = 64
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+SEAL = b"kd-sealed-arrays"
+_DIGEST = b'], "digest": "'  # within a seal
+MOST_SEAL_BYTES = 2**16
+MOST_SEALED_BYTES = 2**26  # between two arrays: far more than HDF5 uses
+ROOM_FOR_DESCRIPTION = 2**18  # more than HDF5 writes besides the arrays: attributes of up to 64 KiB, headers
+
+
+@contextmanager
+def create_hdf5(path: Path) -> Iterator["ArrayFile"]:
+    """A new HDF5 file for contiguous, aligned arrays; equal content gives equal bytes (no timestamps).
+
+    Raises OSError for a disk that is full, before the arrays that it has no room for are written.
+    """
+    file = ArrayFile(path)
+    yield file
+    with file.changing() as content:
+        for name, value in file.attrs.items():
+            content.attrs[name] = value
+    file.seal()
+
+
+class ArrayFile:
+    """An HDF5 file in which HDF5 itself writes nothing but the description of the arrays.
+
+    The library does not survive a full disk: it prints its inner state and may end the process. So space for each array
+    is reserved before anything is written into it, and values go through the operating system, whose errors are plain.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.attrs: dict[str, Any] = {}
+        """Attributes of the file, written when it is closed."""
+        self._places: list[tuple[int, int]] = []
+        path.write_bytes(bytes(ROOM_FOR_DESCRIPTION))  # fails here on a full disk, and not inside of HDF5
+        with self._as_hdf5("w"):
+            pass
+
+    @contextmanager
+    def changing(self, more_bytes: int = 0) -> Iterator[h5py.File]:
+        """The file as HDF5 sees it, for a change of its description, and room for so many bytes of arrays."""
+        # HDF5 gives back at the end what it has not used.
+        reserve(self.path, self.path.stat().st_size, more_bytes + ROOM_FOR_DESCRIPTION)
+        with self._as_hdf5("r+") as file:
+            yield file
+
+    def _as_hdf5(self, mode: str) -> h5py.File:
+        return h5py.File(self.path, mode, alignment_threshold=1, alignment_interval=ALIGNMENT_BYTES, locking=False)
+
+    def create_dataset(
+        self, name: str, data: np.ndarray | None = None, shape: tuple[int, ...] | None = None, dtype: Any = None
+    ) -> "ArrayWriter":
+        """A new array, with ``data``, or of a shape and type to be filled by assigning to its slices."""
+        if data is not None:
+            data = np.ascontiguousarray(data)
+            shape, dtype = data.shape, data.dtype
+        dtype = np.dtype(dtype)
+        with self.changing(math.prod(shape) * dtype.itemsize + ALIGNMENT_BYTES) as file:
+            properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # its place in the file is fixed now
+            properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            properties.set_obj_track_times(False)
+            space = h5py.h5s.create_simple(shape)
+            kind = h5py.h5t.py_create(dtype, logical=True)
+            offset = h5py.h5d.create(file.id, name.encode(), kind, space, properties).get_offset()
+        writer = ArrayWriter(self.path, offset, shape, dtype)
+        if offset is not None:
+            self._places.append((offset, math.prod(shape) * dtype.itemsize))
+        if data is not None:
+            writer[0 : len(data)] = data
+        return writer
+
+    def __setitem__(self, name: str, data: np.ndarray) -> None:
+        self.create_dataset(name, data)
+
+    def seal(self) -> None:
+        """Appends a seal: places of the arrays, and a digest of all bytes besides them. HDF5 does not look behind its end."""
+        content = json.dumps({"arrays": self._places, "digest": _digest_besides(self.path, self._places)}).encode()
+        with open(self.path, "ab") as file:
+            file.write(SEAL + len(content).to_bytes(4, "little") + content)
+
+
+@dataclass(frozen=True)
+class ArrayWriter:
+    """An array of an ``ArrayFile`` that takes values by slices of its first axis."""
+
+    path: Path
+    offset: int | None
+    """Place in the file, in bytes; None for an array without elements."""
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __setitem__(self, rows: slice, values: np.ndarray) -> None:
+        first, end, step = rows.indices(self.shape[0])
+        assert step == 1, rows
+        assert values.shape == (end - first, *self.shape[1:]), (rows, values.shape, self.shape)
+        content = np.ascontiguousarray(values, dtype=self.dtype)
+        if not content.nbytes:
+            return
+        with open(self.path, "r+b") as file:
+            file.seek(self.offset + first * math.prod(self.shape[1:]) * self.dtype.itemsize)
+            file.write(content.reshape(-1).view(np.uint8))
+
+
+def check_seal(path: Path) -> None:
+    """ValueError if what HDF5 would read of a sealed file, its arrays apart, is not what was written.
+
+    HDF5 has no checksums there, and may crash or never come back from what damage makes of it. A file without a seal (older,
+    of another program, or changed through HDF5, which cuts a seal off) is left to HDF5.
+    """
+    with open(path, "rb") as file:
+        # "Superblock" of version 0, as h5py writes it: the end of what HDF5 uses is at byte 40.
+        head = file.read(48)
+        end = int.from_bytes(head[40:], "little") if head[:9] == HDF5_SIGNATURE + b"\0" else None
+        size = file.seek(0, os.SEEK_END)
+        if end is not None and end >= size:
+            return
+        file.seek(max(0, size - MOST_SEAL_BYTES))
+        tail = file.read()
+        seal = b""
+        if end is not None:
+            file.seek(end)
+            seal = file.read(MOST_SEAL_BYTES)
+    # Damage may also move a seal, or spoil its beginning or what leads to it.
+    if not (seal and seal.startswith(SEAL[: len(seal)])) and SEAL not in tail and _DIGEST not in tail:
+        return
+    try:
+        if not seal.startswith(SEAL):
+            raise ValueError("its seal is not where it should be")
+        content = seal[len(SEAL) + 4 :]
+        if len(content) != int.from_bytes(seal[len(SEAL) : len(SEAL) + 4], "little"):
+            raise ValueError("the file is truncated")
+        described = json.loads(content)
+        if _digest_besides(path, described["arrays"], end) != described["digest"]:
+            raise ValueError("the description of its arrays has changed")
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is a damaged HDF5 file: {error}") from error
+
+
+def _digest_besides(path: Path, places: Sequence[Sequence[int]], end: int | None = None) -> str:
+    """32 hexadecimal digits over the bytes of a file up to ``end`` that are in none of the places (offset, bytes)."""
+    state = hashlib.blake2b(digest_size=16)
+    end = path.stat().st_size if end is None else end
+    position = 0
+    with open(path, "rb") as file:
+        for start, size in [*sorted(map(tuple, places)), (end, 0)]:
+            if not position <= start <= end or size < 0 or start - position > MOST_SEALED_BYTES:
+                raise ValueError("the places of its arrays are none")
+            file.seek(position)
+            state.update(file.read(start - position))
+            position = start + size
+    return state.hexdigest()
+
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file for reading. ValueError that names ``path`` if it is missing, truncated or not HDF5."""
+    if not path.exists():
+        raise ValueError(f"no such file: {path}")
+    if not path.is_file():
+        raise ValueError(f"{path} is a folder, not an HDF5 file")
+    check_seal(path)
+    try:
+        # Stores are renamed into place and never changed: no lock, which some network file systems refuse.
+        file = h5py.File(path, "r", locking=False)
+    except PermissionError:
+        raise
+    except (OSError, RuntimeError) as error:
+        found = "is truncated" if "truncated" in str(error) else "is not an HDF5 file, or a damaged one"
+        raise ValueError(f"{path} {found} ({error})") from error
+    with file:
+        yield file
+
+
+@contextmanager
+def plain_hdf5_errors(path: Path, what: str) -> Iterator[None]:
+    """Around code that takes an open file apart: what a damaged one raises there becomes a ValueError that names ``path``.
+
+    HDF5 finds damage only where it looks, and h5py has many errors for it.
+    """
+    try:
+        yield
+    except (PermissionError, FileNotFoundError):
+        raise
+    except (
+        ValueError,
+        OSError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        MemoryError,
+    ) as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise  # one of ours
+        raise ValueError(f"{path} is a damaged {what}: {error}") from error
+
+
+def dataset_of(file: h5py.File, name: str) -> h5py.Dataset:
+    """The dataset ``name``; ValueError, with the path, if there is none."""
+    dataset = file.get(name)
+    if not isinstance(dataset, h5py.Dataset):
+        raise ValueError(f"{file.filename} has no dataset {name!r}; found {sorted(file)}")
+    return dataset
+
+
+def map_array(file: h5py.File, name: str) -> np.ndarray:
+    """The contiguous dataset ``name``, memory-mapped read-only; it stays valid after ``file`` is closed.
+
+    Raises ValueError if the dataset is missing, or laid out so that it cannot be mapped.
+    """
+    dataset = dataset_of(file, name)
+    if dataset.size == 0:
+        return np.empty(dataset.shape, dataset.dtype)
+    if not is_mappable(dataset):
+        raise ValueError(f"dataset {name!r} of {file.filename} is chunked or compressed and cannot be memory-mapped")
+    # np.asarray: the same mapping without memmap's Python-level bookkeeping on every slice.
+    return np.asarray(np.memmap(file.filename, dataset.dtype, "r", offset=dataset.id.get_offset(), shape=dataset.shape))
+
+
+class BytesOfVaryingLength:
+    """The elements of a dataset of bytes of varying length, read without HDF5, which may never come back from a damaged one.
+
+    HDF5 keeps such elements in "global heaps" (HDF5 File Format Specification 1.1, III.E): the dataset holds for each its
+    length, and the address and index of an object in a heap.
+    """
+
+    def __init__(self, path: Path, dataset: h5py.Dataset) -> None:
+        """Raises ValueError for a dataset that does not lie in the file as one plain block (``lies_plain`` tells)."""
+        if not self.lies_plain(dataset):
+            raise ValueError(f"dataset {dataset.name!r} of {path} is chunked or compressed")
+        self._base = dataset.file.userblock_size
+        references = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
+        self._references = np.memmap(path, references, "r", dataset.id.get_offset(), shape=dataset.shape)
+        self._file = io.FileIO(path)
+        self._size = os.fstat(self._file.fileno()).st_size
+
+    @staticmethod
+    def lies_plain(dataset: h5py.Dataset) -> bool:
+        """Whether the references to the elements lie in the file as one block, of the size that HDF5 files mostly have."""
+        space = dataset.id.get_storage_size()
+        return dataset.chunks is None and dataset.id.get_offset() is not None and space == 16 * dataset.size > 0
+
+    def __len__(self) -> int:
+        return len(self._references)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """uint8 (bytes,). ValueError for a reference that leads nowhere."""
+        length, address, index = (int(value) for value in self._references[row])
+        if length == 0:
+            return np.empty(0, np.uint8)
+        position = self._base + address
+        header = self._read(position, 16)
+        if header[:5] != b"GCOL\1" or len(header) < 16:
+            raise ValueError("the file is damaged: there is no heap where its bytes should be")
+        end = min(position + int.from_bytes(header[8:], "little"), self._size)
+        position += 16
+        while position + 16 <= end:
+            found = self._read(position, 16)
+            size = int.from_bytes(found[8:], "little")
+            if int.from_bytes(found[:2], "little") == index:
+                if length > min(size, end - position - 16):
+                    break
+                return np.frombuffer(self._read(position + 16, length), np.uint8)
+            position += 16 + -(-size // 8) * 8
+        raise ValueError("the file is damaged: its bytes are not where they should be")
+
+    def _read(self, position: int, count: int) -> bytes:
+        """Bytes of the file; fewer at its end. Not mapped, for the same reason as ``FileRows``."""
+        return os.pread(self._file.fileno(), count, position) if position < self._size else b""
+
+
+class FileRows:
+    """The rows of a contiguous dataset, read from the file at their offsets when they are asked for; never mapped.
+
+    For arrays that are large beside the memory of a process. The kernel maps up to 2 MB around each row that is touched, so
+    that random reading would make a whole mapped array part of every worker's memory. Reading is also the faster of the
+    two (measured: rows of a 2 GB array, cached). Forked processes may share the object: the position in the file, which
+    they have in common, takes no part. It cannot be pickled.
+
+    Attributes:
+        path: the HDF5 file.
+        dtype, shape: of the dataset, (n, …).
+    """
+
+    def __init__(self, path: Path, dataset: h5py.Dataset) -> None:
+        """Raises ValueError if the dataset does not lie in the file as one plain block."""
+        if dataset.size and not is_mappable(dataset):
+            raise ValueError(
+                f"dataset {dataset.name!r} of {path} is chunked or compressed and cannot be read by offset"
+            )
+        self.path = path
+        self.dtype = dataset.dtype
+        self.shape = dataset.shape
+        self._offset = dataset.id.get_offset() or 0
+        self._row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        self._file = io.FileIO(path)
+        if self._offset + len(self) * self._row_bytes > os.fstat(self._file.fileno()).st_size:
+            raise ValueError(f"{path} is truncated: it ends within {dataset.name!r}")
+
+    def __len__(self) -> int:
+        return self.shape[0] if self.shape else 0
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """The rows with these numbers, (k, …)."""
+        if len(rows) and (np.diff(rows) == 1).all():
+            return self.read_run(int(rows[0]), len(rows))
+        result = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        for place, row in enumerate(rows.tolist()):
+            self._read_into(result[place : place + 1], row)
+        return result
+
+    def read_run(self, first: int, count: int) -> np.ndarray:
+        """``count`` rows from ``first`` on, (count, …)."""
+        result = np.empty((count, *self.shape[1:]), self.dtype)
+        self._read_into(result, first)
+        return result
+
+    def _read_into(self, result: np.ndarray, first: int) -> None:
+        offset = self._offset + first * self._row_bytes
+        found = os.preadv(self._file.fileno(), [result], offset)
+        while found < result.nbytes:  # more than 2 GB, or a file system that reads less than it was asked for
+            rest = result.reshape(-1).view(np.uint8)[found:]
+            more = os.preadv(self._file.fileno(), [rest], offset + found)
+            if not more:
+                raise ValueError(f"{self.path} ends too early: it was cut after it was opened")
+            found += more
+
+
+def is_mappable(dataset: h5py.Dataset) -> bool:
+    """Whether the dataset lies in the file as one plain block."""
+    return dataset.chunks is None and not dataset.dtype.hasobject and dataset.id.get_offset() is not None
+
+
+def string_attribute(file: h5py.File, name: str) -> str | None:
+    """The text attribute ``name`` of the file, or None if it is missing or no text."""
+    value: Any = file.attrs.get(name)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    if not isinstance(value, str) or any("\ud800" <= character <= "\udfff" for character in value):
+        return None  # h5py gives bytes that are not UTF-8 as surrogates
+    return value
+
+
+def encode_ids(clip_ids: Iterable[str] | np.ndarray) -> np.ndarray:
+    """Clip ids as a NumPy array of fixed-width UTF-8 bytes, shape (n,), dtype S<longest>.
+
+    Ids of other stores may be given as they are encoded there: millions of Python strings take seconds and much memory.
+
+    Raises ValueError for an id that is empty, holds NUL (the padding of the type) or appears twice.
+    """
+    if isinstance(clip_ids, np.ndarray):
+        assert clip_ids.dtype.kind == "S", clip_ids.dtype
+        array = clip_ids.astype(f"S{max(1, np.strings.str_len(clip_ids).max(initial=1))}", copy=False)
+    else:
+        encoded = [clip_id.encode("utf-8") for clip_id in clip_ids]
+        for clip_id in encoded:
+            if not clip_id or b"\0" in clip_id:
+                raise ValueError(f"a clip id must be text without NUL characters and not empty; found {clip_id!r}")
+        array = np.array(encoded, dtype=f"S{max(map(len, encoded), default=1)}")
+    values, counts = np.unique(array, return_counts=True)
+    if len(values) < len(array):
+        repeated = [value.decode("utf-8") for value in values[counts > 1]]
+        raise ValueError(f"clip ids must be unique; found more than once: {listed(repeated)}")
+    return array
+
+
+def decode_ids(encoded: np.ndarray) -> list[str]:
+    """The text of ids stored as fixed-width UTF-8 bytes."""
+    return [clip_id.decode("utf-8", errors="replace") for clip_id in encoded.tolist()]
+
+
+def id_order(encoded: np.ndarray) -> np.ndarray:
+    """``clip_id_order``: int64 (n,), the rows in ascending byte order of their ids."""
+    return np.argsort(encoded, kind="stable").astype(np.int64)
+
+
+def find_ids(encoded: np.ndarray, order: np.ndarray, clip_ids: Sequence[str]) -> np.ndarray:
+    """Rows of ``clip_ids`` by binary search: int64 (k,), -1 where an id is not there.
+
+    ``encoded`` (n,) S<width> and ``order`` (n,) may be memory-mapped: only the pages that the search visits are read.
+    """
+    wanted = [clip_id.encode("utf-8") for clip_id in clip_ids]
+    if not len(encoded) or not wanted:
+        return np.full(len(wanted), -1, dtype=np.int64)
+    # The stored width: any other would make NumPy convert (and so copy) the whole stored array.
+    width = encoded.dtype.itemsize
+    fits = np.array([0 < len(clip_id) <= width for clip_id in wanted])
+    keys = np.array(wanted, dtype=encoded.dtype)
+    position = np.minimum(np.searchsorted(encoded, keys, sorter=order), len(encoded) - 1)
+    rows = np.asarray(order[position], dtype=np.int64)
+    return np.where(fits & (encoded[rows] == keys), rows, -1)

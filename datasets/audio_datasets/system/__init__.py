@@ -1,0 +1,1 @@
+"""Files, locks, signals, messages: what every command needs of the machine."""

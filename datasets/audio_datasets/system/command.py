@@ -1,0 +1,102 @@
+"""What all our commands share: arguments from a dataclass, plain errors with exit code 2, and progress bars."""
+
+import errno
+import gc
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import tyro
+from tqdm import tqdm
+
+from audio_datasets.system.stop_signals import Stopped, StopRequested, raised_stop_signals
+
+Config = TypeVar("Config")
+
+USER_MISTAKE = 2
+STOPPED = 75
+"""Stopped on request, with what takes long to make saved: start it again. (EX_TEMPFAIL of sysexits.h: "try again later".)"""
+INTERRUPTED = 130
+
+
+def parse(config: type[Config], arguments: Sequence[str] | None, program: str, default: Config | None = None) -> Config:
+    """``config`` filled from the command line; a wrong flag or value is explained and ends with SystemExit 2.
+
+    The same holds for values that ``config`` itself refuses with a ValueError. What the command line leaves out is taken
+    from ``default``, if given.
+    """
+    settings = {} if default is None else {"default": default}
+    return tyro.cli(config, args=arguments, prog=program, description=config.__doc__, **settings)
+
+
+def run_command(function: Callable[[], Any]) -> int:
+    """Runs a command's body and returns its exit code.
+
+    ValueError and OSError are what our code raises for a user's mistake (wrong data, a missing file, a full disk): they
+    become one plain message on standard error and exit code 2. Anything else is our bug and keeps its traceback. With
+    ``KD_TRACEBACK=1`` in the environment the traceback is shown for these as well. A stop signal (``stop_signals``) ends the
+    command with exit code 75, whatever it is doing.
+    """
+    code, with_others = _run(function)
+    if with_others:  # here, where no exception's frames hold the group any more
+        leave_process_group()
+    return code
+
+
+def _run(function: Callable[[], Any]) -> tuple[int, bool]:
+    """The exit code, and whether the other processes of a run end in the same place."""
+    rank = int(os.environ.get("RANK", "0"))  # set for every process of several
+    try:
+        with raised_stop_signals():
+            result = function()
+    except (ValueError, OSError) as error:
+        if os.environ.get("KD_TRACEBACK") == "1":
+            traceback.print_exc()
+        print(f"error{f' in process {rank}' if rank else ''}: {plain_message(error)}", file=sys.stderr)
+        return USER_MISTAKE, False
+    except Stopped as stopped:
+        if rank == 0:
+            print(f"stopped: {stopped}", file=sys.stderr)
+        return STOPPED, True
+    except StopRequested as request:
+        if rank == 0:
+            print(f"stopped: {request}; the same command begins again", file=sys.stderr)
+        return STOPPED, False
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED, False
+    return result if isinstance(result, int) else 0, True
+
+
+def leave_process_group() -> None:
+    """Ends this process's part in a group of several, if it is in one, and the group's threads with it.
+
+    A thread that wants Python's lock while Python shuts down is ended there and then, which C++ answers by aborting the
+    process, after all is done. Not after an error: the group would wait for an exchange that the others may never enter.
+    """
+    if "torch.distributed" not in sys.modules:
+        return
+    from torch import distributed  # here, since not every command needs it
+
+    if distributed.is_available() and distributed.is_initialized():
+        gc.collect()  # a wrapped student, which holds the group, is part of a cycle
+        distributed.destroy_process_group()
+
+
+def plain_message(error: Exception) -> str:
+    """The error's own words. One raised in a data-loading worker arrives with the worker's traceback in front of them."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return where + error.strerror + (". What was finished before is kept; free some and run again" if full else "")
+    message = str(error)
+    if not message.startswith("Caught "):
+        return message
+    return message.rpartition(f"\n{type(error).__name__}: ")[2].strip()
+
+
+def progress(iterable: Iterable | None = None, *, shown: bool = True, **options: Any) -> tqdm:
+    """A tqdm bar on standard error with rate and time left; ``shown=False`` (other ranks) gives a silent one."""
+    return tqdm(iterable, disable=not shown, dynamic_ncols=True, mininterval=0.5, **options)

@@ -1,0 +1,135 @@
+"""Which clips of a task train, validate and test a student: official folds or splits, or a split of our own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from audio_datasets.system.messages import listed
+from audio_datasets.system.randomness import generator
+from audio_datasets.tasks.task import TaskClips
+
+SPLIT_SEED = 0
+"""Not the run's seed: runs of different seeds are tested on the same clips."""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The rows of one run, int64 ascending; ``valid`` may be empty."""
+
+    fold: int | None
+    """The fold that tests; None where there are no folds."""
+    train: np.ndarray
+    valid: np.ndarray
+    test: np.ndarray
+
+
+def partitions(
+    clips: TaskClips, *, folds: Sequence[int] = (), test_share: float = 0.2, valid_share: float = 0.0
+) -> tuple[list[Partition], str]:
+    """How the clips are divided, and one line on it: cross-validation where each clip has a fold, else train and test.
+
+    Args:
+        folds: only the runs that these folds test; all where empty.
+        test_share: share of the clips that tests where clips have neither fold nor split.
+        valid_share: share of the training clips set aside for validation where clips have no validation split.
+
+    Raises:
+        ValueError: a fold that is not there; no clips to train or test on; a clip's group on both sides.
+    """
+    of_clip = [clip.fold for clip in clips.clips]
+    splits = np.array([clip.split or "" for clip in clips.clips])
+    if all(fold is not None for fold in of_clip):
+        numbers = sorted(set(of_clip))
+        if len(numbers) < 2:
+            raise ValueError(f"{clips.path}: cross-validation needs two folds; every clip is in fold {numbers[0]}")
+        if absent := sorted(set(folds) - set(numbers)):
+            raise ValueError(f"{clips.path} has no fold {absent}; its folds are {numbers}")
+        wanted = [number for number in numbers if not folds or number in folds]
+        found = [(number, np.array(of_clip) != number, np.array(of_clip) == number) for number in wanted]
+        told = f"cross-validation over folds {numbers}"
+        valid = np.zeros(len(clips), dtype=bool)
+    else:
+        if folds:
+            raise ValueError(f"--fold {listed(list(map(str, folds)))} was given, but not every clip has a fold")
+        if (splits != "").any():
+            if (splits == "").any():
+                clip = clips.clip_id(int(np.flatnonzero(splits == "")[0]))
+                raise ValueError(f"{clips.path}: either all clips have a split or none; clip {clip!r} has none")
+            found = [(None, splits == "train", splits == "test")]
+            valid = splits == "valid"
+            told = "train and test as listed"
+        else:
+            test = np.zeros(len(clips), dtype=bool)
+            test[stratified_share(clips, np.arange(len(clips)), test_share, "test split")] = True
+            found = [(None, ~test, test)]
+            valid = np.zeros(len(clips), dtype=bool)
+            grouped = ", grouped" if any(clip.group is not None for clip in clips.clips) else ""
+            told = f"{test_share:.0%} of the clips test (stratified by class{grouped})"
+    if valid_share and valid.any():
+        raise ValueError(
+            f"--valid-share was given, but {clips.path} has {int(valid.sum())} validation clips of its own"
+        )
+    if valid_share:
+        told += f", {valid_share:.0%} of the training clips validate"
+    result = []
+    for number, train, test in found:
+        train_rows, valid_rows, test_rows = (np.flatnonzero(part) for part in (train & ~test, valid, test))
+        if valid_share:
+            valid_rows = stratified_share(clips, train_rows, valid_share, "validation split")
+            train_rows = np.setdiff1d(train_rows, valid_rows)
+        for name, rows in (("train", train_rows), ("test", test_rows)):
+            if not len(rows):
+                raise ValueError(f"{clips.path} has no clip to {name} on")
+        partition = Partition(number, train_rows, valid_rows, test_rows)
+        check_apart(clips, partition)
+        result.append(partition)
+    return result, told
+
+
+def check_apart(clips: TaskClips, partition: Partition) -> None:
+    """ValueError if a group (a recording, a place) has clips both in training or validation and in the test."""
+    groups = [clip.group for clip in clips.clips]
+    learnt = {groups[row] for rows in (partition.train, partition.valid) for row in rows} - {None}
+    shared = sorted(learnt & {groups[row] for row in partition.test})
+    if shared:
+        where = "" if partition.fold is None else f" of fold {partition.fold}"
+        raise ValueError(
+            f"{clips.path}: {len(shared)} groups have clips both in the test{where} and outside of it: {listed(shared)}"
+        )
+
+
+def stratified_share(clips: TaskClips, rows: np.ndarray, share: float, purpose: str) -> np.ndarray:
+    """About ``share`` of ``rows``, with about this share of every class, and no group divided; int64 ascending.
+
+    Iterative stratification (Sechidis et al., 2011) of whole groups: those with the rarest classes are placed first, each
+    where its rarest class lacks most. A class with a single group stays outside the share.
+    """
+    if not 0.0 < share < 1.0:
+        raise ValueError(f"a share of the clips lies between 0 and 1; found {share}")
+    targets = clips.targets(rows).astype(np.float64)
+    groups: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        group = clips.clips[row].group
+        groups.setdefault(f"clip {row}" if group is None else f"group {group}", []).append(index)
+    counts = np.stack([targets[members].sum(axis=0) for members in groups.values()])
+    sizes = np.array([len(members) for members in groups.values()], dtype=np.float64)
+    totals = counts.sum(axis=0)
+    rarity = np.where(counts > 0, totals, np.inf)
+    order = np.lexsort((generator(SPLIT_SEED, purpose).random(len(counts)), -sizes, rarity.min(axis=1)))
+
+    lacking = np.stack([share * totals, (1 - share) * totals])  # clips of each class: in the share, outside of it
+    lacking_clips = np.array([share, 1 - share]) * len(rows)
+    chosen = []
+    members = list(groups.values())
+    for place in order:
+        rarest = int(rarity[place].argmin()) if np.isfinite(rarity[place]).any() else None
+        need = lacking_clips if rarest is None else lacking[:, rarest]
+        if need[0] == need[1]:
+            need = lacking_clips
+        side = int(need[0] <= need[1])
+        lacking[side] -= counts[place]
+        lacking_clips[side] -= sizes[place]
+        if side == 0:
+            chosen += members[place]
+    return np.sort(rows[np.array(chosen, dtype=np.int64)])

@@ -1,0 +1,1 @@
+"""What turns a student and a batch into losses."""

@@ -1,0 +1,104 @@
+"""The recipes of fine-tuning: what a run is configured with unless the command line says otherwise.
+
+A recipe is a function from a configuration to a changed one. ``dymn`` is the one that all tasks share; they differ in
+learning rate and batch size, which are the task's own (``Task.settings``).
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from audio_datasets.audio.augment import AugmentConfig
+from audio_datasets.tasks.task import Task
+from kd.data.finetune_data import TaskAugmentConfig
+from kd.training.finetune_config import FinetuneConfig, shared_schedule
+from kd.training.loop import LoopConfig, OptimizerConfig
+from kd.training.schedule import ScheduleConfig
+from students.frontend import LogMelConfig, mergenet_frontend
+
+EPOCHS = 80
+AS_MERGENET = ("mergenet", "efficientnet")
+"""Students that the MergeNet paper trains, on its front end."""
+SCRATCH_LEARNING_RATE = 1e-3
+"""Peak learning rate of a student without trained weights: the published ones are for pre-trained students."""
+
+
+def dymn(config: FinetuneConfig, task: Task, epochs: int | None) -> FinetuneConfig:
+    """DyMN paper, Section V-B: 80 epochs of Adam, roll, gain, mixup on waveforms and spectrograms, mel jitter.
+
+    The phases of the learning rate are 10, 65 and 5 of 80 epochs; a run of another length has the same shares.
+    """
+    epochs = epochs or EPOCHS
+    published = task.settings_for(config.student)
+    learning_rate = published.learning_rate if config.is_pretrained else SCRATCH_LEARNING_RATE
+    return replace(
+        config,
+        loop=replace(config.loop, epochs=epochs, batch_size=published.batch_size),
+        optimizer=OptimizerConfig(learning_rate=learning_rate),
+        schedule=shared_schedule(epochs),
+    )
+
+
+def mergenet(config: FinetuneConfig, task: Task, epochs: int | None) -> FinetuneConfig:
+    """MergeNet's protocols (Careddu, 2024, Sections III-B and VI-B and C): batch 8, constant learning rate of 1e-3.
+
+    Several labels, as FSD50K: 30 epochs, half of the clips the average of two waveforms. One label, as ESC-50: 10 epochs
+    from scratch or 5 from trained weights, no mixup. Short clips are repeated. Unlike there, every fold begins afresh.
+    The learning rate's schedule is not given; a constant one is the plainest reading.
+    """
+    several = task.labels == "several"
+    # Weights of another student were not trained to hear what MergeNet hears.
+    own_ears = config.init is not None or (config.weights is not None and not config.student.startswith(AS_MERGENET))
+    epochs = epochs or (30 if several else 5 if config.is_pretrained else 10)
+    return replace(
+        config,
+        loop=replace(config.loop, epochs=epochs, batch_size=8),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+        schedule=ScheduleConfig(warmup_epochs=0.0, ramp_down_start=float(epochs), ramp_down_epochs=0.0),
+        augment=AugmentConfig(mixup_alpha=0.0, mel_jitter=False, crop="random"),
+        task_augment=TaskAugmentConfig(waveform_mixup=0.5 if several else 0.0, waveform_mixup_alpha=0.0),
+        short_clips="repeat",
+        frontend=config.frontend if own_ears else mergenet_frontend(),
+    )
+
+
+RECIPES: dict[str, Callable[[FinetuneConfig, Task, int | None], FinetuneConfig]] = {"dymn": dymn, "mergenet": mergenet}
+
+
+def recipe_config(
+    task: Task,
+    data: Path,
+    out: Path,
+    *,
+    recipe: str = "dymn",
+    student: str = "mn10",
+    weights: str | None = None,
+    init: Path | None = None,
+    frontend: LogMelConfig | None = None,
+    epochs: int | None = None,
+    **settings: Any,
+) -> FinetuneConfig:
+    """The configuration that a recipe gives a task and a student; ``settings`` are further fields of it.
+
+    ``frontend`` is the one that ``init`` was trained with; without it a MergeNet hears what MergeNet was published with.
+
+    Raises:
+        ValueError: an unknown recipe.
+    """
+    if recipe not in RECIPES:
+        raise ValueError(f"unknown recipe {recipe!r}; choices: {', '.join(RECIPES)}")
+    if frontend is None:
+        frontend = mergenet_frontend() if student.startswith("mergenet") else LogMelConfig()
+    config = FinetuneConfig(
+        task=task.name,
+        data=data,
+        out=out,
+        recipe=recipe,
+        student=student,
+        weights=weights,
+        init=init,
+        frontend=frontend,
+        loop=LoopConfig(epochs=EPOCHS, batch_size=64, keep_checkpoints=1, log_every_steps=10),
+    )
+    return replace(RECIPES[recipe](config, task, epochs), **settings)

@@ -1,0 +1,116 @@
+"""How a student starts on a new task: its weights, what of it is frozen, and how fast each of its layers learns.
+
+A student here is one of the catalog, or a PaSST, which is fine-tuned in the same way.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from kd.objectives.finetune_objective import Loss
+from students import load_weights
+from students.frontend import LogMelConfig
+from students.layers.blocks import Student
+from students.weights import WEIGHTS_FILE, StudentCard, imagenet_architecture, load_imagenet_weights, read_card
+from teacher_logits.teachers.passt import Passt, catalog_of, load_passt_weights
+
+Freeze = Literal["none", "backbone", "batch-norm"]
+HEAD = "head"
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a student starts from."""
+
+    name: str
+    options: dict[str, Any]
+    weights: str | None = None
+    """A file, "imagenet", or None for a fresh student."""
+    class_names: tuple[str, ...] | None = None
+    """The classes of the weights' last layer, where they are known."""
+
+
+def start_from_run(folder: Path) -> tuple[Start, StudentCard]:
+    """The trained student of a run folder as a start, and its card. ValueError if the folder holds none."""
+    card = read_card(folder)
+    weights = str(folder / WEIGHTS_FILE)
+    return Start(card.config.name, dict(card.config.options), weights, card.class_names), card
+
+
+def starting_student(
+    start: Start, class_names: Sequence[str], frontend: LogMelConfig, *, seed: int, loss: Loss
+) -> Student:
+    """A student with the weights it starts from; equal arguments give equal weights, bit for bit.
+
+    The layer that gives the classes is a fresh one, drawn from ``seed``, unless the weights are known to have the same
+    classes. With binary cross entropy a fresh one begins at 1 / classes for each: at 1/2 for all, the first steps would go
+    into lowering every logit, and with the frequencies of a fold's clips every fold would start otherwise.
+    """
+    options = dict(start.options)
+    catalog = catalog_of(start.name)
+    if "n_mels" in catalog.default_options(start.name):
+        options.setdefault("n_mels", frontend.n_mels)
+    same_classes = start.class_names == tuple(class_names)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        student = catalog.create(start.name, len(class_names), **options)
+        if start.weights == "imagenet":
+            import timm
+
+            network = timm.create_model(imagenet_architecture(student), pretrained=True)
+            load_imagenet_weights(student, network.state_dict())
+        elif start.weights is not None:
+            load = load_passt_weights if isinstance(student, Passt) else load_weights
+            load(student, start.weights, new_classes=not same_classes)
+    if loss == "bce" and not same_classes:
+        student.set_class_prior(torch.full((len(class_names),), 1.0 / max(2, len(class_names))))
+    return student
+
+
+def freeze(student: Student, what: Freeze) -> list[nn.Module]:
+    """Freezes part of a student, and returns the modules that must stay in evaluation mode while it trains.
+
+    "backbone": everything but the layers after the last map learns nothing and keeps its statistics. "batch-norm": the
+    running statistics of all batch norms but the first are used and kept, their scale and shift learn (Slow-Fast auditory
+    streams and AudioRepInceptionNeXt, Section IV: "all the batch normalization layers except the first one in the stem").
+    """
+    if what == "backbone":
+        student.requires_grad_(False)
+        student.classifier.requires_grad_(True)
+        return [module for module in student.children() if module is not student.classifier]
+    if what == "batch-norm":
+        return [module for module in student.modules() if isinstance(module, _BatchNorm)][1:]
+    return []
+
+
+def layer_groups(student: Student, decay: float) -> list[dict[str, Any]]:
+    """Parameters that learn, grouped by depth, for ``create_optimizer``: each layer ``decay`` times as fast as the next.
+
+    The head has the whole learning rate; ``decay`` 1 gives all layers the same. A depth is one entry of the student's
+    chain of layers, as in timm; what stands before the chain is one depth.
+    """
+    head = {id(parameter) for parameter in student.classifier.parameters()}
+    depths: dict[str, list[nn.Parameter]] = {}
+    current = "stem"
+    for name, parameter in student.named_parameters():
+        parts = name.split(".")
+        index = next((place for place, part in enumerate(parts) if part.isdigit()), None)
+        if id(parameter) in head:
+            current = HEAD
+        elif parameter.ndim > 1 and (index is not None or current != "stem"):
+            # Norms and biases belong to the layer before them.
+            current = ".".join(parts[: len(parts) - 1 if index is None else index + 1])
+        depths.setdefault(current, [])
+        if parameter.requires_grad:
+            depths[current].append(parameter)
+    order = [depth for depth in depths if depth != HEAD] + [HEAD]
+    return [
+        {"params": depths[depth], "lr_scale": decay ** (len(order) - 1 - place)}
+        for place, depth in enumerate(order)
+        if depths.get(depth)
+    ]

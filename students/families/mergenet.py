@@ -1,0 +1,187 @@
+"""MergeNet: inverted bottlenecks split into branches that are weighed and merged again.
+
+Careddu, "Searching for EfficientNeXt", 2024: Fig. 2 (the baseline's layers), Section V and Figs. 3 and 4 (the blocks),
+Section VII (the ablations). The paper leaves open what batch norm and initialisation are like; they are those of MN.
+
+Shapes: B batch, C channels, F frequency positions, T time positions, E embedding size, K classes.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from students.layers.blocks import Student, StudentOutput, checked_mel, conv_norm_activation, initialize_weights
+
+
+class Stage(NamedTuple):
+    """One block of Fig. 2."""
+
+    in_channels: int
+    out_channels: int
+    expansion: int
+    stride: int
+    fused: bool
+    """Whether one regular convolution takes the place of expansion and depthwise convolution."""
+
+
+STAGES = (
+    Stage(1, 32, 32, 2, True),
+    Stage(32, 128, 4, 2, True),
+    Stage(128, 128, 2, 1, False),
+    Stage(128, 256, 2, 2, False),
+    Stage(256, 256, 2, 1, False),
+    Stage(256, 512, 2, 2, False),
+    Stage(512, 512, 2, 1, False),
+    Stage(512, 1024, 2, 2, False),
+    Stage(1024, 1024, 2, 1, False),
+)
+SE_RATIO = 4
+
+SPLITS = (2, 4, 8, 16, 32, 64, 128, 256, 512)
+"""What divides the channels of every block that it splits, and leaves a branch's squeeze-excitation at least one channel."""
+
+
+@dataclass(frozen=True)
+class MergeNetOptions:
+    """Hyperparameters of MergeNet. Raises ValueError where a value is not allowed."""
+
+    split: int | None = 32
+    """Input channels of each branch (the paper has 16, 32 and 64); None for one branch everywhere, the baseline."""
+    local_se: bool = True
+    """Squeeze-excitation inside each branch, before it is projected (Table 5)."""
+    global_se: bool = True
+    """Squeeze-excitation over all channels, before the last projection (Table 5); a block of one branch has only this."""
+    channel_shuffle: bool = False
+    """Shuffle the channels of all branches before every convolution of a block (Table 6)."""
+    separate_init: bool = False
+    """Draw the initial kernels branch by branch, as if each branch had layers of its own (Table 7)."""
+
+    def __post_init__(self) -> None:
+        if self.split is not None and (isinstance(self.split, bool) or self.split not in SPLITS):
+            raise ValueError(f"split is None or one of {', '.join(map(str, SPLITS))}; found {self.split!r}")
+        for name in ("local_se", "global_se", "channel_shuffle", "separate_init"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is true or false; found {getattr(self, name)!r}")
+        if self.split is None and (not self.local_se or self.channel_shuffle or self.separate_init):
+            raise ValueError(
+                "local_se=False, channel_shuffle and separate_init change nothing without branches;"
+                f" give a split: {', '.join(map(str, SPLITS))}"
+            )
+
+
+class ChannelShuffle(nn.Module):
+    """Deals the channels of each branch out to all branches in turn (Zhang et al., "ShuffleNet", 2018, Fig. 1)."""
+
+    def __init__(self, branches: int) -> None:
+        super().__init__()
+        self.branches = branches
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, F, T) -> (B, C, F, T)"""
+        return x.unflatten(1, (self.branches, -1)).transpose(1, 2).flatten(1, 2)
+
+    def extra_repr(self) -> str:
+        return f"branches={self.branches}"
+
+
+class BranchSqueezeExcitation(nn.Module):
+    """Rescales the channels of each branch by what that branch alone holds on average (Hu et al. 2018, in groups)."""
+
+    def __init__(self, channels: int, branches: int, shuffled_branches: int = 1) -> None:
+        """``shuffled_branches``: shuffle among so many before each of the two convolutions; 1 leaves the order."""
+        super().__init__()
+        self.shuffle = ChannelShuffle(shuffled_branches) if shuffled_branches > 1 else nn.Identity()
+        self.squeeze = nn.Conv2d(channels, channels // SE_RATIO, 1, groups=branches)
+        self.excite = nn.Conv2d(channels // SE_RATIO, channels, 1, groups=branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, F, T) -> (B, C, F, T)"""
+        squeezed = functional.silu(self.squeeze(self.shuffle(x.mean((2, 3), keepdim=True))))
+        return x * self.excite(self.shuffle(squeezed)).sigmoid()
+
+
+class MergeBlock(nn.Module):
+    """A bottleneck whose branches each work on their own channels and are then weighed and projected together.
+
+    ``branches``: expansion and depthwise convolution, or one regular convolution where fused; with more than one branch
+    also squeeze-excitation and a linear projection inside each, which keep the width. ``merge``: squeeze-excitation over
+    all channels and the linear projection out. All branches run at once, as the groups of one convolution.
+    """
+
+    def __init__(self, stage: Stage, options: MergeNetOptions) -> None:
+        super().__init__()
+        self.num_branches = max(1, stage.in_channels // options.split) if options.split else 1
+        shuffled_branches = self.num_branches if options.channel_shuffle else 1
+        expanded = stage.in_channels * stage.expansion
+
+        # Layers have names, so that those without weights do not change what the others are called in a state dict.
+        def add(layers: nn.Sequential, name: str, in_channels: int, out_channels: int, **settings) -> None:
+            if shuffled_branches > 1:
+                layers.add_module(f"{name}_shuffle", ChannelShuffle(shuffled_branches))
+            layers.add_module(name, conv_norm_activation(in_channels, out_channels, **settings))
+
+        self.branches = nn.Sequential()
+        groups, spatial = self.num_branches, {"kernel": 3, "stride": stage.stride, "activation": nn.SiLU}
+        if stage.fused:
+            add(self.branches, "expansion", stage.in_channels, expanded, groups=groups, **spatial)
+        else:
+            add(self.branches, "expansion", stage.in_channels, expanded, groups=groups, activation=nn.SiLU)
+            add(self.branches, "depthwise", expanded, expanded, groups=expanded, **spatial)
+        if self.num_branches > 1:
+            if options.local_se:
+                self.branches.add_module("se", BranchSqueezeExcitation(expanded, groups, shuffled_branches))
+            add(self.branches, "projection", expanded, expanded, groups=groups)
+        self.merge = nn.Sequential()
+        if options.global_se:
+            self.merge.add_module("se", BranchSqueezeExcitation(expanded, 1, shuffled_branches))
+        add(self.merge, "projection", expanded, stage.out_channels)
+        self.has_residual = stage.stride == 1 and stage.in_channels == stage.out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, F, T) -> (B, C', ceil(F / stride), ceil(T / stride))"""
+        merged = self.merge(self.branches(x))
+        return x + merged if self.has_residual else merged
+
+    def draw_branches_separately(self) -> None:
+        """Draws the kernels of ``branches`` anew, each branch by He's rule for its own number of outputs.
+
+        The rule counts the outputs of a whole grouped convolution: drawn together, the kernels of n branches are
+        smaller by the square root of n.
+        """
+        for layer in self.branches.modules():
+            if isinstance(layer, nn.Conv2d):
+                for kernels in layer.weight.chunk(self.num_branches):
+                    nn.init.kaiming_normal_(kernels, mode="fan_out")
+
+
+class MergeNet(Student):
+    """Nine blocks, mean over the map, linear. The embedding is that mean."""
+
+    def __init__(self, num_classes: int, options: MergeNetOptions) -> None:
+        super().__init__(num_classes, embedding_dim=STAGES[-1].out_channels)
+        self.features = nn.Sequential(*[MergeBlock(stage, options) for stage in STAGES])
+        self.classifier = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(self.embedding_dim, num_classes)
+        )
+        initialize_weights(self)
+        if options.separate_init:
+            for block in self.features:
+                block.draw_branches_separately()
+
+    def forward(self, mel: Tensor) -> StudentOutput:
+        """(B, 1, n_mels, frames) -> logits (B, K), embedding (B, E)"""
+        x = self.features(checked_mel(mel))
+        return StudentOutput(self.classifier(x), x.mean((2, 3)))
+
+    def feature_maps(self, mel: Tensor) -> list[Tensor]:
+        """The map (B, C, F, T) after each block."""
+        maps = [checked_mel(mel)]
+        for block in self.features:
+            maps.append(block(maps[-1]))
+        return maps[1:]
+
+    def output_biases(self) -> Tensor:
+        """(K,)"""
+        return self.classifier[-1].bias

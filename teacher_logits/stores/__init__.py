@@ -1,0 +1,1 @@
+"""Logits on disk: rows, shards, several stores as one."""

@@ -1,0 +1,1 @@
+"""Teachers: what turns a waveform into logits."""

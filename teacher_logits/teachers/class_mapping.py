@@ -1,0 +1,144 @@
+"""A teacher with other class names takes part through an explicit map of its classes to the clips' classes.
+
+A target class is the maximum over the teacher classes that are mapped to it. A clip has the target if it has any of them, and
+the maximum of the logits is the logit of the most probable one, which is never more than the probability of the union and
+equals it where classes lie within one another, as in AudioSet's ontology. (A mean would punish a target for every
+further way in which it can sound; a sum of probabilities would count nested classes twice.)
+"""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from audio_datasets.stores.class_lists import check_class_names, class_list_difference
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.system.messages import listed
+from teacher_logits.store import check_same_classes
+from teacher_logits.teachers.base import Teacher, load_teacher
+
+COLUMNS = ("teacher_class", "class")
+
+ClassMap = dict[str, tuple[str, ...]]
+"""For each class the teacher classes that it is the maximum of."""
+
+
+def read_class_map(path: Path) -> ClassMap:
+    """The map in a CSV file with the columns ``teacher_class`` and ``class``, one row for each pair.
+
+    A teacher class may serve several classes, and a class may have several teacher classes.
+
+    Raises ValueError, with path and line, for a missing file or column, an empty entry, or a pair that is there twice.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ValueError(f"no such class map: {path}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    class_map: ClassMap = {}
+    try:
+        if set(rows.fieldnames or ()) != set(COLUMNS):
+            raise ValueError(f"{path}: a class map has the columns {', '.join(COLUMNS)}; found {rows.fieldnames}")
+        for row in rows:
+            teacher_class, name = ((row[column] or "").strip() for column in COLUMNS)
+            if not teacher_class or not name or None in row:
+                raise ValueError(f"{path}, line {rows.line_num}: expected a teacher class and a class; found {row}")
+            if teacher_class in class_map.get(name, ()):
+                raise ValueError(f"{path}, line {rows.line_num}: {teacher_class!r} -> {name!r} is there twice")
+            class_map[name] = (*class_map.get(name, ()), teacher_class)
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
+    if not class_map:
+        raise ValueError(f"class map {path} is empty")
+    return class_map
+
+
+class MappedTeacher(Teacher):
+    """A teacher whose logits are those of other classes: for each the maximum over its teacher classes.
+
+    The map and the teacher's own class names are part of ``architecture``, and so of the fingerprint.
+    """
+
+    def __init__(self, teacher: Teacher, class_names: Sequence[str], class_map: Mapping[str, Sequence[str]]) -> None:
+        """Raises ValueError for a class that is not mapped, and for a name in the map that is no class of its side."""
+        names = check_class_names(class_names)
+        if missing := [name for name in names if not class_map.get(name)]:
+            raise ValueError(f"the class map has no teacher class for {listed(missing)}")
+        if unknown := [name for name in class_map if name not in names]:
+            raise ValueError(f"the class map names classes that the clips do not have: {listed(unknown)}")
+        place_of = {name: place for place, name in enumerate(teacher.class_names)}
+        named = dict.fromkeys(name for sources in class_map.values() for name in sources)
+        if unknown := [name for name in named if name not in place_of]:
+            raise ValueError(
+                f"the class map names classes that teacher {teacher.name!r} does not have: {listed(unknown)}"
+            )
+        super().__init__(
+            teacher.name,
+            names,
+            sample_rate_hz=teacher.sample_rate_hz,
+            clip_seconds=teacher.clip_seconds,
+            frontend=teacher.frontend,
+            architecture={
+                "teacher": teacher.architecture,
+                "teacher_class_names": list(teacher.class_names),
+                "class_map": {name: list(class_map[name]) for name in names},
+            },
+        )
+        self.teacher = teacher
+        self.log_mel = teacher.log_mel
+        # (classes, most teacher classes of one), shorter rows filled up with their first, which changes no maximum
+        most = max(len(class_map[name]) for name in names)
+        places = [[place_of[source] for source in class_map[name]] for name in names]
+        table = torch.tensor([row + row[:1] * (most - len(row)) for row in places])
+        self.register_buffer("table", table, persistent=False)
+        self.eval()
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """(batch, samples) -> (batch, classes)"""
+        return self._mapped(self.teacher(waveform))
+
+    def logits_of_mel(self, mel: Tensor) -> Tensor:
+        """(batch, 1, bands, frames) -> (batch, classes)"""
+        return self._mapped(self.teacher.logits_of_mel(mel))
+
+    def _mapped(self, logits: Tensor) -> Tensor:
+        return logits[:, self.table].amax(2)
+
+
+def with_classes_of_clips(
+    teacher: Teacher, spec: str, clips: ClipStore, class_map: Mapping[str, Sequence[str]] | None
+) -> Teacher:
+    """A teacher for the classes of a clip store: the given one if those are its own, otherwise that one mapped.
+
+    Raises ValueError if the classes differ and there is no map, or one that does not fit.
+    """
+    if class_list_difference(clips.class_names, teacher.class_names) is None:
+        return teacher
+    if class_map is not None:
+        return MappedTeacher(teacher, clips.class_names, class_map)
+    try:
+        check_same_classes(clips.class_names, teacher.class_names, str(clips.path), f"teacher {spec}")
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; --class-map FILE tells which of the teacher's classes stand for the clips'"
+        ) from None
+    return teacher
+
+
+def load_teacher_as_stored(spec: str, stored: Mapping[str, Any], class_names: Sequence[str]) -> Teacher:
+    """The teacher that ``spec`` names, as long and with the class map that a logit store tells of its teacher.
+
+    ``stored`` is what ``Teacher.describe`` gave; ``class_names`` are the store's. Raises ValueError as ``load_teacher``.
+    """
+    clip_seconds, architecture = stored.get("clip_seconds"), stored.get("architecture", {})
+    if "class_map" not in architecture:
+        return load_teacher(spec, class_names, clip_seconds)
+    teacher = load_teacher(spec, architecture["teacher_class_names"], clip_seconds)
+    return MappedTeacher(teacher, class_names, architecture["class_map"])

@@ -1,0 +1,248 @@
+"""Any ONNX model that turns waveforms, or our log-mel spectrograms, into logits, as a teacher.
+
+Its input has the shape (batch, samples) or (batch, 1, bands, frames). What the shapes leave open is read from the model's
+metadata (strings by name, ``metadata_props``), where they are there:
+
+    class_names      JSON list, one name per output; otherwise the caller gives them
+    sample_rate_hz   rate of the waveform; otherwise 32000, which is said in a warning
+    clip_seconds     length of clip that the model is for; otherwise that of an input of fixed size, or 10
+    frontend         JSON object, settings of students.frontend.LogMelConfig; otherwise its defaults
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audio_datasets.stores.class_lists import check_class_names
+from students.frontend import LogMel, LogMelConfig
+from teacher_logits.teachers.base import DEFAULT_CLIP_SECONDS, Teacher
+
+LARGEST_AXIS = 2**27
+"""An hour of audio at 32 kHz is less; what a damaged file says is mostly more."""
+DEFAULT_SAMPLE_RATE_HZ = LogMelConfig().sample_rate_hz
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """What an ONNX file tells about itself."""
+
+    path: Path
+    input_name: str
+    output_name: str
+    takes_log_mel: bool
+    """Whether the input is (batch, 1, bands, frames) rather than (batch, samples)."""
+    batch: int | None
+    """Size of a batch, if fixed."""
+    bands: int | None
+    """Mel bands, if fixed."""
+    length: int | None
+    """Samples or frames, if fixed."""
+    classes: int | None
+    """Outputs, if fixed."""
+    metadata: Mapping[str, str]
+
+    @classmethod
+    def read(cls, path: Path) -> "OnnxModel":
+        """Raises ValueError for a missing file, one that is no ONNX model, and inputs or outputs of another kind."""
+        try:
+            return cls._described_by(_open_session(path, threads=1), path)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: a name in it is not UTF-8 text: {error}") from error
+
+    @classmethod
+    def _described_by(cls, session: Any, path: Path) -> "OnnxModel":
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        shape = inputs[0].shape if len(inputs) == 1 and inputs[0].type == "tensor(float)" else []
+        if len(shape) not in (2, 4) or (len(shape) == 4 and isinstance(shape[1], int) and shape[1] != 1):
+            found = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
+            raise ValueError(
+                f"{path}: a teacher has one input, tensor(float), (batch, samples) or (batch, 1, bands, frames); found {found}"
+            )
+        named = [output for output in outputs if output.name == "logits"] or outputs
+        if len(named) != 1 or len(named[0].shape) != 2:
+            found = ", ".join(f"{one.name} {one.shape}" for one in outputs)
+            raise ValueError(
+                f"{path}: a teacher has one output, or one called logits, of shape (batch, classes); found {found}"
+            )
+        sizes = [size if isinstance(size, int) else None for size in shape]  # names of free axes are text
+        if max(size or 1 for size in sizes) > LARGEST_AXIS or min(1 if size is None else size for size in sizes) < 1:
+            raise ValueError(f"{path}: the axes of its input have sizes from 1 to {LARGEST_AXIS:,}; found {shape}")
+        return cls(
+            path=path,
+            input_name=inputs[0].name,
+            output_name=named[0].name,
+            takes_log_mel=len(sizes) == 4,
+            batch=sizes[0],
+            bands=sizes[2] if len(sizes) == 4 else None,
+            length=sizes[-1],
+            classes=named[0].shape[1] if isinstance(named[0].shape[1], int) else None,
+            metadata=dict(session.get_modelmeta().custom_metadata_map),
+        )
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Those of the metadata, if there."""
+        names = self._json("class_names", list)
+        return None if names is None else check_class_names(names)
+
+    def log_mel_config(self) -> LogMelConfig:
+        """The front end of the metadata, or the default one. ValueError if the model takes other spectrograms."""
+        settings = self._json("frontend", dict)
+        config = LogMelConfig() if settings is None else LogMelConfig.from_dict(settings)
+        if self.bands not in (None, config.n_mels):
+            raise ValueError(
+                f"{self.path} takes {self.bands} mel bands and its front end is not known (the default one has"
+                f" {config.n_mels}); give its settings in the model's metadata under 'frontend'"
+            )
+        return config
+
+    def sample_rate_hz(self) -> int:
+        """Rate of the waveform, for a model that takes waveforms."""
+        rate = self._json("sample_rate_hz", int)
+        if rate is None:
+            _log.warning("%s does not tell its sample rate; %d Hz are taken", self.path, DEFAULT_SAMPLE_RATE_HZ)
+            return DEFAULT_SAMPLE_RATE_HZ
+        return rate
+
+    def clip_seconds(self, positions_per_second: float) -> float:
+        """``positions_per_second``: samples or frames."""
+        seconds = self._json("clip_seconds", (int, float))
+        if seconds is not None:
+            return seconds
+        return DEFAULT_CLIP_SECONDS if self.length is None else self.length / positions_per_second
+
+    def digest(self) -> str:
+        """32 hexadecimal digits over the model's bytes, with those of weights kept in a file beside it."""
+        state = hashlib.blake2b(digest_size=16)
+        beside = [self.path.with_name(self.path.name + ending) for ending in (".data", "_data")]
+        for path in [self.path, *(path for path in beside if path.is_file())]:
+            with path.open("rb") as file:
+                state.update(hashlib.file_digest(file, "blake2b").digest())
+        return state.hexdigest()
+
+    def _json(self, key: str, kind: type | tuple[type, ...]) -> Any:
+        """A metadata entry; None if it is not there, ValueError if it is of another kind."""
+        if key not in self.metadata:
+            return None
+        try:
+            value = json.loads(self.metadata[key])
+        except json.JSONDecodeError:
+            value = self.metadata[key]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{self.path}: the metadata's {key} is of the wrong kind; found {self.metadata[key]!r}")
+        return value
+
+
+def _open_session(path: Path, threads: int) -> Any:
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise ValueError(f"ONNX models need onnxruntime: pip install 'audio-kd[export]' ({error})") from error
+    if not path.is_file():
+        raise ValueError(f"no such ONNX model: {path}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    available = onnxruntime.get_available_providers()
+    providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=providers)
+    except _failures() as error:
+        raise ValueError(f"{path} is no ONNX model that onnxruntime can run: {error}") from error
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises for a model or an input that it cannot take."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return (
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.InvalidProtobuf,
+        state.NotImplemented,
+        state.RuntimeException,
+    )
+
+
+class OnnxTeacher(Teacher):
+    """An ONNX model as a teacher; onnxruntime chooses the device, and as many threads compute as torch would use."""
+
+    def __init__(self, model: OnnxModel, class_names: Sequence[str]) -> None:
+        """Raises ValueError if the class names are not one per output."""
+        if model.classes not in (None, len(class_names)):
+            raise ValueError(f"{model.path} has {model.classes} outputs; {len(class_names)} class names were given")
+        log_mel = LogMel(model.log_mel_config()) if model.takes_log_mel else None
+        if log_mel is None:
+            rate = model.sample_rate_hz()
+            positions_per_second = float(rate)
+        else:
+            rate = log_mel.config.sample_rate_hz
+            positions_per_second = rate / log_mel.config.hop_samples
+        super().__init__(
+            model.path.stem,
+            class_names,
+            sample_rate_hz=rate,
+            clip_seconds=model.clip_seconds(positions_per_second),
+            frontend=log_mel.config.to_dict() if log_mel else None,
+            architecture={"onnx": model.digest(), "output": model.output_name},
+        )
+        self.log_mel = log_mel
+        self.model = model
+        self._session: Any = None  # opened by the first batch, when it is known how many threads may compute
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """(batch, samples) -> (batch, classes)"""
+        return self._run(waveform) if self.log_mel is None else self.logits_of_mel(self.log_mel(waveform))
+
+    def logits_of_mel(self, mel: Tensor) -> Tensor:
+        """(batch, 1, bands, frames) -> (batch, classes)"""
+        return self._run(mel)
+
+    def _run(self, inputs: Tensor) -> Tensor:
+        """(B, ...) -> (B, classes), in batches of the size that the model takes."""
+        if self.model.length not in (None, inputs.shape[-1]):
+            raise ValueError(
+                f"{self.model.path} takes {self.model.length} {'frames' if self.model.takes_log_mel else 'samples'} and no"
+                f" other length; found {inputs.shape[-1]} (leave out --clip-seconds)"
+            )
+        if self._session is None:
+            self._session = _open_session(self.model.path, torch.get_num_threads())
+        array = np.ascontiguousarray(inputs.float().cpu().numpy())
+        outputs = []
+        for start in range(0, len(array), self.model.batch or len(array)):
+            part = array[start : start + (self.model.batch or len(array))]
+            padding = (self.model.batch or len(part)) - len(part)
+            full = np.pad(part, [(0, padding)] + [(0, 0)] * (part.ndim - 1)) if padding else part
+            try:
+                (logits,) = self._session.run([self.model.output_name], {self.model.input_name: full})
+            except _failures() as error:
+                raise ValueError(f"{self.model.path} cannot take an input of shape {full.shape}: {error}") from error
+            if logits.dtype != np.float32 or logits.shape != (len(full), len(self.class_names)):
+                raise ValueError(
+                    f"{self.model.path} gave {logits.dtype} {logits.shape} for {len(full)} clips and "
+                    f"{len(self.class_names)} classes; one float32 logit for each is needed"
+                )
+            outputs.append(logits[: len(part)])
+        return torch.from_numpy(np.concatenate(outputs)).to(inputs.device)
+
+
+def load_onnx_teacher(path: Path, class_names: Sequence[str] | None) -> OnnxTeacher:
+    """The teacher in an ONNX file; ``class_names`` are taken if it carries none. ValueError if there are none at all."""
+    model = OnnxModel.read(path)
+    try:
+        names = model.class_names or class_names
+        if names is None:
+            raise ValueError(f"{path} carries no class names; give them with --class-names FILE")
+        return OnnxTeacher(model, names)
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error

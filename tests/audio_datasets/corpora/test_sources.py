@@ -1,0 +1,222 @@
+"""The layouts that `kd pack` reads."""
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from audio_datasets.corpora.sources import read_source
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+    return path
+
+
+def write_csv(path: Path, rows: list[list]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+def esc50_folder(folder: Path) -> Path:
+    touch(folder / "audio" / "1-100-A-5.ogg")
+    touch(folder / "audio" / "2-100-B-0.wav")
+    header = ["filename", "fold", "target", "category", "esc10", "src_file", "take"]
+    rows = [["1-100-A-5.wav", 1, 5, "cat", "False", 100, "A"], ["2-100-B-0.wav", 2, 0, "dog", "True", 100, "B"]]
+    write_csv(folder / "meta" / "esc50.csv", [header, *rows])
+    return folder
+
+
+def test_esc50_s_layout_with_files_in_another_format(tmp_path: Path) -> None:
+    source = read_source(esc50_folder(tmp_path))
+    assert source.layout == "esc50"
+    assert source.label_names == ("dog", "cat")  # by target, not by name or line
+    first, second = source.clips
+    assert (first.clip_id, first.labels, first.fold, first.group) == ("1-100-A-5", ("cat",), 1, "100")
+    assert (first.source, second.source) == ("audio/1-100-A-5.ogg", "audio/2-100-B-0.wav")
+    assert first.path.exists()
+
+
+def test_esc50_files_that_are_missing_are_kept_for_the_report(tmp_path: Path) -> None:
+    folder = esc50_folder(tmp_path)
+    (folder / "audio" / "1-100-A-5.ogg").unlink()
+    assert read_source(folder).clips[0].source == "audio/1-100-A-5.wav"
+
+
+def test_real_esc10(reference_dir: Path) -> None:
+    source = read_source(reference_dir / "data" / "ESC-10")
+    assert len(source.clips) == 400
+    assert source.label_names[:2] == ("dog", "rooster")
+    assert all(clip.path.exists() for clip in source.clips)
+    assert {clip.fold for clip in source.clips} == {1, 2, 3, 4, 5}
+
+
+def test_one_folder_per_class(tmp_path: Path) -> None:
+    for name in (
+        "dog/b.WAV",
+        "dog/more/a.mp3",
+        "cat/a.flac",
+        ".hidden/x.wav",
+        "dog/.x.wav",
+        "dog/notes.txt",
+        "top.wav",
+    ):
+        touch(tmp_path / name)
+    source = read_source(tmp_path)
+    assert source.layout == "folders"
+    assert [clip.clip_id for clip in source.clips] == ["cat/a.flac", "dog/b.WAV", "dog/more/a.mp3"]
+    assert [clip.labels for clip in source.clips] == [("cat",), ("dog",), ("dog",)]
+    assert source.label_names == ("cat", "dog")
+    assert set(source.ignored) == {"dog/notes.txt", "top.wav"}
+
+
+cell = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=10)
+manifest_clip = st.tuples(
+    cell,
+    cell,
+    st.lists(cell.filter(lambda label: ";" not in label), max_size=3, unique=True),
+    st.none() | st.integers(0, 99),
+)
+
+
+@settings(max_examples=30)
+@given(st.lists(manifest_clip, min_size=1, max_size=6, unique_by=lambda clip: clip[0]))
+def test_csv_and_parquet_manifests_agree(tmp_path_factory: pytest.TempPathFactory, clips: list) -> None:
+    folder = tmp_path_factory.mktemp("manifest")
+    columns = ["clip_id", "path", "labels", "split", "fold"]
+    rows = [[i, path, ";".join(labels), "train", fold] for i, path, labels, fold in clips]
+    write_csv(folder / "m.csv", [columns, *rows])
+    table = {name: [row[index] for row in rows] for index, name in enumerate(columns)}
+    pyarrow.parquet.write_table(pyarrow.table(table), folder / "m.parquet")
+    from_csv, from_parquet = (read_source(folder / name, allow_outside=True) for name in ("m.csv", "m.parquet"))
+    assert from_csv == from_parquet
+    assert from_csv.layout == "manifest"
+    for clip, (clip_id, path, labels, fold) in zip(from_csv.clips, clips, strict=True):
+        assert (clip.clip_id, clip.source, clip.labels) == (clip_id, path, tuple(labels))
+        assert (clip.split, clip.fold, clip.group) == ("train", fold, None)
+        assert clip.path == folder / path
+
+
+def test_parquet_manifests_from_data_frames(tmp_path: Path) -> None:
+    """Labels as lists, folds as floats with NaN for none, as pandas writes them."""
+    table = pyarrow.table(
+        {
+            "clip_id": ["a", "b"],
+            "path": ["x/a.wav", "b.wav"],
+            "labels": [["dog", "cat"], []],
+            "fold": np.array([1.0, np.nan]),
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "m.parquet")
+    first, second = read_source(tmp_path / "m.parquet").clips
+    assert (first.labels, first.fold) == (("dog", "cat"), 1)
+    assert (second.labels, second.fold, second.path) == ((), None, tmp_path / "b.wav")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([["clip_id", "labels"], ["a", "dog"]], r"lacks the columns \['path'\]"),
+        ([["clip_id", "path", "labels"]], "no audio files"),
+        ([["clip_id", "path", "labels"], ["a", "x", ""], ["a", "y", ""]], "'a' is both 'x' and 'y'"),
+        ([["clip_id", "path", "labels"], ["", "x", ""]], "row 2: clip_id must be text and not empty; found ''"),
+        ([["clip_id", "path", "labels"], ["a\tb", "x", ""]], "printable"),
+        ([["clip_id", "path", "labels"], ["a", "x"]], "line 2"),
+        ([["clip_id", "path", "labels", "fold"], ["a", "x", "dog", "one"]], "fold must be a whole number; found 'one'"),
+    ],
+)
+def test_wrong_manifests_are_refused(tmp_path: Path, rows: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_source(write_csv(tmp_path / "m.csv", rows))
+
+
+@settings(max_examples=60)
+@given(st.binary(max_size=120), st.sampled_from([".csv", ".parquet"]))
+def test_any_other_content_is_a_value_error(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, suffix: str
+) -> None:
+    path = tmp_path_factory.mktemp("manifest") / f"m{suffix}"
+    path.write_bytes(b"clip_id,path,labels\n" * (suffix == ".csv") + content)
+    message = ""
+    try:
+        read_source(path)
+    except ValueError as error:
+        message = str(error)
+    assert not message or str(path) in message
+
+
+@pytest.mark.parametrize("path", ["../a.wav", "x/../../a.wav", "/etc/passwd", ".."])
+def test_a_list_names_nothing_outside_its_folder_unless_trusted(tmp_path: Path, path: str) -> None:
+    rows = [["clip_id", "path", "labels"], ["good", "x/../a.wav", "dog"], ["bad", path, "dog"]]
+    listing = write_csv(tmp_path / "lists" / "m.csv", rows)
+    with pytest.raises(ValueError, match="names 1 files outside of its own folder") as refused:
+        read_source(listing)
+    assert repr(path) in str(refused.value)
+    assert read_source(listing, allow_outside=True).clips[1].path == listing.parent / path
+
+
+def test_a_table_in_esc50s_layout_names_nothing_outside_its_folder(tmp_path: Path) -> None:
+    write_csv(tmp_path / "meta" / "esc50.csv", [["filename", "category"], ["../../a.wav", "dog"]])
+    with pytest.raises(ValueError, match="names 1 files outside of its own folder"):
+        read_source(tmp_path, "esc50")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("clip_id", [b"a", b"b"], "row 1: clip_id must be text"),
+        ("clip_id", [0.5, 1.5], "row 1: clip_id must be text"),
+        ("clip_id", ["same", "same"], "'same' is both"),
+        ("path", [True, False], "row 1: path must be text"),
+        ("path", ["a\0b", "c"], "row 1: path must be text"),
+        ("labels", [1, 2], "row 1: labels must be text"),
+        ("labels", [[b"dog"], []], "row 1: labels must be text"),
+        ("split", [["train"], []], "row 1: split must be text or a number"),
+        ("fold", ["one", "two"], "fold must be a whole number; found 'one'"),
+        ("fold", [1.5, 2.0], "fold must be a whole number; found 1.5"),
+    ],
+)
+def test_parquet_manifests_of_wrong_types_are_refused(tmp_path: Path, column: str, values: list, message: str) -> None:
+    table = {"clip_id": ["a", "b"], "path": ["a.wav", "b.wav"], "labels": ["dog", "cat"], column: values}
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "m.parquet")
+    with pytest.raises(ValueError, match=message):
+        read_source(tmp_path / "m.parquet")
+
+
+def test_names_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
+    latin1 = pyarrow.array([b"caf\xe9.wav"], pyarrow.binary()).view(pyarrow.string())
+    table = pyarrow.table({"clip_id": latin1, "path": latin1, "labels": [""]})
+    pyarrow.parquet.write_table(table, tmp_path / "m.parquet")
+    with pytest.raises(ValueError, match="m.parquet is not a Parquet file, or a damaged one.*UTF8"):
+        read_source(tmp_path / "m.parquet")
+    (tmp_path / "m.csv").write_bytes(b"clip_id,path,labels\ncaf\xe9,a.wav,\n")
+    with pytest.raises(ValueError, match="m.csv is not a CSV file in UTF-8"):
+        read_source(tmp_path / "m.csv")
+    touch(tmp_path / "sounds" / "dog" / os.fsdecode(b"caf\xe9.wav"))
+    with pytest.raises(ValueError, match="clip ids must be printable"):
+        read_source(tmp_path / "sounds")
+
+
+def test_sources_in_no_known_layout_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such file or folder"):
+        read_source(tmp_path / "absent")
+    with pytest.raises(ValueError, match="none of the known layouts"):
+        read_source(tmp_path)
+    with pytest.raises(ValueError, match=r"\.csv or \.parquet"):
+        read_source(touch(tmp_path / "list.txt"))
+    with pytest.raises(ValueError, match="meta/esc50"):
+        read_source(tmp_path, "esc50")
+    with pytest.raises(ValueError, match="layout must be"):
+        read_source(tmp_path, "kaldi")
+    (tmp_path / "dog").mkdir()
+    with pytest.raises(ValueError, match="no audio files"):
+        read_source(tmp_path)

@@ -1,0 +1,157 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate.data_loader import BatchSamplerShard
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from audio_datasets.stores.clip_store import ClipStore
+from kd.data.sampling import EpochBatches, SamplingConfig, count_classes, draw_epoch, label_frequency_weights
+
+
+def test_weights_are_the_papers_formula(tiny_store: Path) -> None:
+    store = ClipStore.open(tiny_store)
+    rows = np.array([0, 2, 3, 7, 9])
+    targets = store.targets(rows)
+    counts = targets.sum(axis=0)
+    expected = [sum(1000 / (100 + counts[c]) for c in np.flatnonzero(clip)) for clip in targets]
+    np.testing.assert_allclose(count_classes(store, rows), counts)
+    np.testing.assert_allclose(label_frequency_weights(store, rows, counts), expected)
+
+
+@given(st.integers(1, 60), st.data(), st.integers(0, 2**32), st.integers(0, 500), st.booleans())
+def test_an_epoch_draws_without_replacement_and_is_recreated_from_its_key(
+    count: int, data: st.DataObject, seed: int, epoch: int, weighted: bool
+) -> None:
+    drawn = data.draw(st.integers(1, count))
+    rows = np.arange(100, 100 + count)
+    weights = np.linspace(1, 9, count) if weighted else None
+    order = draw_epoch(rows, weights, drawn, seed, epoch)
+    assert len(order) == len(set(order.tolist())) == drawn
+    assert set(order.tolist()) <= set(rows.tolist())
+    np.testing.assert_array_equal(order, draw_epoch(rows, weights, drawn, seed, epoch))
+
+
+def test_weighted_draws_follow_the_weights_and_the_order_does_not() -> None:
+    rows, weights = np.arange(4), np.array([1.0, 1.0, 2.0, 4.0])
+    first = np.array([draw_epoch(rows, weights, 1, 0, epoch)[0] for epoch in range(4000)])
+    np.testing.assert_allclose(np.bincount(first) / 4000, weights / weights.sum(), atol=0.03)
+    # With all clips drawn, every clip is as often in the first place as any other.
+    leaders = np.array([draw_epoch(rows, weights, 4, 0, epoch)[0] for epoch in range(4000)])
+    np.testing.assert_allclose(np.bincount(leaders) / 4000, 0.25, atol=0.03)
+
+
+def batches(store: Path, *, batch_size: int, per_step: int, clips: int | None = None, seed: int = 3) -> EpochBatches:
+    opened = ClipStore.open(store)
+    config = SamplingConfig(clips_per_epoch=clips)
+    return EpochBatches(
+        opened, np.arange(len(opened)), config, batch_size=batch_size, batches_per_step=per_step, seed=seed
+    )
+
+
+def test_a_step_covers_the_same_clips_however_many_processes_share_it(tiny_store: Path) -> None:
+    one = [request for batch in batches(tiny_store, batch_size=6, per_step=1) for request in batch]
+    three = [request for batch in batches(tiny_store, batch_size=2, per_step=3) for request in batch]
+    assert one == three
+    assert [request.position for request in one] == list(range(12))
+
+
+def test_starting_inside_an_epoch_equals_skipping(tiny_store: Path) -> None:
+    sampler = batches(tiny_store, batch_size=2, per_step=2)
+    sampler.start_at(epoch=5, step=0)
+    whole = list(sampler)
+    sampler.start_at(epoch=5, step=2)
+    assert len(sampler) == len(list(sampler)) == 2
+    assert list(sampler) == whole[4:]
+    sampler.start_at(epoch=6, step=0)
+    assert list(sampler) != whole
+
+
+def test_too_many_clips_or_too_large_a_batch_is_refused(tiny_store: Path) -> None:
+    with pytest.raises(ValueError, match="clips_per_epoch is 13, but only 12"):
+        batches(tiny_store, batch_size=2, per_step=1, clips=13)
+    with pytest.raises(ValueError, match="less than one step"):
+        batches(tiny_store, batch_size=8, per_step=2)
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 50), st.integers(0, 2**32), st.data())
+@settings(max_examples=40)
+def test_the_processes_share_an_epoch_exactly(
+    tiny_store: Path, processes: int, accumulated: int, batch_size: int, epoch: int, seed: int, data: st.DataObject
+) -> None:
+    """Their shares, cut as Accelerate's loader cuts them: disjoint, together the epoch, from any step on."""
+    per_step = processes * accumulated
+    assume(per_step * batch_size <= 12)
+    sampler = batches(tiny_store, batch_size=batch_size, per_step=per_step, seed=seed)
+    first = data.draw(st.integers(0, sampler.steps_per_epoch - 1))
+    sampler.start_at(epoch, first)
+    shares = [
+        [request for batch in BatchSamplerShard(sampler, processes, rank) for request in batch]
+        for rank in range(processes)
+    ]
+    assert len({len(share) for share in shares}) == 1
+    positions = sorted(request.position for share in shares for request in share)
+    assert positions == list(range(first * per_step * batch_size, sampler.steps_per_epoch * per_step * batch_size))
+    rows = [request.row for share in shares for request in share]
+    assert len(set(rows)) == len(rows)
+
+    # One process with the whole step as its batch draws the same clips at the same positions.
+    alone = batches(tiny_store, batch_size=batch_size * per_step, per_step=1, seed=seed)
+    alone.start_at(epoch, first)
+    assert {request for batch in alone for request in batch} == {request for share in shares for request in share}
+
+
+class FakeClips:
+    """The targets of clips, as a sampler asks for them."""
+
+    def __init__(self, targets: np.ndarray) -> None:
+        self._targets = targets
+        self.class_names = [f"class {index}" for index in range(targets.shape[1])]
+
+    def targets(self, rows: np.ndarray) -> np.ndarray:
+        return self._targets[rows]
+
+
+@given(
+    hnp.arrays(np.float32, st.tuples(st.integers(1, 40), st.integers(1, 4)), elements=st.sampled_from([0.0, 1.0])),
+    st.sampled_from(["uniform", "label-frequency", "balanced"]),
+    st.integers(0, 300),
+    st.integers(0, 2**32),
+    st.data(),
+)
+@settings(max_examples=60)
+def test_any_sampler_any_position_any_number_of_processes(
+    targets: np.ndarray, sampler: str, epoch: int, seed: int, data: st.DataObject
+) -> None:
+    """An epoch is a permutation; the processes' shares, in turn, are the epoch; going on equals skipping."""
+    labelled = np.flatnonzero(targets.any(axis=1))
+    assume(sampler == "uniform" or len(labelled))
+    rows = np.arange(len(targets)) if sampler == "uniform" else labelled
+    processes, accumulated = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    per_step = processes * accumulated
+    assume(per_step <= len(rows))
+    batch_size = data.draw(st.integers(1, len(rows) // per_step))
+    batches = EpochBatches(
+        FakeClips(targets),
+        np.arange(len(targets)),
+        SamplingConfig(sampler=sampler, clips_per_epoch=len(rows)),
+        batch_size=batch_size,
+        batches_per_step=per_step,
+        seed=seed,
+    )
+    batches.start_at(epoch, 0)
+    whole = list(batches)
+    assert len(batches) == len(whole) == len(rows) // (batch_size * per_step) * per_step
+    drawn = [request.row for batch in whole for request in batch]
+    assert set(drawn) <= set(rows.tolist())
+    if sampler != "balanced":  # which draws with replacement
+        assert len(set(drawn)) == len(drawn)
+        if batch_size * per_step == len(rows):
+            assert sorted(drawn) == rows.tolist()
+    first = data.draw(st.integers(0, batches.steps_per_epoch))
+    batches.start_at(epoch, first)
+    assert list(batches) == whole[first * per_step :]
+    shares = [list(BatchSamplerShard(batches, processes, rank)) for rank in range(processes)]
+    assert [batch for turn in zip(*shares, strict=True) for batch in turn] == whole[first * per_step :]
