@@ -23,7 +23,7 @@ from audio_datasets.system.randomness import generator
 from kd.objectives.losses import tagging_loss
 from students import create_student
 from students.frontend import LogMel, LogMelConfig
-from students.layers.blocks import initialize_weights
+from students.layers.convolutions import initialize_weights
 
 MARKS = (40, 80, 120, 160, 200, 300, 400)
 

@@ -22,7 +22,7 @@ from audio_datasets.system.files import make_folder, read_json, write_json
 from kd.objectives.distillation import DistillationConfig, DistillationObjective
 from students import create_student
 from students.frontend import LogMel, LogMelConfig
-from students.layers.blocks import Student
+from students.interface import Student
 from teacher_logits.processes import start_accelerator
 
 DUMP_FILE = "dump.json"

@@ -62,7 +62,7 @@ from kd.training.threads import leave_a_core_to_the_workers
 from students import create_student, load_weights
 from students.catalog import default_options
 from students.frontend import LogMel, LogMelConfig
-from students.layers.blocks import Student
+from students.interface import Student
 from students.weights import imagenet_architecture, load_imagenet_weights, save_student
 from teacher_logits.processes import any_process, locked_by_main_process, on_main_process, start_accelerator
 from teacher_logits.store import LogitEnsemble, MeanOf, check_same_classes

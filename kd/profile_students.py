@@ -27,7 +27,7 @@ from audio_datasets.system.files import write_json, written_aside
 from kd.training.config import as_json, parse_options
 from students import create_student, list_students
 from students.frontend import LogMelConfig
-from students.layers.blocks import Student
+from students.interface import Student
 from students.profile import profile_student
 from students.weights import CARD_FILE
 from teacher_logits.teachers.base import load_network

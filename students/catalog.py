@@ -9,7 +9,7 @@ from students.families.dymn import DyMN, DyMNOptions
 from students.families.image_backbones import EfficientNetOptions, efficientnet_b2, efficientnetv2_b2
 from students.families.mergenet import MergeNet, MergeNetOptions
 from students.families.mn import MN, MNOptions
-from students.layers.blocks import Student, StudentConfig
+from students.interface import Student, StudentConfig
 
 
 @dataclass(frozen=True)

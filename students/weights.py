@@ -25,7 +25,7 @@ from students.catalog import STUDENTS, Catalog
 from students.families.image_backbones import EfficientNet
 from students.families.mn import MN, STAGES
 from students.frontend import LogMelConfig
-from students.layers.blocks import Student, StudentConfig
+from students.interface import Student, StudentConfig
 
 FORMAT = "kd-student"
 FORMAT_VERSION = 1

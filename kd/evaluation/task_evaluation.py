@@ -13,7 +13,7 @@ from audio_datasets.tasks.task import TaskClips
 from kd.data.finetune_data import EvaluationWindows, Hearing
 from kd.evaluation.predict import predict_logits, skipped_clips
 from students.frontend import LogMel
-from students.layers.blocks import StudentOutput
+from students.interface import StudentOutput
 
 
 class ClipEvaluator:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from audio_datasets.audio.augment import both_of_pair, mix_with_partner
 from kd.objectives.losses import distillation_targets, tagging_loss, weighted_loss
 from students.frontend import LogMel, mask_stripes
-from students.layers.blocks import set_sample_keys
+from students.layers.keyed import set_sample_keys
 
 Batch = dict[str, Tensor]
 

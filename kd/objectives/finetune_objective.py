@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from audio_datasets.audio.augment import both_of_pair, mix_with_partner
 from kd.objectives.distillation import Batch
 from students.frontend import LogMel
-from students.layers.blocks import set_sample_keys
+from students.layers.keyed import set_sample_keys
 
 LARGEST_POSITIVE_WEIGHT = 100.0
 

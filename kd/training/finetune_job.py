@@ -49,7 +49,7 @@ from kd.training.run_start import SKIPPED_CLIPS_FILE, RunFolder
 from kd.training.runlog import RunLog
 from kd.training.transfer import Start, freeze, layer_groups, start_from_run, starting_student
 from students.frontend import LogMel
-from students.layers.blocks import Student
+from students.interface import Student
 from students.weights import save_student
 from teacher_logits.processes import any_process, on_main_process
 from teacher_logits.store import LogitEnsemble

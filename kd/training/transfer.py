@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kd.objectives.finetune_objective import Loss
 from students import load_weights
 from students.frontend import LogMelConfig
-from students.layers.blocks import Student
+from students.interface import Student
 from students.weights import WEIGHTS_FILE, StudentCard, imagenet_architecture, load_imagenet_weights, read_card
 from teacher_logits.teachers.passt import Passt, catalog_of, load_passt_weights
 

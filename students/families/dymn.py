@@ -25,6 +25,7 @@ from students.families.mn import (
     MobileNet,
     Stage,
 )
+from students.interface import Student
 from students.layers.batch_inner import (
     batch_inner,
     depthwise,
@@ -34,18 +35,16 @@ from students.layers.batch_inner import (
     prefers_batch_inner,
     recalibrate,
 )
-from students.layers.blocks import (
+from students.layers.convolutions import (
     BATCH_NORM_EPSILON,
     BATCH_NORM_MOMENTUM,
-    Student,
     channels_last_on_cpu,
     conv_norm_activation,
-    create_head,
-    folded_convolution,
     initialize_weights,
     make_divisible,
-    norm_scale_and_shift,
 )
+from students.layers.folding import folded_convolution, norm_scale_and_shift
+from students.layers.heads import create_head
 
 _DYNAMIC_BLOCKS = {
     "all": range(15),

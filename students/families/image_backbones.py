@@ -13,14 +13,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from students.layers.blocks import (
-    KeyedDropout,
-    Student,
-    StudentOutput,
-    checked_mel,
-    folded_convolution,
-    initialize_weights,
-)
+from students.interface import Student, StudentOutput, checked_mel
+from students.layers.convolutions import initialize_weights
+from students.layers.folding import folded_convolution
+from students.layers.keyed import KeyedDropout
 from students.profile import MAC_COUNTERS
 
 

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional
 
-from students.layers.blocks import Student, StudentOutput, checked_mel, conv_norm_activation, initialize_weights
+from students.interface import Student, StudentOutput, checked_mel
+from students.layers.convolutions import conv_norm_activation, initialize_weights
 
 
 class Stage(NamedTuple):

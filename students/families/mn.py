@@ -13,20 +13,11 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from students.interface import Student, StudentOutput
 from students.layers.attention import ATTENTIONS, create_attention
-from students.layers.blocks import (
-    HEADS,
-    SE_AGGREGATIONS,
-    ConcurrentSqueezeExcitation,
-    Student,
-    StudentOutput,
-    conv_norm_activation,
-    create_head,
-    head_output_biases,
-    initialize_weights,
-    is_selection_of_axes,
-    make_divisible,
-)
+from students.layers.convolutions import conv_norm_activation, initialize_weights, make_divisible
+from students.layers.heads import HEADS, create_head, head_output_biases
+from students.layers.squeeze_excitation import SE_AGGREGATIONS, ConcurrentSqueezeExcitation, is_selection_of_axes
 
 NOMINAL_FRAMES = 1000
 """Frames of a ten-second clip with 10 ms hops: what fixes the size of squeeze-excitation over time."""

@@ -25,7 +25,7 @@ from audio_datasets.stores.class_lists import check_class_names
 from audio_datasets.system.files import digest_of
 from students import create_student, load_weights
 from students.frontend import LogMel, LogMelConfig, mask_stripes
-from students.layers.blocks import Student
+from students.interface import Student
 from students.weights import CARD_FILE, StudentCard, load_student, read_card, weights_fingerprint
 from teacher_logits.teachers.passt import catalog_of, create_passt, list_passts, load_passt_weights, passt_from_weights
 

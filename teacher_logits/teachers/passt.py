@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from students.catalog import STUDENTS, Catalog, CatalogEntry
 from students.frontend import LogMelConfig
-from students.layers.blocks import KeyedModule, Student, StudentOutput, checked_mel
+from students.interface import Student, StudentOutput, checked_mel
+from students.layers.keyed import KeyedModule
 from students.profile import MAC_COUNTERS
 from students.weights import StateDict, StudentCard, fill_weights, load_student, read_state_dict, save_student
 

@@ -10,7 +10,7 @@ import torch
 from students import create_student, list_students
 from students.catalog import default_options
 from students.frontend import LogMelConfig
-from students.layers.blocks import Student, StudentConfig
+from students.interface import Student, StudentConfig
 from students.weights import load_student, save_student
 
 

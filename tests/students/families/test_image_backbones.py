@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from students import create_student
-from students.layers.blocks import KeyedDropout, set_sample_keys
+from students.layers.keyed import KeyedDropout, set_sample_keys
 from students.profile import profile_student
 from students.weights import imagenet_architecture, load_imagenet_weights
 

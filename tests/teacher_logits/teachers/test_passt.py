@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from kd.objectives.distillation import DistillationConfig, DistillationObjective
 from students.frontend import LogMel, LogMelConfig
-from students.layers.blocks import set_sample_keys
+from students.layers.keyed import set_sample_keys
 from students.profile import profile_student
 from students.weights import load_student
 from teacher_logits.teachers.base import StudentTeacher, load_network, load_teacher
