@@ -35,7 +35,6 @@ from kd.evaluation.predict import evaluation_loader, predict_logits, skipped_cli
 from kd.objectives.distillation import DistillationConfig, DistillationObjective
 from kd.recipes.pretraining import GLOBAL_BATCH, RECIPES, RecipeName, recipe_for
 from kd.training.building import (
-    annealed_options,
     moving_average,
     package_versions,
     require_checkpoint_space,
@@ -60,7 +59,7 @@ from kd.training.schedule import ScheduleConfig, phases
 from kd.training.sync_batch_norm import synchronize_batch_norms
 from kd.training.threads import leave_a_core_to_the_workers
 from students import create_student, load_weights
-from students.catalog import default_options
+from students.catalog import default_options, options_for
 from students.frontend import LogMel, LogMelConfig
 from students.interface import Student
 from students.weights import imagenet_architecture, load_imagenet_weights, save_student
@@ -494,11 +493,7 @@ def student_options(config: PretrainConfig) -> dict[str, Any]:
     Raises:
         ValueError: an unknown student, an option given twice or without a value, or annealing that does not end in time.
     """
-    options = parse_options(config.student_options)
-    defaults = default_options(config.student)
-    if "n_mels" in defaults:
-        options.setdefault("n_mels", config.frontend.n_mels)
-    return annealed_options(options, defaults, config.loop.epochs)
+    return options_for(config.student, parse_options(config.student_options), config.frontend, config.loop.epochs)
 
 
 def provenance(config: PretrainConfig, folder: RunFolder, training: Training, command: str) -> dict[str, Any]:

@@ -4,13 +4,18 @@ Shapes: B batch, C channels, F frequency positions, T time positions, E embeddin
 """
 
 import copy
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from students.frontend import LogMelConfig
 from students.layers.folding import fold_pairs
+
+StateDict = dict[str, Tensor]
 
 
 class StudentOutput(NamedTuple):
@@ -32,12 +37,30 @@ class StudentConfig:
     """Every option of the family with its value, defaults included, so that a later default changes nothing."""
 
 
+class FineTuning(NamedTuple):
+    """What a family's authors fine-tuned a trained student with."""
+
+    learning_rate: float
+    batch_size: int
+
+
 class Student(nn.Module):
     """Base of all students: mel (B, 1, n_mels, frames) -> StudentOutput.
+
+    A subclass is a family: it takes the number of classes and its options (``Options``), and says here what is known of it.
+    A family needs ``Options``, ``forward``, a ``classifier`` and ``output_biases``; everything else has a default.
 
     ``create_student`` sets ``config``; a student built by hand has none and can be neither saved nor matched to weights.
     """
 
+    Options: ClassVar[type]
+    """The family's options: a frozen dataclass with defaults, which raises ValueError for a value that is not allowed."""
+    fine_tuning: ClassVar[Mapping[str, FineTuning]] = {}
+    """Published learning rate and batch size for trained students, by the name of the task."""
+    only_from_scratch: ClassVar[tuple[str, ...]] = ()
+    """Options that change how a fresh student trains, and nothing about a trained one."""
+    imagenet_architecture: str | None = None
+    """timm's name of the network whose ImageNet weights ``imagenet_weights`` takes; None if there is none."""
     config: StudentConfig | None = None
 
     def __init__(self, num_classes: int, embedding_dim: int) -> None:
@@ -45,14 +68,68 @@ class Student(nn.Module):
         self.num_classes = num_classes
         self.embedding_dim = embedding_dim
 
+    # --- What a family knows of itself ---
+
+    @classmethod
+    def published_frontend(cls) -> LogMelConfig:
+        """The front end that the family was published with."""
+        return LogMelConfig()
+
+    @classmethod
+    def options_for_frontend(cls, given: Mapping[str, Any], frontend: LogMelConfig) -> dict[str, Any]:
+        """The given options and those that follow from the front end: ``n_mels``, if the family has such an option."""
+        has_n_mels = any(option.name == "n_mels" for option in dataclasses.fields(cls.Options))
+        return {"n_mels": frontend.n_mels, **given} if has_n_mels else dict(given)
+
+    @classmethod
+    def options_for_training(cls, given: Mapping[str, Any], epochs: int) -> dict[str, Any]:
+        """The given options and those that follow from the length of a run from scratch.
+
+        Raises ValueError for an option that does not fit the length.
+        """
+        return dict(given)
+
+    @classmethod
+    def pretraining_learning_rate(cls, options: Any) -> float | None:
+        """Published peak learning rate of pretraining with these ``Options``, in batches of 120 clips; None if unknown."""
+        return None
+
+    @classmethod
+    def tensors_of_checkpoint(cls, state: StateDict) -> StateDict:
+        """The tensors of a public checkpoint under this student's names."""
+        return state
+
+    @classmethod
+    def config_of_weights(cls, state: StateDict) -> StudentConfig | None:
+        """The student that tensors belong to; None if the shapes of this family's tensors do not tell its options.
+
+        Raises ValueError for tensors of another family.
+        """
+        return None
+
+    def imagenet_weights(self, timm_state_dict: Mapping[str, Tensor]) -> StateDict:
+        """The part of this student's state dict that the weights of ``imagenet_architecture`` give.
+
+        Raises ValueError if they are another network's weights, or do not fit this student's options.
+        """
+        raise NotImplementedError
+
+    @property
+    def clip_seconds(self) -> float | None:
+        """The length of the clips that this student was made for; None if it takes any length."""
+        return None
+
+    # --- What it computes ---
+
     def forward(self, mel: Tensor) -> StudentOutput:
+        """(B, 1, n_mels, frames) -> logits (B, K), embedding (B, E)"""
         raise NotImplementedError
 
     def start_epoch(self, epoch: int) -> None:
-        """Takes over what changes with the epoch of pretraining, counted from 0; nothing does, for most students."""
+        """Sets what changes with the epoch of pretraining, counted from 0. For most students nothing does."""
 
     def output_biases(self) -> Tensor:
-        """What is added to the logits, as a view that writes through: (K,), or (parts, K) where parts of it are averaged."""
+        """The biases added to the logits, as a view that can be written to: (K,), or (parts, K) if the parts are averaged."""
         raise NotImplementedError
 
     @torch.no_grad()

@@ -1,8 +1,6 @@
 """What training runs are built from, whatever they train on: loader, moving average, versions."""
 
-from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
 
 from accelerate import Accelerator
 from timm.utils import ModelEmaV3
@@ -15,29 +13,6 @@ from kd.data.sampling import EpochBatches
 from kd.training.checkpoint import checkpoints
 from kd.training.loop import LoopConfig, Run, TrainState
 from teacher_logits.processes import on_main_process
-
-
-def annealed_options(options: Mapping[str, Any], defaults: Mapping[str, Any], epochs: int) -> dict[str, Any]:
-    """A student's options for a run from scratch: a DyMN's τ falls over 15 % of the epochs unless they say otherwise.
-
-    That is the paper's share (30 of 200 epochs, Table VIII), as with the learning rate's phases.
-
-    Args:
-        options: those that are given.
-        defaults: the student's.
-
-    Raises:
-        ValueError: annealing that does not end in time.
-    """
-    options = dict(options)
-    if "temperature_epochs" in defaults:
-        options.setdefault("temperature_epochs", round(0.15 * epochs))
-        if options["temperature_epochs"] >= epochs:
-            raise ValueError(
-                f"temperature_epochs ({options['temperature_epochs']}) must be less than epochs ({epochs}): the student is "
-                "used at the temperature that annealing ends with"
-            )
-    return options
 
 
 def training_loader(dataset: Dataset, batches: EpochBatches, workers: int, accelerator: Accelerator) -> DataLoader:

@@ -35,7 +35,6 @@ from kd.evaluation.probe import probe_logits
 from kd.evaluation.task_evaluation import ClipEvaluator
 from kd.objectives.finetune_objective import FinetuneObjective, balanced_weights
 from kd.training.building import (
-    annealed_options,
     moving_average,
     package_versions,
     require_checkpoint_space,
@@ -48,12 +47,12 @@ from kd.training.loop import Run, TrainState, create_optimizer, evaluated_studen
 from kd.training.run_start import SKIPPED_CLIPS_FILE, RunFolder
 from kd.training.runlog import RunLog
 from kd.training.transfer import Start, freeze, layer_groups, start_from_run, starting_student
+from students.catalog import family_of
 from students.frontend import LogMel
 from students.interface import Student
 from students.weights import save_student
 from teacher_logits.processes import any_process, on_main_process
 from teacher_logits.store import LogitEnsemble
-from teacher_logits.teachers.passt import catalog_of
 
 
 def folder_name(part: Partition, seeds: Sequence[int], seed: int) -> str:
@@ -445,12 +444,11 @@ def read_start(config: FinetuneConfig) -> Start:
     """
     options = parse_options(config.student_options)
     if not config.is_pretrained:
-        defaults = catalog_of(config.student).default_options(config.student)
-        return Start(config.student, annealed_options(options, defaults, config.loop.epochs))
-    if unused := sorted(options.keys() & {"temperature_start", "temperature_epochs"}):
+        options = family_of(config.student).options_for_training(options, config.loop.epochs)
+        return Start(config.student, options)
+    if unused := [name for name in family_of(config.student).only_from_scratch if name in options]:
         raise ValueError(
-            f"--student-options {unused[0]} would not be used: a trained DyMN stays at the temperature that its annealing "
-            "ended with"
+            f"--student-options {unused[0]} would not be used: it only changes how a {config.student} trains from scratch"
         )
     if config.init is None:
         return Start(config.student, options, config.weights)

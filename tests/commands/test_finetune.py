@@ -32,7 +32,6 @@ from students.families.dymn import DyMN
 from students.frontend import LogMelConfig
 from students.weights import load_student, save_student
 from teacher_logits.store import write_logit_store
-from teacher_logits.teachers.passt import load_passt
 
 FINETUNE = str(Path(__file__).parents[2] / "kd" / "finetune.py")
 
@@ -188,12 +187,12 @@ def test_passt_is_fine_tuned_like_a_student(make_task_folder: Callable[..., Path
     data, first, second = make_task_folder("folder"), tmp_path / "first", tmp_path / "second"
     small = ["--student", "passt_tiny", "--student-options", "width=64", "depth=2", "heads=1", "patchout_patches=4"]
     assert main([*arguments("folder", data, first), *small]) == 0
-    network, card = load_passt(first)
+    network, card = load_student(first)
     assert card.class_names == ("fan", "pump")
     options = ["--init", str(first), "--freeze", "backbone", "--layer-decay", "0.5", "--probe"]
     again = [option for option in arguments("folder", data, second, *options) if option not in ("--student", "mn01")]
     assert main(again) == 0
-    tuned = load_passt(second)[0].state_dict()
+    tuned = load_student(second)[0].state_dict()
     before = network.state_dict()
     changed = {name.split(".")[0] for name in tuned if not torch.equal(before[name], tuned[name])}
     assert changed == {"head"}
