@@ -130,7 +130,7 @@ def configure(arguments: Sequence[str]) -> FinetuneConfig:
     task = get_task(given.task)
     trained: dict[str, Any] = {}
     if given.init is not None:
-        start, card = start_from_run(given.init)
+        start, card = start_from_run(given.init, allow=() if given.student is None else (given.student,))
         trained = {"student": start.name, "frontend": card.frontend, "init": given.init}
     settings = {name: getattr(given, name) for name in ("student", "weights", "recipe", "epochs")}
     settings = {name: value for name, value in settings.items() if value is not None}

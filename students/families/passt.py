@@ -273,10 +273,6 @@ class Passt(Student):
         """(K,)"""
         return self.head[-1].bias
 
-    def feature_maps(self, mel: Tensor) -> list[Tensor]:
-        """Raises ValueError: the head takes two tokens, not a map."""
-        raise ValueError("PaSST has no feature maps that its classifier takes, and so no logits of single frames")
-
 
 def window_starts(frames: int, options: PasstOptions) -> list[int]:
     """First frames of the windows in which a clip is heard.

@@ -11,11 +11,8 @@ A teacher is named on the command line by one of
 """
 
 import dataclasses
-import importlib
 import json
-import re
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ from students import create_student, list_students, load_weights
 from students.catalog import list_families
 from students.frontend import LogMel, LogMelConfig, mask_stripes
 from students.interface import Student
+from students.outside import import_object, is_outside
 from students.weights import CARD_FILE, load_student, student_from_weights, weights_fingerprint
 
 AST_PREFIX = "ast:"
@@ -174,7 +172,7 @@ def load_teacher(
         from teacher_logits.teachers.onnx_teacher import load_onnx_teacher
 
         teacher = load_onnx_teacher(Path(spec), class_names)
-    elif re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", spec):
+    elif is_outside(spec):
         teacher = _from_function(spec)
     elif "@" in spec:
         teacher = _from_weights(spec, class_names)
@@ -222,20 +220,9 @@ def _from_weights(spec: str, class_names: Sequence[str] | None) -> Teacher:
 
 
 def _from_function(spec: str) -> Teacher:
-    module_name, _, function_name = spec.partition(":")
-    # As for `python -m`: the user's module lies where the command is run, which is not where our script lies.
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, but something that it imports is not
-        raise ValueError(f"teacher {spec!r}: there is no module {error.name!r} (looked in {folder} too)") from error
-    function: Callable[[], Any] | None = getattr(module, function_name, None)
+    function = import_object(spec, "teacher", "function")
     if not callable(function):
-        raise ValueError(f"teacher {spec!r}: {module_name} has no function {function_name!r}")
+        raise ValueError(f"teacher {spec!r}: {spec.replace(':', '.')} is no function; found {function!r}")
     teacher = function()
     if not isinstance(teacher, Teacher):
         raise ValueError(
