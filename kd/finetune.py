@@ -14,7 +14,7 @@ from audio_datasets.system.stop_signals import StopSignals
 from audio_datasets.tasks.catalog import get_task
 from audio_datasets.tasks.task import read_task
 from kd.data.splits import partitions
-from kd.recipes.finetuning import recipe_config
+from kd.recipes.finetuning import recipe_config, unpublished_settings
 from kd.training.config import as_json
 from kd.training.finetune_config import FinetuneConfig, decided_by_data, read_deciding
 from kd.training.finetune_job import Job
@@ -81,6 +81,7 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
     parts, told = partitions(clips, folds=config.fold, test_share=config.test_share, valid_share=config.valid_share)
     every_part, _ = partitions(clips, test_share=config.test_share, valid_share=config.valid_share)
     job = Job(config, task, clips, accelerator, StopSignals())
+    notes = (*notes, *unpublished_settings(config, task))
     for note in (*notes, told, f"{len(clips)} clips, {config.clip_seconds:g} s each, loss {config.loss.loss}"):
         accelerator.print(note)
     if not config.is_pretrained:
