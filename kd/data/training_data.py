@@ -21,7 +21,7 @@ from audio_datasets.system.randomness import generator
 from kd.data.sampling import ClipRequest
 from students.frontend import LogMelConfig, draw_band_edges
 from teacher_logits.store import LogitEnsemble
-from teacher_logits.teachers import heard_views
+from teacher_logits.teachers.heard_views import heard_views
 
 Example = TypeVar("Example")
 
