@@ -30,8 +30,8 @@ from audio_datasets.system.randomness import generator
 from kd.data.windows import EvaluationWindows, Window
 from kd.evaluation.metrics import tagging_metrics
 from kd.training.config import as_json
+from students.interface import Student
 from students.interventions import DETERMINISTIC, ReLUPlace, dynamic_relus, intervention, methods_for, watched_relus
-from students.layers.blocks import Student
 from teacher_logits.processes import start_accelerator
 from teacher_logits.store import check_same_classes
 from teacher_logits.teachers.base import StudentTeacher, load_teacher

@@ -1,7 +1,7 @@
 """The log-mel spectrogram that all students hear.
 
 Numerically the front end of PaSST and EfficientAT (Koutini et al. 2022, Schmid et al. 2023): pre-emphasis, centred STFT,
-power, Kaldi's mel bands, logarithm, shift and scale. Settings turn it into others, such as ``mergenet_frontend``. What is
+power, Kaldi's mel bands, logarithm, shift and scale. Settings turn it into others, such as MergeNet's (``students.families.mergenet``). What is
 done for speed, mostly on CPU, stands beside the code.
 
 Shapes: B batch, N samples, M mel bands, T frames, K frequency bins below the Nyquist frequency.
@@ -124,32 +124,6 @@ class LogMelConfig:
     @property
     def _lost_samples(self) -> int:
         return 1 if self.preemphasis else 0
-
-
-def mergenet_frontend() -> LogMelConfig:
-    """What MergeNet was trained to hear: 16 kHz, 25 ms Hann windows every 10 ms, 128 bands, dB, standardised, tiled to 10 s.
-
-    Careddu, "Searching for EfficientNeXt", Section III-B, which leaves open: the length of the transform (1024, so that
-    no band falls between two bins), the bands' range (all frequencies) and the floor of the logarithm (1e-10, as in
-    torchaudio). "Center" is read as subtracting the waveform's mean.
-    """
-    return LogMelConfig(
-        sample_rate_hz=16000,
-        n_fft=1024,
-        window_samples=400,
-        hop_samples=160,
-        fmax_hz=8000.0,
-        preemphasis=0.0,
-        log_offset=1e-10,
-        shift=0.0,
-        scale=1.0,
-        logarithm="db",
-        remove_mean=True,
-        standardize=True,
-        tile_seconds=10.0,
-        fmin_jitter_hz=0.0,
-        fmax_jitter_hz=0.0,
-    )
 
 
 def draw_band_edges(config: LogMelConfig, rng: np.random.Generator) -> tuple[float, float]:

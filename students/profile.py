@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from students.families.dymn import DynamicConv, SequenceConv
-from students.layers.blocks import Student
+from students.interface import Student
 
 
 @dataclass(frozen=True)

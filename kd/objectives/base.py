@@ -18,7 +18,7 @@ from audio_datasets.tasks.label_space import LabelSpace
 from kd.data.spectrograms import freq_mixstyle
 from kd.objectives.settings import DistillationConfig, LossConfig
 from students.frontend import LogMel, LogMelConfig, mask_spectrogram, mask_stripes
-from students.layers.blocks import StudentOutput
+from students.interface import StudentOutput
 
 Batch = dict[str, Tensor]
 """What ``kd.data.examples.TrainingExamples`` gives, collated: each entry has B as its first axis."""

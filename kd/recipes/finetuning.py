@@ -15,7 +15,9 @@ from kd.stages.finetuning_config import FinetuneConfig, shared_schedule
 from kd.training.loop import LoopConfig
 from kd.training.optimization import OptimizerConfig
 from kd.training.schedule import ScheduleConfig
-from students.frontend import LogMelConfig, mergenet_frontend
+from students.catalog import family_of
+from students.families.mergenet import mergenet_frontend
+from students.frontend import LogMelConfig
 
 EPOCHS = 80
 AS_MERGENET = ("mergenet", "efficientnet")
@@ -96,7 +98,7 @@ def recipe_config(
     if recipe not in RECIPES:
         raise ValueError(f"unknown recipe {recipe!r}; choices: {', '.join(RECIPES)}")
     if frontend is None:
-        frontend = mergenet_frontend() if student.startswith("mergenet") else LogMelConfig()
+        frontend = family_of(student).published_frontend()
     config = FinetuneConfig(
         task=task.name,
         data=data,

@@ -1,6 +1,6 @@
 """A run built from its configuration and its data, and trained: the same for both stages."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -35,7 +35,7 @@ from kd.training.state import TrainState
 from kd.training.sync_batch_norm import synchronize_batch_norms
 from kd.training.transfer import Freeze, freeze, layer_groups
 from students.frontend import LogMel, LogMelConfig
-from students.layers.blocks import Student
+from students.interface import Student
 from teacher_logits.processes import any_process
 from teacher_logits.store import LogitEnsemble
 
@@ -306,29 +306,6 @@ def rows_with_teachers(
 
 
 # -- What a run is made of ---------------------------------------------------------------------------------------------
-
-
-def annealed_options(options: Mapping[str, Any], defaults: Mapping[str, Any], epochs: int) -> dict[str, Any]:
-    """A student's options for a run from scratch: a DyMN's τ falls over 15 % of the epochs unless they say otherwise.
-
-    That is the paper's share (30 of 200 epochs, Table VIII), as with the learning rate's phases.
-
-    Args:
-        options: those that are given.
-        defaults: the student's.
-
-    Raises:
-        ValueError: annealing that does not end in time.
-    """
-    options = dict(options)
-    if "temperature_epochs" in defaults:
-        options.setdefault("temperature_epochs", round(0.15 * epochs))
-        if options["temperature_epochs"] >= epochs:
-            raise ValueError(
-                f"temperature_epochs ({options['temperature_epochs']}) must be less than epochs ({epochs}): the student is "
-                "used at the temperature that annealing ends with"
-            )
-    return options
 
 
 def package_versions() -> dict[str, str]:

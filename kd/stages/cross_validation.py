@@ -29,7 +29,6 @@ from kd.stages.build_run import (
     BuiltRun,
     Progress,
     TrainingData,
-    annealed_options,
     build_run,
     describe_batch,
     package_versions,
@@ -43,12 +42,12 @@ from kd.training.early_stopping import EarlyStopping
 from kd.training.loop import Hooks
 from kd.training.run_folder import SKIPPED_CLIPS_FILE, EnteredRun
 from kd.training.transfer import Start, start_from_run, starting_student
+from students.catalog import family_of
 from students.frontend import LogMel
-from students.layers.blocks import Student
+from students.interface import Student
 from students.weights import save_student
 from teacher_logits.processes import any_process
 from teacher_logits.store import LogitEnsemble
-from teacher_logits.teachers.passt import catalog_of
 
 
 @dataclass
@@ -435,12 +434,10 @@ def read_start(config: FinetuneConfig) -> Start:
     """
     options = parse_options(config.student_options)
     if not config.is_pretrained:
-        defaults = catalog_of(config.student).default_options(config.student)
-        return Start(config.student, annealed_options(options, defaults, config.loop.epochs))
-    if unused := sorted(options.keys() & {"temperature_start", "temperature_epochs"}):
+        return Start(config.student, family_of(config.student).options_for_training(options, config.loop.epochs))
+    if unused := [name for name in family_of(config.student).only_from_scratch if name in options]:
         raise ValueError(
-            f"--student-options {unused[0]} would not be used: a trained DyMN stays at the temperature that its annealing "
-            "ended with"
+            f"--student-options {unused[0]} would not be used: it only changes how a {config.student} trains from scratch"
         )
     if config.init is None:
         return Start(config.student, options, config.weights)

@@ -26,7 +26,6 @@ from kd.stages.build_run import (
     BuiltRun,
     Progress,
     TrainingData,
-    annealed_options,
     build_run,
     describe_batch,
     open_teachers,
@@ -41,7 +40,7 @@ from kd.training.metrics_log import check_trackers
 from kd.training.run_folder import LOCK_FILE, SKIPPED_CLIPS_FILE, EnteredRun, enter_run_folder
 from kd.training.threads import leave_a_core_to_the_workers
 from kd.training.transfer import Start, starting_student
-from students.catalog import default_options
+from students.catalog import options_for
 from students.weights import save_student
 from teacher_logits.processes import locked_by_main_process, on_main_process, start_accelerator
 from teacher_logits.store import check_same_classes
@@ -150,11 +149,7 @@ def student_options(config: PretrainConfig) -> dict[str, Any]:
     Raises:
         ValueError: an unknown student, an option given twice or without a value, or annealing that does not end in time.
     """
-    options = parse_options(config.student_options)
-    defaults = default_options(config.student)
-    if "n_mels" in defaults:
-        options.setdefault("n_mels", config.frontend.n_mels)
-    return annealed_options(options, defaults, config.loop.epochs)
+    return options_for(config.student, parse_options(config.student_options), config.frontend, config.loop.epochs)
 
 
 def pretrain(config: PretrainConfig, command: str = "") -> Path:

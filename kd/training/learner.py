@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from kd.objectives.base import Batch, Objective
-from students.layers.blocks import Student, StudentOutput, set_sample_keys
+from students.interface import Student, StudentOutput
+from students.layers.keyed import set_sample_keys
 
 
 class Learner(nn.Module):

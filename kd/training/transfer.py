@@ -1,7 +1,4 @@
-"""How a student starts on a new task: its weights, what of it is frozen, and how fast each of its layers learns.
-
-A student here is one of the catalog, or a PaSST, which is fine-tuned in the same way.
-"""
+"""How a student starts on a new task: its weights, what of it is frozen, and how fast each of its layers learns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from students import load_weights
+from students import create_student, load_weights
+from students.catalog import options_for
 from students.frontend import LogMelConfig
-from students.layers.blocks import Student
+from students.interface import Student
 from students.weights import WEIGHTS_FILE, StudentCard, imagenet_architecture, load_imagenet_weights, read_card
-from teacher_logits.teachers.passt import Passt, catalog_of, load_passt_weights
 
 Freeze = Literal["none", "backbone", "batch-norm"]
 HEAD = "head"
@@ -63,23 +60,19 @@ def starting_student(
     Raises:
         ValueError: an unknown student or option, or weights that do not fit.
     """
-    options = dict(start.options)
-    catalog = catalog_of(start.name)
-    if "n_mels" in catalog.default_options(start.name):
-        options.setdefault("n_mels", frontend.n_mels)
+    options = options_for(start.name, start.options, frontend)
     same_classes = keep_classes or start.class_names == tuple(class_names)
     loads_classes = start.weights not in (None, "imagenet") and same_classes
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        student = catalog.create(start.name, len(class_names), **options)
+        student = create_student(start.name, len(class_names), **options)
         if start.weights == "imagenet":
             import timm
 
             network = timm.create_model(imagenet_architecture(student), pretrained=True)
             load_imagenet_weights(student, network.state_dict())
         elif start.weights is not None:
-            load = load_passt_weights if isinstance(student, Passt) else load_weights
-            load(student, start.weights, new_classes=not same_classes)
+            load_weights(student, start.weights, new_classes=not same_classes)
     if prior is not None and not loads_classes:
         student.set_class_prior(torch.as_tensor(prior))
     return student

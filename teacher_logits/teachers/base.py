@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from audio_datasets.stores.class_lists import check_class_names
 from audio_datasets.system.files import digest_of
-from students import create_student, load_weights
+from students import create_student, list_students, load_weights
+from students.catalog import list_families
 from students.frontend import LogMel, LogMelConfig, mask_stripes
-from students.layers.blocks import Student
-from students.weights import CARD_FILE, StudentCard, load_student, read_card, weights_fingerprint
-from teacher_logits.teachers.passt import catalog_of, create_passt, list_passts, load_passt_weights, passt_from_weights
+from students.interface import Student
+from students.weights import CARD_FILE, load_student, student_from_weights, weights_fingerprint
 
 AST_PREFIX = "ast:"
 ONNX_SUFFIX = ".onnx"
@@ -118,7 +118,7 @@ class Teacher(nn.Module):
 
 
 class StudentTeacher(Teacher):
-    """A student of the catalog, or a PaSST, with weights, in evaluation mode, as a teacher."""
+    """A student with weights, in evaluation mode, as a teacher."""
 
     def __init__(
         self,
@@ -200,38 +200,25 @@ def knows_its_classes(spec: str | Path) -> bool:
     return Path(spec).is_dir() or spec.startswith(AST_PREFIX) or "@" not in spec
 
 
-def load_network(folder: str | Path) -> tuple[Student, StudentCard]:
-    """The student or PaSST of a run folder, on the CPU in evaluation mode, and its card.
-
-    Raises ValueError if the folder holds none, or if weights and card do not belong together.
-    """
-    return load_student(folder, catalog_of(read_card(folder).config.name))
-
-
 def _from_run_folder(folder: Path) -> Teacher:
-    network, card = load_network(folder)
+    student, card = load_student(folder)
     clip_seconds = card.provenance.get("clip_seconds", DEFAULT_CLIP_SECONDS)
-    return StudentTeacher(folder.resolve().name, card.class_names, network, card.frontend, clip_seconds)
+    return StudentTeacher(folder.resolve().name, card.class_names, student, card.frontend, clip_seconds)
 
 
 def _from_weights(spec: str, class_names: Sequence[str] | None) -> Teacher:
-    network_name, _, weights = spec.partition("@")
+    student_name, _, weights = spec.partition("@")
     if class_names is None:
         raise ValueError(f"the weights of teacher {spec!r} carry no class names; give them with --class-names FILE")
-    clip_seconds = DEFAULT_CLIP_SECONDS
-    if network_name == "passt" or network_name in list_passts():
-        if network_name == "passt":
-            network = passt_from_weights(weights)
-        else:
-            network = create_passt(network_name, len(class_names))
-            load_passt_weights(network, weights)
-        clip_seconds = network.options.clip_seconds
-        if network.num_classes != len(class_names):
-            raise ValueError(f"{weights} has {network.num_classes} classes; {len(class_names)} class names were given")
+    if student_name in list_families() and student_name not in list_students():
+        student = student_from_weights(student_name, weights)
+        if student.num_classes != len(class_names):
+            raise ValueError(f"{weights} has {student.num_classes} classes; {len(class_names)} class names were given")
     else:
-        network = create_student(network_name, len(class_names))
-        load_weights(network, Path(weights))
-    return StudentTeacher(Path(weights).stem, class_names, network, LogMelConfig(), clip_seconds)
+        student = create_student(student_name, len(class_names))
+        load_weights(student, weights)
+    clip_seconds = student.clip_seconds or DEFAULT_CLIP_SECONDS
+    return StudentTeacher(Path(weights).stem, class_names, student, LogMelConfig(), clip_seconds)
 
 
 def _from_function(spec: str) -> Teacher:

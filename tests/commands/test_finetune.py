@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from kd.data.finetune_data import EvaluationWindows
+from kd.objectives.finetune_objective import FinetuneObjective
+from kd.training.runlog import read_metrics
 from safetensors.torch import load_file
 
 from audio_datasets.audio.bad_clips import ClipList
@@ -20,19 +23,15 @@ from audio_datasets.system.command import STOPPED
 from audio_datasets.system.locks import locked
 from audio_datasets.tasks.catalog import get_task
 from audio_datasets.tasks.task import TaskClips, read_task
-from kd.data.finetune_data import EvaluationWindows
 from kd.data.splits import partitions
 from kd.evaluation import probe as probe_module
 from kd.finetune import configure, main
-from kd.objectives.finetune_objective import FinetuneObjective
 from kd.training.checkpoint import checkpoints
-from kd.training.runlog import read_metrics
 from students import create_student
 from students.families.dymn import DyMN
 from students.frontend import LogMelConfig
 from students.weights import load_student, save_student
 from teacher_logits.store import write_logit_store
-from teacher_logits.teachers.passt import load_passt
 
 FINETUNE = str(Path(__file__).parents[2] / "kd" / "finetune.py")
 
@@ -188,12 +187,12 @@ def test_passt_is_fine_tuned_like_a_student(make_task_folder: Callable[..., Path
     data, first, second = make_task_folder("folder"), tmp_path / "first", tmp_path / "second"
     small = ["--student", "passt_tiny", "--student-options", "width=64", "depth=2", "heads=1", "patchout_patches=4"]
     assert main([*arguments("folder", data, first), *small]) == 0
-    network, card = load_passt(first)
+    network, card = load_student(first)
     assert card.class_names == ("fan", "pump")
     options = ["--init", str(first), "--freeze", "backbone", "--layer-decay", "0.5", "--probe"]
     again = [option for option in arguments("folder", data, second, *options) if option not in ("--student", "mn01")]
     assert main(again) == 0
-    tuned = load_passt(second)[0].state_dict()
+    tuned = load_student(second)[0].state_dict()
     before = network.state_dict()
     changed = {name.split(".")[0] for name in tuned if not torch.equal(before[name], tuned[name])}
     assert changed == {"head"}

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from students import create_student
-from students.layers.blocks import Student, StudentOutput
+from students.interface import Student, StudentOutput
 from students.profile import profile_student
 
 

@@ -1,11 +1,11 @@
 import pytest
 import torch
+from kd.objectives.losses import distillation_targets, tagging_loss
 from torch import Tensor, nn
 
 from kd.objectives.distillation import DistillationConfig, DistillationObjective
-from kd.objectives.losses import distillation_targets, tagging_loss
 from students.frontend import LogMel, LogMelConfig
-from students.layers.blocks import StudentOutput
+from students.interface import StudentOutput
 
 
 class MeanStudent(nn.Module):

@@ -1,30 +1,25 @@
-"""PaSST: the patchout fast spectrogram transformer, as a teacher and as a network to fine-tune.
+"""PaSST: the patchout fast spectrogram transformer, a teacher mostly, and a network to fine-tune.
 
 Koutini, Schlüter, Eghbal-zadeh and Widmer, "Efficient Training of Audio Transformers with Patchout", 2022. A vision
 transformer (timm's blocks, with fused attention) on overlapping 16×16 patches of a log-mel spectrogram; position embeddings
 are separate for frequency and time, so that a shorter clip simply uses fewer of the latter; in training, patches are left
 out. Parameter names are those of the public checkpoints, whose numbers it gives.
 
-It is a ``Student`` in all but size: the training loop, run folders and ``StudentTeacher`` take it as they take a CNN.
-
 Shapes: B batch, E width, F frequency positions, T time positions of the patch grid, N tokens, K classes.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from students.catalog import STUDENTS, Catalog, CatalogEntry
+from students.catalog import register
 from students.frontend import LogMelConfig
-from students.layers.blocks import KeyedModule, Student, StudentOutput, checked_mel
+from students.interface import StateDict, Student, StudentConfig, StudentOutput, checked_mel
+from students.layers.keyed import KeyedModule
 from students.profile import MAC_COUNTERS
-from students.weights import StateDict, StudentCard, fill_weights, load_student, read_state_dict, save_student
 
 PATCH = 16
 """Bands, and frames, that a patch covers."""
@@ -34,13 +29,15 @@ HEAD_WIDTH = 64
 """Width of an attention head in all vision transformers that the public checkpoints descend from."""
 NORM_EPSILON = 1e-6
 """timm's for vision transformers; the head's own norm has torch's 1e-5."""
+_TELLING = {"cls_token": 3, "freq_new_pos_embed": 4, "time_new_pos_embed": 4, "head.1.bias": 1}
+"""Tensors whose shapes tell one PaSST from another, and how many axes they have."""
 
 
 # --- The network -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class PasstConfig:
+class PasstOptions:
     """Hyperparameters of PaSST; the defaults are PaSST-S for ten seconds. Raises ValueError where a value is not allowed."""
 
     width: int = 768
@@ -170,7 +167,9 @@ class Passt(Student):
     is heard in windows (``window_starts``), whose logits and embeddings are averaged.
     """
 
-    def __init__(self, num_classes: int, options: PasstConfig) -> None:
+    Options = PasstOptions
+
+    def __init__(self, num_classes: int, options: PasstOptions) -> None:
         from timm.layers import Attention  # here, since timm takes longer to import than all else
         from timm.models.vision_transformer import Block
 
@@ -194,6 +193,53 @@ class Passt(Student):
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_classes))
         self.head_dist = UnusedHead(width, num_classes)
         _initialize(self)
+
+    @classmethod
+    def tensors_of_checkpoint(cls, state: StateDict) -> StateDict:
+        """Takes off the prefix "net." of a network inside a training module, and leaves out that module's other tensors."""
+        if "net.cls_token" not in state:
+            return state
+        return {name.removeprefix("net."): value for name, value in state.items() if name.startswith("net.")}
+
+    @classmethod
+    def config_of_weights(cls, state: StateDict) -> StudentConfig:
+        """The architecture, from the shapes.
+
+        They tell everything but the number of heads, taken to be one for every 64 numbers of a token, and the number of
+        mel bands, taken to be 128. Raises ValueError for other tensors, and for shapes that no such PaSST has.
+        """
+        for name, axes in _TELLING.items():
+            if name not in state or state[name].ndim != axes:
+                raise ValueError(
+                    f"holds no PaSST: there is no {name} of {axes} axes; found {', '.join(list(state)[:3])} …"
+                )
+        width = state["cls_token"].shape[-1]
+        if width % HEAD_WIDTH:
+            raise ValueError(
+                "weights do not tell the number of attention heads; it is known for widths that are multiples of"
+                f" {HEAD_WIDTH}, and found is {width}. Build the network with create_student, fill it with load_weights and"
+                " keep it with save_student"
+            )
+        rows = state["freq_new_pos_embed"].shape[2]
+        stride_of = {_positions(LogMelConfig().n_mels, stride): stride for stride in STRIDES}
+        if rows not in stride_of:
+            raise ValueError(
+                f"has {rows} frequency positions; with {LogMelConfig().n_mels} mel bands there are"
+                f" {', '.join(f'{count} at stride {stride}' for count, stride in stride_of.items())}"
+            )
+        options = {
+            "width": width,
+            "depth": len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
+            "heads": width // HEAD_WIDTH,
+            "stride": stride_of[rows],
+            "time_positions": state["time_new_pos_embed"].shape[3],
+        }
+        return StudentConfig("passt_s", len(state["head.1.bias"]), options)
+
+    @property
+    def clip_seconds(self) -> float:
+        """(see PasstOptions)"""
+        return self.options.clip_seconds
 
     @property
     def classifier(self) -> nn.Sequential:
@@ -232,7 +278,7 @@ class Passt(Student):
         raise ValueError("PaSST has no feature maps that its classifier takes, and so no logits of single frames")
 
 
-def window_starts(frames: int, options: PasstConfig) -> list[int]:
+def window_starts(frames: int, options: PasstOptions) -> list[int]:
     """First frames of the windows in which a clip is heard.
 
     One if its patches have time positions. Otherwise as few as leave no more than one stride of frames unheard between two
@@ -257,121 +303,5 @@ def _initialize(network: nn.Module) -> None:
             nn.init.trunc_normal_(parameter, std=0.02)
 
 
-# --- By name -----------------------------------------------------------------------------------------------------------
-
-PASSTS = Catalog(
-    "PaSST",
-    {
-        "passt_s": CatalogEntry(Passt, PasstConfig()),
-        "passt_tiny": CatalogEntry(Passt, PasstConfig(width=192, heads=3)),
-    },
-)
-"""PaSST-S, which has the size of DeiT-B, and one of the size of DeiT-Ti."""
-
-
-def list_passts() -> list[str]:
-    """The names that ``create_passt`` knows."""
-    return PASSTS.names()
-
-
-def create_passt(name: str, num_classes: int, **options: Any) -> Passt:
-    """A freshly initialised PaSST: mel (batch, 1, n_mels, frames) -> StudentOutput(logits, embedding).
-
-    ``options`` are those of ``PasstConfig``. Raises ValueError as ``students.create_student`` does.
-    """
-    network = PASSTS.create(name, num_classes, **options)
-    assert isinstance(network, Passt)
-    return network
-
-
-def catalog_of(name: str) -> Catalog:
-    """The catalog that is asked for a network of this name: PaSST's if it knows it, otherwise that of the students."""
-    return PASSTS if name in PASSTS.names() else STUDENTS
-
-
-# --- Weights and folders -----------------------------------------------------------------------------------------------
-
-
-_TELLING = {"cls_token": 3, "freq_new_pos_embed": 4, "time_new_pos_embed": 4, "head.1.bias": 1}
-"""Tensors whose shapes tell one PaSST from another, and how many axes they have."""
-
-
-def read_passt_weights(path: str | Path) -> StateDict:
-    """The tensors of a PaSST checkpoint (.pt or .safetensors), under the public names.
-
-    Two wrappings are taken off: a training checkpoint's "state_dict", and the prefix "net." of a network inside a
-    training module, whose other tensors (its front end's) are left out. Raises ValueError for what is no PaSST.
-    """
-    state = read_state_dict(path)
-    if "net.cls_token" in state:
-        state = {name.removeprefix("net."): value for name, value in state.items() if name.startswith("net.")}
-    for name, axes in _TELLING.items():
-        if name not in state or state[name].ndim != axes:
-            raise ValueError(
-                f"{path} holds no PaSST: there is no {name} of {axes} axes; found {', '.join(list(state)[:3])} …"
-            )
-    return state
-
-
-def load_passt_weights(network: Passt, path: str | Path, new_classes: bool = False) -> None:
-    """Fills a PaSST with weights from a public checkpoint or our own file; every name and shape must agree.
-
-    With ``new_classes`` the last layer is initialised anew, whatever number of classes the file has, and a warning says
-    so. Raises ValueError, saying what differs, if the file does not fit.
-    """
-    fill_weights(network, read_passt_weights(path), str(path), new_classes, PASSTS)
-
-
-def passt_from_weights(path: str | Path) -> Passt:
-    """The PaSST whose weights a file holds, its architecture taken from their shapes, in evaluation mode.
-
-    Shapes tell everything but the number of heads, taken to be one for every 64 numbers of a token, and the number of mel
-    bands, taken to be 128. Raises ValueError for another file, and for shapes that no such PaSST has.
-    """
-    state = read_passt_weights(path)
-    width = state["cls_token"].shape[-1]
-    if width % HEAD_WIDTH:
-        raise ValueError(
-            f"{path}: weights do not tell the number of attention heads; it is known for widths that are multiples of"
-            f" {HEAD_WIDTH}, and found is {width}. Build the network with create_passt, fill it with load_passt_weights and"
-            " keep it with save_passt"
-        )
-    rows = state["freq_new_pos_embed"].shape[2]
-    stride_of = {_positions(LogMelConfig().n_mels, stride): stride for stride in STRIDES}
-    if rows not in stride_of:
-        raise ValueError(
-            f"{path} has {rows} frequency positions; with {LogMelConfig().n_mels} mel bands there are"
-            f" {', '.join(f'{count} at stride {stride}' for count, stride in stride_of.items())}"
-        )
-    try:
-        network = create_passt(
-            "passt_s",
-            len(state["head.1.bias"]),
-            width=width,
-            depth=len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
-            heads=width // HEAD_WIDTH,
-            stride=stride_of[rows],
-            time_positions=state["time_new_pos_embed"].shape[3],
-        )
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    fill_weights(network, state, str(path), catalog=PASSTS)
-    return network.eval()
-
-
-def save_passt(
-    folder: str | Path,
-    network: Passt,
-    class_names: Sequence[str],
-    frontend: LogMelConfig,
-    provenance: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes a PaSST as the run folder of a student (see ``students.weights.save_student``), whose card names a PaSST."""
-    save_student(folder, network, class_names, frontend, provenance)
-
-
-def load_passt(folder: str | Path) -> tuple[Passt, StudentCard]:
-    """A saved PaSST on the CPU in evaluation mode, and its card. ValueError if the folder holds none."""
-    network, card = load_student(folder, PASSTS)
-    assert isinstance(network, Passt)
-    return network, card
+# PaSST-S, which has the size of DeiT-B, and one of the size of DeiT-Ti.
+register(Passt, {"passt_s": PasstOptions(), "passt_tiny": PasstOptions(width=192, heads=3)}, place=50)
