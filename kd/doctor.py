@@ -35,7 +35,7 @@ from kd.objectives.distillation import DistillationConfig, DistillationObjective
 from kd.training.loop import OptimizerConfig, create_optimizer
 from students import create_student
 from students.frontend import LogMel, LogMelConfig
-from teacher_logits.store import LogitEnsemble
+from teacher_logits.stores.ensemble import LogitEnsemble
 
 Status = Literal["ok", "warning", "problem"]
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from audio_datasets.audio.augment import AugmentConfig
 from audio_datasets.audio.bad_clips import ClipList, OnBadClip, summary
-from audio_datasets.stores.class_lists import read_class_names
+from audio_datasets.stores.class_lists import check_same_classes, read_class_names
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.joined import AnyClips, open_clips
 from audio_datasets.stores.manifest import select_rows
@@ -65,7 +65,7 @@ from students.frontend import LogMel, LogMelConfig
 from students.layers.blocks import Student
 from students.weights import imagenet_architecture, load_imagenet_weights, save_student
 from teacher_logits.processes import any_process, locked_by_main_process, on_main_process, start_accelerator
-from teacher_logits.store import LogitEnsemble, MeanOf, check_same_classes
+from teacher_logits.stores.ensemble import LogitEnsemble, MeanOf
 
 Flat = tyro.conf.arg(name="")
 

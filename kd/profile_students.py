@@ -30,7 +30,7 @@ from students.frontend import LogMelConfig
 from students.layers.blocks import Student
 from students.profile import profile_student
 from students.weights import CARD_FILE
-from teacher_logits.teachers.base import load_network
+from teacher_logits.teachers.network import load_network
 from teacher_logits.teachers.passt import catalog_of
 
 Flat = tyro.conf.arg(name="")

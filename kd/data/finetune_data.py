@@ -23,7 +23,7 @@ from audio_datasets.tasks.task import TaskClips
 from kd.data.sampling import ClipRequest
 from kd.data.training_data import Replacements
 from students.frontend import LogMelConfig, draw_band_edges
-from teacher_logits.store import LogitEnsemble
+from teacher_logits.stores.ensemble import LogitEnsemble
 
 WINDOW_TOLERANCE = 0.05
 """A rest of a clip shorter than this share of a window gets no window of its own: clips are seldom cut to the sample."""

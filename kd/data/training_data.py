@@ -20,7 +20,7 @@ from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.system.randomness import generator
 from kd.data.sampling import ClipRequest
 from students.frontend import LogMelConfig, draw_band_edges
-from teacher_logits.store import LogitEnsemble
+from teacher_logits.stores.ensemble import LogitEnsemble
 from teacher_logits.teachers.heard_views import heard_views
 
 Example = TypeVar("Example")

@@ -27,7 +27,7 @@ from kd.data.sampling import EpochBatches
 from kd.data.training_data import EvaluationClips
 from kd.objectives.distillation import Objective
 from kd.training.loop import TrainState, train_on_batch
-from teacher_logits.store import LogitEnsemble
+from teacher_logits.stores.ensemble import LogitEnsemble
 
 if TYPE_CHECKING:
     from kd.pretrain import PretrainConfig, Training

@@ -52,7 +52,7 @@ from students.frontend import LogMel
 from students.layers.blocks import Student
 from students.weights import save_student
 from teacher_logits.processes import any_process, on_main_process
-from teacher_logits.store import LogitEnsemble
+from teacher_logits.stores.ensemble import LogitEnsemble
 from teacher_logits.teachers.passt import catalog_of
 
 

@@ -15,7 +15,8 @@ from audio_datasets.stores.clip_store import ClipStore
 from kd.pretrain import main as pretrain
 from students.frontend import LogMelConfig
 from teacher_logits.precompute import main as teach
-from teacher_logits.store import LogitEnsemble, LogitStore
+from teacher_logits.store import LogitStore
+from teacher_logits.stores.ensemble import LogitEnsemble
 from teacher_logits.teachers.passt import create_passt, save_passt
 from teacher_logits.verify import main as verify
 

@@ -20,8 +20,9 @@ from audio_datasets.system.randomness import generator
 from teacher_logits.compact import CompactConfig, compact, write_compact
 from teacher_logits.import_logits import ImportConfig, import_logits, read_index
 from teacher_logits.store import LogitStore, write_logit_store
-from teacher_logits.teachers.base import Teacher, load_teacher
+from teacher_logits.teachers.base import Teacher
 from teacher_logits.teachers.class_mapping import MappedTeacher, read_class_map
+from teacher_logits.teachers.loaders import load_teacher
 from teacher_logits.teachers.passt import create_passt
 from teacher_logits.verify import VerifyConfig, verify
 

@@ -15,7 +15,8 @@ from students.frontend import LogMel, LogMelConfig
 from students.layers.blocks import set_sample_keys
 from students.profile import profile_student
 from students.weights import load_student
-from teacher_logits.teachers.base import StudentTeacher, load_network, load_teacher
+from teacher_logits.teachers.loaders import load_teacher
+from teacher_logits.teachers.network import StudentTeacher, load_network
 from teacher_logits.teachers.passt import (
     PATCH,
     STRIDES,
