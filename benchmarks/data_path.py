@@ -34,7 +34,8 @@ from kd.training.loop import OptimizerConfig, create_optimizer
 from kd.training.threads import leave_a_core_to_the_workers
 from students import create_student
 from students.frontend import LogMel, LogMelConfig
-from teacher_logits.store import LogitEnsemble, write_logit_store
+from teacher_logits.store import write_logit_store
+from teacher_logits.stores.ensemble import LogitEnsemble
 
 WARM_UP_STEPS = 3
 STORED_AS = ("MP3", "Ogg Vorbis", "FLAC", "int16 PCM")

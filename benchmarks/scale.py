@@ -33,8 +33,9 @@ from kd.data.sampling import ClipRequest, EpochBatches, SamplingConfig
 from kd.data.windows import Window
 from students.frontend import LogMelConfig
 from teacher_logits.compact import write_compact
-from teacher_logits.store import LogitEnsemble, LogitStore, write_logit_store
+from teacher_logits.store import LogitStore, write_logit_store
 from teacher_logits.stores.class_precisions import class_precisions
+from teacher_logits.stores.ensemble import LogitEnsemble
 from teacher_logits.stores.shards import ShardFolder, shard_rows
 from teacher_logits.verify import check_clips, check_content
 

@@ -40,7 +40,7 @@ from kd.training.learner import Learner
 from kd.training.optimization import OptimizerConfig, create_optimizer
 from students import create_student
 from students.frontend import LogMel, LogMelConfig
-from teacher_logits.store import LogitEnsemble
+from teacher_logits.stores.ensemble import LogitEnsemble
 
 Status = Literal["ok", "warning", "problem"]
 

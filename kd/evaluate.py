@@ -18,8 +18,8 @@ from kd.evaluation.metrics import category_accuracy, category_columns, tagging_m
 from kd.evaluation.predict import ClipEvaluator, class_table, listed_absent
 from kd.training.threads import leave_a_core_to_the_workers
 from teacher_logits.processes import start_accelerator
-from teacher_logits.teachers.base import knows_its_classes, load_teacher
 from teacher_logits.teachers.class_mapping import MappedTeacher, read_class_map, with_classes_of_clips
+from teacher_logits.teachers.loaders import knows_its_classes, load_teacher
 
 
 @dataclass(frozen=True)

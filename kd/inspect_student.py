@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from audio_datasets.audio.bad_clips import OnBadClip, summary
-from audio_datasets.stores.class_lists import read_class_names
+from audio_datasets.stores.class_lists import check_same_classes, read_class_names
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.manifest import select_rows
 from audio_datasets.system.command import parse, progress, run_command
@@ -33,8 +33,8 @@ from kd.training.config import as_json
 from students.interface import Student
 from students.interventions import DETERMINISTIC, ReLUPlace, dynamic_relus, intervention, methods_for, watched_relus
 from teacher_logits.processes import start_accelerator
-from teacher_logits.store import check_same_classes
-from teacher_logits.teachers.base import StudentTeacher, load_teacher
+from teacher_logits.teachers.loaders import load_teacher
+from teacher_logits.teachers.network import StudentTeacher
 
 TABLE_FILE = "inspect.md"
 RESULTS_FILE = "inspect.json"

@@ -21,7 +21,7 @@ from kd.data.replacements import Replacements
 from kd.data.sampling import ClipRequest
 from kd.data.windows import Clips, Window
 from students.frontend import LogMelConfig, draw_band_edges
-from teacher_logits.store import LogitEnsemble
+from teacher_logits.stores.ensemble import LogitEnsemble
 from teacher_logits.teachers.heard_views import heard_views
 
 MIXED_WITH = "mixed_with_"

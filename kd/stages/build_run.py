@@ -37,7 +37,7 @@ from kd.training.transfer import Freeze, freeze, layer_groups
 from students.frontend import LogMel, LogMelConfig
 from students.interface import Student
 from teacher_logits.processes import any_process
-from teacher_logits.store import LogitEnsemble
+from teacher_logits.stores.ensemble import LogitEnsemble
 
 Say = Callable[[str], None]
 

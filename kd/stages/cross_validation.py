@@ -47,7 +47,7 @@ from students.frontend import LogMel
 from students.interface import Student
 from students.weights import save_student
 from teacher_logits.processes import any_process
-from teacher_logits.store import LogitEnsemble
+from teacher_logits.stores.ensemble import LogitEnsemble
 
 
 @dataclass

@@ -28,7 +28,7 @@ from kd.stages.pretraining import Pretraining
 from kd.stages.pretraining_config import PretrainConfig
 from kd.training.checkpoint import checkpoint_bytes
 from kd.training.loop import train_on_batch
-from teacher_logits.store import LogitEnsemble
+from teacher_logits.stores.ensemble import LogitEnsemble
 
 MEASURED_STEPS = 5
 CLIPS_TO_DECODE = 16

@@ -11,7 +11,7 @@ from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from torch import nn
 
 from audio_datasets.audio.bad_clips import ClipList, summary
-from audio_datasets.stores.class_lists import read_class_names
+from audio_datasets.stores.class_lists import check_same_classes, read_class_names
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.joined import AnyClips, open_clips
 from audio_datasets.stores.manifest import select_rows
@@ -43,7 +43,6 @@ from kd.training.transfer import Start, starting_student
 from students.catalog import options_for
 from students.weights import save_student
 from teacher_logits.processes import locked_by_main_process, on_main_process, start_accelerator
-from teacher_logits.store import check_same_classes
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from kd.training.loop import LoopConfig
 from kd.training.optimization import OptimizerConfig
 from kd.training.schedule import ScheduleConfig
 from students.frontend import LogMelConfig
-from teacher_logits.store import MeanOf
+from teacher_logits.stores.ensemble import MeanOf
 
 Flat = tyro.conf.arg(name="")
 
