@@ -31,34 +31,6 @@ def is_outside(name: str) -> bool:
     return re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", name) is not None
 
 
-def import_object(spec: str, kind: str, what: str) -> Any:
-    """The object that ``module:name`` stands for; the working directory is searched first.
-
-    An error inside the module itself is raised as it is.
-
-    Args:
-        kind: what messages call ``spec``, such as "teacher".
-        what: what messages call the object, such as "function".
-
-    Raises:
-        ValueError: no such module, or nothing of that name in it.
-    """
-    module_name, _, name = spec.partition(":")
-    # As for `python -m`: the user's module lies where the command is run, which is not where our script lies.
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, but something that it imports is not
-        raise ValueError(f"{kind} {spec!r}: there is no module {error.name!r} (looked in {folder} too)") from error
-    if not hasattr(module, name):
-        raise ValueError(f"{kind} {spec!r}: {module_name} has no {what} {name!r}")
-    return getattr(module, name)
-
-
 def outside_family(name: str) -> type[Student]:
     """The class that ``module:Class`` stands for. Its card may be loaded from now on.
 
@@ -71,7 +43,7 @@ def outside_family(name: str) -> type[Student]:
 
 @functools.cache
 def _outside_family(name: str) -> type[Student]:
-    family = import_object(name, "student", "class")
+    family = _imported(name)
     if not (isinstance(family, type) and issubclass(family, Student)) or family is Student:
         found = f"the class {family.__name__}" if isinstance(family, type) else f"{family!r}"
         raise ValueError(f"student {name!r}: a subclass of students.interface.Student is needed; found {found}")
@@ -82,6 +54,24 @@ def _outside_family(name: str) -> type[Student]:
     except TypeError as error:
         raise ValueError(f"student {name!r}: every option needs a default; {error}") from error
     return family
+
+
+def _imported(name: str) -> Any:
+    """What ``module:Class`` stands for. An error inside the module itself is raised as it is."""
+    module_name, _, class_name = name.partition(":")
+    # As for `python -m`: the user's module lies where the command is run, which is not where our script lies.
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there, but something that it imports is not
+        raise ValueError(f"student {name!r}: there is no module {error.name!r} (looked in {folder} too)") from error
+    if not hasattr(module, class_name):
+        raise ValueError(f"student {name!r}: {module_name} has no class {class_name!r}")
+    return getattr(module, class_name)
 
 
 def check_allowed(name: str, path: Path, allow: Sequence[str] = ()) -> None:

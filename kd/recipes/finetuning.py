@@ -11,9 +11,9 @@ from typing import Any
 
 from audio_datasets.audio.augment import AugmentConfig
 from audio_datasets.tasks.task import Task
-from kd.data.finetune_data import TaskAugmentConfig
-from kd.training.finetune_config import FinetuneConfig, shared_schedule
-from kd.training.loop import LoopConfig, OptimizerConfig
+from kd.stages.finetuning_config import FinetuneConfig, shared_schedule
+from kd.training.loop import LoopConfig
+from kd.training.optimization import OptimizerConfig
 from kd.training.schedule import ScheduleConfig
 from students.catalog import family_of
 from students.families.image_backbones import EfficientNet
@@ -83,8 +83,13 @@ def mergenet(config: FinetuneConfig, task: Task, epochs: int | None) -> Finetune
         loop=replace(config.loop, epochs=epochs, batch_size=8),
         optimizer=OptimizerConfig(learning_rate=1e-3),
         schedule=ScheduleConfig(warmup_epochs=0.0, ramp_down_start=float(epochs), ramp_down_epochs=0.0),
-        augment=AugmentConfig(mixup_alpha=0.0, mel_jitter=False, crop="random"),
-        task_augment=TaskAugmentConfig(waveform_mixup=0.5 if several else 0.0, waveform_mixup_alpha=0.0),
+        augment=AugmentConfig(
+            mixup_alpha=0.0,
+            mel_jitter=False,
+            crop="random",
+            waveform_mixup=0.5 if several else 0.0,
+            waveform_mixup_alpha=0.0,
+        ),
         short_clips="repeat",
         frontend=config.frontend if own_ears else mergenet_frontend(),
     )
@@ -104,10 +109,12 @@ def recipe_config(
     init: Path | None = None,
     frontend: LogMelConfig | None = None,
     epochs: int | None = None,
+    views: str = "own",
     **settings: Any,
 ) -> FinetuneConfig:
     """The configuration that a recipe gives a task and a student; ``settings`` are further fields of it.
 
+    ``views`` is what the command line gives: with stored ones a recipe augments nothing that the teachers heard.
     ``frontend`` is the one that ``init`` was trained with; without it a MergeNet hears what MergeNet was published with.
 
     Raises:
@@ -128,4 +135,7 @@ def recipe_config(
         frontend=frontend,
         loop=LoopConfig(epochs=EPOCHS, batch_size=64, keep_checkpoints=1, log_every_steps=10),
     )
-    return replace(RECIPES[recipe](config, task, epochs), **settings)
+    config = RECIPES[recipe](config, task, epochs)
+    if views == "stored":  # clips are shown as the teachers heard them
+        config = replace(config, augment=AugmentConfig(mixup_alpha=config.augment.mixup_alpha, mel_jitter=False))
+    return replace(config, **settings)

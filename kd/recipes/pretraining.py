@@ -11,8 +11,9 @@ from typing import Any, Literal, get_args
 
 from audio_datasets.audio.augment import AugmentConfig
 from kd.data.sampling import SamplingConfig
-from kd.objectives.distillation import DistillationConfig
-from kd.training.loop import LoopConfig, OptimizerConfig
+from kd.objectives.settings import DistillationConfig
+from kd.training.loop import LoopConfig
+from kd.training.optimization import OptimizerConfig
 from kd.training.schedule import ScheduleConfig
 from students.catalog import default_options, list_students, pretraining_learning_rate
 from students.frontend import LogMelConfig

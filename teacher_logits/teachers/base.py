@@ -1,34 +1,16 @@
-"""Teachers: anything that turns waveforms into logits and can say exactly what it is.
+"""What a teacher is: anything that turns waveforms into logits and can say exactly what it is."""
 
-A teacher is named on the command line by one of
-
-    runs/mn10                        a run folder: ``student.safetensors`` and ``student.json``
-    mn04@mn04_as_mAP_432.pt          a student of the catalog with weights that carry no class names
-    passt@passt-s.pt                 a PaSST, its size and variant told by the weights, likewise without class names
-    ast:FOLDER_OR_NAME               an AST of the transformers package
-    model.onnx                       an ONNX model from waveforms or log-mels to logits
-    my_package.teachers:big_one      a function without arguments that returns a ``Teacher``
-"""
-
-import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from audio_datasets.stores.class_lists import check_class_names
 from audio_datasets.system.files import digest_of
-from students import create_student, list_students, load_weights
-from students.catalog import list_families
-from students.frontend import LogMel, LogMelConfig, mask_stripes
-from students.interface import Student
-from students.outside import import_object, is_outside
-from students.weights import CARD_FILE, load_student, student_from_weights, weights_fingerprint
+from students.frontend import LogMel, mask_stripes
+from students.weights import weights_fingerprint
 
-AST_PREFIX = "ast:"
-ONNX_SUFFIX = ".onnx"
 DEFAULT_CLIP_SECONDS = 10.0  # the clips of AudioSet, which most teachers were trained on
 
 
@@ -113,119 +95,3 @@ class Teacher(nn.Module):
             "frontend": self.frontend,
             "architecture": self.architecture,
         }
-
-
-class StudentTeacher(Teacher):
-    """A student with weights, in evaluation mode, as a teacher."""
-
-    def __init__(
-        self,
-        name: str,
-        class_names: Sequence[str],
-        student: Student,
-        frontend: LogMelConfig,
-        clip_seconds: float = DEFAULT_CLIP_SECONDS,
-    ) -> None:
-        super().__init__(
-            name,
-            class_names,
-            sample_rate_hz=frontend.sample_rate_hz,
-            clip_seconds=clip_seconds,
-            frontend=frontend.to_dict(),
-            architecture=dataclasses.asdict(student.config),
-        )
-        self.log_mel = LogMel(frontend)
-        self.student = student
-        self.eval()
-
-    def forward(self, waveform: Tensor) -> Tensor:
-        """(batch, samples) -> (batch, classes)"""
-        return self.logits_of_mel(self.log_mel(waveform))
-
-    def logits_of_mel(self, mel: Tensor) -> Tensor:
-        """(batch, 1, bands, frames) -> (batch, classes)"""
-        return self.student(mel).logits
-
-
-def load_teacher(
-    spec: str | Path, class_names: Sequence[str] | None = None, clip_seconds: float | None = None
-) -> Teacher:
-    """The teacher that ``spec`` names (see the top of this file), on the CPU in evaluation mode.
-
-    Args:
-        class_names: what the outputs of bare weights (``NAME@WEIGHTS``) mean, and those of an ONNX model that does not
-            tell; other teachers know their own.
-        clip_seconds: the length of the clips it hears, in place of its own.
-
-    Raises:
-        ValueError: a spec of no known form; weights that are missing or of another student; a function that does not
-            return a Teacher.
-    """
-    spec = str(spec)
-    if Path(spec).is_dir():
-        teacher = _from_run_folder(Path(spec))
-    elif spec.startswith(AST_PREFIX):
-        from teacher_logits.teachers.ast_teacher import load_ast_teacher
-
-        teacher = load_ast_teacher(spec.removeprefix(AST_PREFIX))
-    elif spec.endswith(ONNX_SUFFIX):
-        from teacher_logits.teachers.onnx_teacher import load_onnx_teacher
-
-        teacher = load_onnx_teacher(Path(spec), class_names)
-    elif is_outside(spec):
-        teacher = _from_function(spec)
-    elif "@" in spec:
-        teacher = _from_weights(spec, class_names)
-    else:
-        raise ValueError(
-            f"teacher {spec!r} is none of: a run folder (holding {CARD_FILE}), NAME@WEIGHTS (as mn04@weights.pt or"
-            " passt@weights.pt), FILE.onnx, ast:FOLDER_OR_NAME, module:function"
-        )
-    if clip_seconds is not None:
-        if not 0 < clip_seconds < float("inf"):
-            raise ValueError(f"clip_seconds must be above 0; found {clip_seconds}")
-        teacher.clip_seconds = float(clip_seconds)
-    return teacher.eval()
-
-
-def knows_its_classes(spec: str | Path) -> bool:
-    """Whether a teacher brings its own class names; bare weights do not, and an ONNX model perhaps."""
-    spec = str(spec)
-    if spec.endswith(ONNX_SUFFIX) and not Path(spec).is_dir():
-        from teacher_logits.teachers.onnx_teacher import OnnxModel
-
-        return OnnxModel.read(Path(spec)).class_names is not None
-    return Path(spec).is_dir() or spec.startswith(AST_PREFIX) or "@" not in spec
-
-
-def _from_run_folder(folder: Path) -> Teacher:
-    student, card = load_student(folder)
-    clip_seconds = card.provenance.get("clip_seconds", DEFAULT_CLIP_SECONDS)
-    return StudentTeacher(folder.resolve().name, card.class_names, student, card.frontend, clip_seconds)
-
-
-def _from_weights(spec: str, class_names: Sequence[str] | None) -> Teacher:
-    student_name, _, weights = spec.partition("@")
-    if class_names is None:
-        raise ValueError(f"the weights of teacher {spec!r} carry no class names; give them with --class-names FILE")
-    if student_name in list_families() and student_name not in list_students():
-        student = student_from_weights(student_name, weights)
-        if student.num_classes != len(class_names):
-            raise ValueError(f"{weights} has {student.num_classes} classes; {len(class_names)} class names were given")
-    else:
-        student = create_student(student_name, len(class_names))
-        load_weights(student, weights)
-    clip_seconds = student.clip_seconds or DEFAULT_CLIP_SECONDS
-    return StudentTeacher(Path(weights).stem, class_names, student, LogMelConfig(), clip_seconds)
-
-
-def _from_function(spec: str) -> Teacher:
-    function = import_object(spec, "teacher", "function")
-    if not callable(function):
-        raise ValueError(f"teacher {spec!r}: {spec.replace(':', '.')} is no function; found {function!r}")
-    teacher = function()
-    if not isinstance(teacher, Teacher):
-        raise ValueError(
-            f"teacher {spec!r} returned {type(teacher).__name__}; a teacher_logits.teachers.base.Teacher is needed"
-        )
-    return teacher

@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from kd.data.finetune_data import EvaluationWindows
+from kd.objectives.finetune_objective import FinetuneObjective
+from kd.training.runlog import read_metrics
 from safetensors.torch import load_file
 
 from audio_datasets.audio.bad_clips import ClipList
@@ -20,14 +23,11 @@ from audio_datasets.system.command import STOPPED
 from audio_datasets.system.locks import locked
 from audio_datasets.tasks.catalog import get_task
 from audio_datasets.tasks.task import TaskClips, read_task
-from kd.data.finetune_data import EvaluationWindows
 from kd.data.splits import partitions
 from kd.evaluation import probe as probe_module
 from kd.finetune import configure, main
-from kd.objectives.finetune_objective import FinetuneObjective
 from kd.recipes.finetuning import unpublished_settings
 from kd.training.checkpoint import checkpoints
-from kd.training.runlog import read_metrics
 from students import create_student
 from students.families.dymn import DyMN
 from students.frontend import LogMelConfig

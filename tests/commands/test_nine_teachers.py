@@ -17,7 +17,8 @@ from students import create_student
 from students.frontend import LogMelConfig
 from students.weights import save_student
 from teacher_logits.precompute import main as teach
-from teacher_logits.store import LogitEnsemble, LogitStore
+from teacher_logits.store import LogitStore
+from teacher_logits.stores.ensemble import LogitEnsemble
 from teacher_logits.verify import main as verify
 
 

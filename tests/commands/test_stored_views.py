@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kd.data.training_data import TrainingClips
 from torch.utils.data import DataLoader
 
 from audio_datasets.audio.augment import AugmentConfig
@@ -14,11 +15,11 @@ from audio_datasets.audio.views import ViewConfig
 from audio_datasets.stores.clip_store import ClipStore
 from kd import pretrain
 from kd.data.sampling import EpochBatches, SamplingConfig
-from kd.data.training_data import TrainingClips
 from students.frontend import LogMel, LogMelConfig, mask_stripes
 from teacher_logits import precompute
 from teacher_logits.precompute import TeachConfig, teach
-from teacher_logits.store import LogitEnsemble, LogitStore
+from teacher_logits.store import LogitStore
+from teacher_logits.stores.ensemble import LogitEnsemble
 from teacher_logits.verify import main as verify
 
 VIEWS = ViewConfig(views=3, view_seconds=0.3, view_masked_bands=0.2, view_masked_time=0.2, view_seed=4)

@@ -28,8 +28,8 @@ from kd.reports.run_reader import RunFolder
 from kd.training.checkpoint import DIGESTS, digests_of, load_checkpoint
 from kd.training.early_stopping import BEST_FILE, EarlyStopping
 from kd.training.loop import LoopConfig, OptimizerConfig, Run, TrainState, create_optimizer, resume_state, save_state
-from kd.training.run_start import enter_run_folder
-from kd.training.runlog import RunLog
+from kd.training.metrics_log import MetricsLog
+from kd.training.run_folder import enter_run_folder
 from kd.training.schedule import ScheduleConfig
 from students import create_student
 from students.frontend import LogMelConfig
@@ -52,14 +52,14 @@ def cpu() -> Accelerator:
     return Accelerator(cpu=True)
 
 
-def begun(folder: Path) -> tuple[TrainState, Run, RunLog]:
+def begun(folder: Path) -> tuple[TrainState, Run, MetricsLog]:
     """A run of a tiny network, before its first step."""
     torch.manual_seed(0)
     network = Network()
     config = OptimizerConfig(optimizer="adamw", weight_decay=0.01)
     state = TrainState(network, create_optimizer(network, config), ModelEmaV3(network, decay=0.9))
     run = Run(folder, LoopConfig(), config, ScheduleConfig())
-    return state, run, RunLog(run.metrics_path, cpu())
+    return state, run, MetricsLog(run.metrics_path, cpu())
 
 
 def step(state: TrainState) -> None:

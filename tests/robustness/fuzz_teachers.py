@@ -21,8 +21,9 @@ from students import create_student
 from teacher_logits.compact import CompactConfig, compact, write_compact
 from teacher_logits.import_logits import ImportConfig, import_logits, read_index
 from teacher_logits.store import LogitStore, write_logit_store
-from teacher_logits.teachers.base import Teacher, load_teacher
+from teacher_logits.teachers.base import Teacher
 from teacher_logits.teachers.class_mapping import MappedTeacher, read_class_map
+from teacher_logits.teachers.loaders import load_teacher
 from teacher_logits.verify import VerifyConfig, verify
 
 # -- Published logits --------------------------------------------------------------------------------------------------

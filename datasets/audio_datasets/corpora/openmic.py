@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from audio_datasets.corpora.sources import AUDIO_SUFFIXES
-from audio_datasets.system import plain_pickle
 from audio_datasets.system.files import read_arrays, read_json, read_text
+from audio_datasets.system.plain_pickle import plain_pickle
 from audio_datasets.tasks.task import Listing, Settings, Task, TaskClip
 
 PRESENT = 0.5

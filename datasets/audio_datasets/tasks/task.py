@@ -19,6 +19,7 @@ from audio_datasets.corpora.sources import AUDIO_SUFFIXES
 from audio_datasets.stores.class_lists import check_class_names
 from audio_datasets.system.files import digest_of
 from audio_datasets.system.messages import listed
+from audio_datasets.tasks.label_space import LabelSpace
 
 Split = Literal["train", "valid", "test"]
 Labels = Literal["one", "several"]
@@ -242,6 +243,8 @@ def read_task(
             raise ValueError(
                 f"{path}: each clip of {task.name} has exactly one label; clip {wrong[0].clip_id!r} has {list(wrong[0].labels)}"
             )
+    exclusive = one_label_each(clips) if task.labels is None else task.labels == "one"
+    clips.label_space = LabelSpace.single(clips.class_names, exclusive)
     return clips, tuple(notes)
 
 

@@ -2,14 +2,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from kd.data.training_data import EvaluationClips, TrainingClips
 from torch.utils.data import DataLoader
 
 from audio_datasets.audio.augment import AugmentConfig
 from audio_datasets.stores.clip_store import ClipStore
 from kd.data.sampling import ClipRequest, EpochBatches, SamplingConfig
-from kd.data.training_data import EvaluationClips, TrainingClips
 from students.frontend import LogMelConfig
-from teacher_logits.store import LogitEnsemble
+from teacher_logits.stores.ensemble import LogitEnsemble
 
 
 def training_clips(store: Path, logits: Path | None, **augment: float) -> TrainingClips:

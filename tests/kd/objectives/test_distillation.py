@@ -1,9 +1,9 @@
 import pytest
 import torch
+from kd.objectives.losses import distillation_targets, tagging_loss
 from torch import Tensor, nn
 
 from kd.objectives.distillation import DistillationConfig, DistillationObjective
-from kd.objectives.losses import distillation_targets, tagging_loss
 from students.frontend import LogMel, LogMelConfig
 from students.interface import StudentOutput
 

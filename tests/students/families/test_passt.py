@@ -17,7 +17,8 @@ from students.frontend import LogMel, LogMelConfig
 from students.layers.keyed import set_sample_keys
 from students.profile import profile_student
 from students.weights import load_student, save_student, student_from_weights
-from teacher_logits.teachers.base import StudentTeacher, load_teacher
+from teacher_logits.teachers.loaders import load_teacher
+from teacher_logits.teachers.network import StudentTeacher
 
 CLASSES = ("hiss", "hum, low", "click")
 SMALL = {"width": 64, "depth": 2, "heads": 1, "stride": 16, "time_positions": 6}  # 96 frames in one window

@@ -1,4 +1,4 @@
-"""How a fine-tuned student is judged: accuracy and log loss where classes exclude each other, mAP where they do not.
+"""How predictions are judged, group by group of a label space: accuracy where classes exclude each other, mAP where they do not.
 
 Shapes: n clips, C classes.
 """
@@ -10,24 +10,60 @@ import numpy as np
 from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score, log_loss
 
-from audio_datasets.tasks.task import Labels, TaskClips
+from audio_datasets.tasks.label_space import LabelGroup, LabelSpace
 from kd.evaluation.metrics import tagging_metrics
 
-METRICS: dict[Labels, tuple[str, ...]] = {
-    "one": ("accuracy", "macro_accuracy", "log_loss", "macro_log_loss"),
-    "several": ("mAP", "roc_auc", "d_prime"),
-}
+EXCLUSIVE_METRICS = ("accuracy", "macro_accuracy", "log_loss", "macro_log_loss")
+INDEPENDENT_METRICS = ("mAP", "roc_auc", "d_prime")
 SMALLER_IS_BETTER = ("log_loss", "macro_log_loss")
+ALL_RIGHT = "accuracy"
+"""With several exclusive groups: share of the clips that are right in all of them."""
 
 
-def task_metrics(clips: TaskClips, rows: np.ndarray, logits: np.ndarray, labels: Labels) -> dict[str, Any]:
-    """The numbers of METRICS by name, and ``classes`` with each class's own; classes without clips are ``absent``.
+def metric_names(label_space: LabelSpace) -> tuple[str, ...]:
+    """The metrics of a label space, the headline first; those of named groups as "verb/accuracy"."""
+    names = [
+        f"{group.name}/{name}" if group.name else name
+        for group in label_space.groups
+        for name in (EXCLUSIVE_METRICS if group.exclusive else INDEPENDENT_METRICS)
+    ]
+    return (*([ALL_RIGHT] if len(label_space.groups) > 1 and label_space.exclusive else []), *names)
 
-    ``logits`` (n, C) belong to ``rows``.
+
+def smaller_is_better(metric: str) -> bool:
+    return metric.rpartition("/")[2] in SMALLER_IS_BETTER
+
+
+def label_metrics(label_space: LabelSpace, targets: np.ndarray, mask: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
+    """The numbers of ``metric_names`` by name, and with each group ``classes`` with each class's own.
+
+    Classes without clips are listed as ``absent``. A clip counts in an exclusive group if its labels are known.
+
+    Args:
+        targets: (n, C), 0 or 1; of no meaning where ``mask`` (n, C) is false.
+        logits: (n, C).
     """
-    if labels == "one":
-        return single_label_metrics(clips.targets(rows).argmax(axis=1), logits, clips.class_names)
-    return multi_label_metrics(clips.targets(rows), logits, clips.mask(rows), clips.class_names)
+    found: dict[str, Any] = {}
+    right = np.ones(len(logits), dtype=bool)
+    for group, columns in label_space.parts():
+        values = _group_metrics(group, targets[:, columns], mask[:, columns], logits[:, columns])
+        found |= {f"{group.name}/{name}" if group.name else name: value for name, value in values.items()}
+        right &= targets[:, columns].argmax(axis=1) == logits[:, columns].argmax(axis=1)
+    if len(label_space.groups) > 1 and label_space.exclusive:
+        known = mask.all(axis=1)
+        found = {ALL_RIGHT: float(right[known].mean()) if known.any() else None, **found}
+    return found
+
+
+def _group_metrics(group: LabelGroup, targets: np.ndarray, mask: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
+    if not group.exclusive:
+        return multi_label_metrics(targets, logits, mask, group.class_names)
+    known = mask.all(axis=1)
+    if not known.any():
+        raise ValueError(
+            f"no clip's label{f' of {group.name}' if group.name else ''} is known, so no metric is defined"
+        )
+    return single_label_metrics(targets[known].argmax(axis=1), logits[known], group.class_names)
 
 
 def single_label_metrics(classes: np.ndarray, logits: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
@@ -99,7 +135,7 @@ def device_metrics(
 
     def values(chosen: np.ndarray) -> dict[str, float]:
         found = single_label_metrics(classes[chosen], logits[chosen], class_names)
-        return {"clips": int(chosen.sum()), **{name: found[name] for name in METRICS["one"]}}
+        return {"clips": int(chosen.sum()), **{name: found[name] for name in EXCLUSIVE_METRICS}}
 
     tables = {device: {"seen": device in seen, **values(devices == device)} for device in sorted(set(devices.tolist()))}
     is_seen = np.isin(devices, list(seen))

@@ -1,4 +1,8 @@
-"""A run folder's beginning: whether a run is new, goes on or has ended, and whether it may go on as it is asked to."""
+"""A run folder: what is in it, and whether a run in it is new, goes on or has ended, and may go on as it is asked to.
+
+``config.json`` holds the configuration of the run, "processes", "inputs" (fingerprints of its data), "accepted_changes" and,
+once it is there, "finished".
+"""
 
 import re
 import shutil
@@ -28,7 +32,7 @@ RESULTS = (
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class EnteredRun:
     """A run folder that was entered; ``description`` is what its ``config.json`` holds."""
 
     path: Path
@@ -51,7 +55,8 @@ def enter_run_folder(
     accept_changes: bool = False,
     restart: bool = False,
     results: Sequence[str] = ("student.safetensors", "student.json"),
-) -> RunFolder:
+    defaults: Mapping[str, Any] | None = None,
+) -> EnteredRun:
     """Begins a run in ``folder``, or finds the one in it. Called by one process, which holds the folder's lock.
 
     Args:
@@ -62,6 +67,7 @@ def enter_run_folder(
         accept_changes: go on although other settings differ; the changes are kept in ``config.json``.
         restart: give up a run that has other settings.
         results: the files of a finished run; if one was removed, the run is finished again.
+        defaults: what settings were before they existed, for runs that an older version began.
 
     Raises:
         ValueError: a run with other settings, and neither of the two says what to do about it.
@@ -75,8 +81,8 @@ def enter_run_folder(
         if newest_checkpoints(folder):
             raise ValueError(f"{folder} holds checkpoints but no {CONFIG_FILE} to say what of; choose another --out")
         write_json(path, new)
-        return RunFolder(folder, "new", new)
-    old = _read_description(path)
+        return EnteredRun(folder, "new", new)
+    old = upgraded(_read_description(path), defaults or {})
     finished, accepted = old.pop("finished", False) is True, old.pop("accepted_changes", [])
     finished = finished and all((folder / name).exists() for name in results)
     finished = finished and all(old.get(name) == new.get(name) for name in asks_for)
@@ -85,7 +91,7 @@ def enter_run_folder(
     if changed and restart:
         give_up(folder)
         write_json(path, new)
-        return RunFolder(folder, "new", new, (f"the run in {folder} had another configuration and was given up",))
+        return EnteredRun(folder, "new", new, (f"the run in {folder} had another configuration and was given up",))
     if changed and not accept_changes:
         raise ValueError(
             f"{folder} holds a run with another configuration:\n  "
@@ -100,14 +106,14 @@ def enter_run_folder(
     if accepted:
         new["accepted_changes"] = accepted
     if finished:
-        return RunFolder(folder, "finished", new, tuple(notes))
+        return EnteredRun(folder, "finished", new, tuple(notes))
     if division(old) != division(new):
         notes.append(
             f"steps are divided as {division(new)}, before as {division(old)}: the same clips, drawn and augmented the same, "
             "but sums in another order, and batch norm over other parts of a step unless --sync-batch-norm is given"
         )
     write_json(path, new)
-    return RunFolder(folder, "unfinished", new, tuple(notes))
+    return EnteredRun(folder, "unfinished", new, tuple(notes))
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -123,6 +129,25 @@ def _read_description(path: Path) -> dict[str, Any]:
     if not isinstance(content.get("accepted_changes", []), list):
         raise ValueError(f"{path} is damaged: its accepted changes are no list")
     return content
+
+
+def upgraded(description: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A description as today's version would have written it.
+
+    Version 0.1 kept the augmentation of fine-tuning in two parts. Settings that did not exist are at their defaults.
+    """
+    upgraded = {**description}
+    if "task_augment" in upgraded:
+        upgraded["augment"] = {**upgraded.get("augment", {}), **upgraded.pop("task_augment")}
+
+    def filled(values: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+        both = {**default, **values}
+        for name, value in both.items():
+            if isinstance(value, Mapping) and isinstance(default.get(name), Mapping):
+                both[name] = filled(value, default[name])
+        return both
+
+    return filled(upgraded, defaults)
 
 
 def comparable(description: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,69 +15,51 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from audio_datasets.system.command import progress
-from kd.data.sampling import EpochBatches
-from kd.data.training_data import EvaluationClips
-from kd.objectives.distillation import Objective
-from kd.training.loop import TrainState, train_on_batch
-from teacher_logits.store import LogitEnsemble
-
-if TYPE_CHECKING:
-    from kd.pretrain import PretrainConfig, Training
+from kd.stages.build_run import BuiltRun
+from kd.stages.pretraining import Pretraining
+from kd.stages.pretraining_config import PretrainConfig
+from kd.training.checkpoint import checkpoint_bytes
+from kd.training.loop import train_on_batch
+from teacher_logits.stores.ensemble import LogitEnsemble
 
 MEASURED_STEPS = 5
 CLIPS_TO_DECODE = 16
 
 
-def estimate(config: "PretrainConfig", training: "Training", accelerator: Accelerator) -> dict[str, Any]:
-    """What a run will take on this machine; docs/pipeline.md explains the entries. It trains ``training``'s student a little.
+def estimate(config: PretrainConfig, stage: Pretraining) -> dict[str, Any]:
+    """What a run will take on this machine; docs/pipeline.md explains the entries. It trains the student a little.
 
     Called by all processes alike.
     """
-    batches, state, loop = training.batches, training.state, config.loop
-    student = accelerator.unwrap_model(state.student)
-    student.start_epoch(0)
-    measured = measure_steps(
-        accelerator,
-        state,
-        training.objective,
-        batches,
-        training.loader,
-        training.dataset,
-        max_gradient_norm=loop.max_gradient_norm,
-    )
+    built, loop = stage.built, config.loop
+    accelerator, batches, state = built.accelerator, built.batches, built.state
+    learner = state.trained(accelerator)
+    learner.student.start_epoch(0)
+    measured = measure_steps(built)
     needed = memory(accelerator.device)
     validation_hours = None
-    if training.valid_clips is not None:
-        student.eval()
+    evaluator = stage.evaluator()
+    if evaluator is not None:
         once = validation_seconds(
-            accelerator,
-            lambda waveform: student(training.frontend(waveform)).logits,
-            EvaluationClips(
-                training.valid_clips,
-                training.valid_rows,
-                sample_rate_hz=config.frontend.sample_rate_hz,
-                clip_seconds=config.clip_seconds,
-            ),
-            loop.batch_size,
-            config.workers,
+            accelerator, built.tagger(learner.student), evaluator.windows, loop.batch_size, config.workers
         )
         validation_hours = math.ceil(loop.epochs / loop.validate_every_epochs) * once / 3600
     steps = loop.epochs * batches.steps_per_epoch
-    checkpoint = checkpoint_bytes(student, loop.ema_decay is not None)
+    checkpoint = checkpoint_bytes(state)
     kept = min(loop.keep_checkpoints, loop.epochs if loop.checkpoint_every_steps is None else steps)
     return {
         "device": accelerator.device.type,
         "processes": accelerator.num_processes,
-        "student_parameters": sum(parameter.numel() for parameter in student.parameters()),
-        "training_clips": len(training.rows),
+        "student_parameters": sum(parameter.numel() for parameter in learner.student.parameters()),
+        "training_clips": len(built.data.rows),
         "clips_per_step": measured.clips_per_step * accelerator.num_processes,
         "steps_per_epoch": batches.steps_per_epoch,
         "steps": steps,
@@ -90,7 +72,7 @@ def estimate(config: "PretrainConfig", training: "Training", accelerator: Accele
         "memory": needed,
         "disk": {
             "clips_bytes": size_on_disk(config.clips),
-            "logits_bytes": size_on_disk(files_of(training.teachers)),
+            "logits_bytes": size_on_disk(files_of(built.data.teachers)),
             "checkpoint_bytes": checkpoint,
             # One more than are kept is there while the newest is written.
             "run_folder_peak_bytes": (kept + 1) * checkpoint,
@@ -135,34 +117,25 @@ class MeasuredSteps:
         return 1.0 - computing / self.seconds_per_step
 
 
-def measure_steps(
-    accelerator: Accelerator,
-    state: TrainState,
-    objective: Objective,
-    batches: EpochBatches,
-    loader: DataLoader,
-    dataset: Dataset,
-    *,
-    max_gradient_norm: float | None,
-    steps: int = MEASURED_STEPS,
-) -> MeasuredSteps:
-    """Trains ``state`` for one step to warm up and ``steps`` more (fewer in a shorter epoch), and times them.
+def measure_steps(built: BuiltRun, steps: int = MEASURED_STEPS) -> MeasuredSteps:
+    """Trains for one step to warm up and ``steps`` more (fewer in a shorter epoch), and times them.
 
-    ``dataset`` is what the loader reads from. Called by all processes alike.
+    Called by all processes alike.
     """
+    accelerator, state, batches = built.accelerator, built.state, built.batches
     batches.start_at(epoch=0, step=0)
-    state.student.train()
+    state.learner.train()
     steps = min(steps, max(1, batches.steps_per_epoch - 1))
     warm_up = min(1, batches.steps_per_epoch - steps)
     accumulation = accelerator.gradient_accumulation_steps
-    loaded, seconds, waited = iter(loader), [], []
+    loaded, seconds, waited = iter(built.loader), [], []
     for _ in progress(range(warm_up + steps), shown=accelerator.is_main_process, desc="measuring", unit="step"):
         started, waiting = time.perf_counter(), 0.0
         for _ in range(accumulation):
             asked = time.perf_counter()
             batch = next(loaded)
             waiting += time.perf_counter() - asked
-            train_on_batch(accelerator, state, objective, batch, max_gradient_norm)
+            train_on_batch(accelerator, state, batch, built.config.loop.max_gradient_norm)
         if accelerator.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
@@ -170,9 +143,9 @@ def measure_steps(
     return MeasuredSteps(
         tuple(seconds[warm_up:]),
         tuple(waited[warm_up:]),
-        clip_seconds=seconds_each(dataset, itertools.islice(next(iter(batches)), CLIPS_TO_DECODE)),
+        clip_seconds=seconds_each(built.examples, itertools.islice(next(iter(batches)), CLIPS_TO_DECODE)),
         clips_per_step=batches.batch_size * accumulation,
-        workers=loader.num_workers,
+        workers=built.loader.num_workers,
     )
 
 
@@ -224,16 +197,6 @@ def _proportional_bytes(process_ids: Sequence[int]) -> int | None:
             return None
         total += next(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total
-
-
-def checkpoint_bytes(student: nn.Module, keeps_average: bool) -> int:
-    """Size of one checkpoint: the student, its moving average if one is kept, and Adam's two moments of each parameter.
-
-    Headers, less than a kilobyte for each tensor, are left out.
-    """
-    weights = sum(value.numel() * value.element_size() for value in student.state_dict().values())
-    moments = 2 * sum(value.numel() * value.element_size() for value in student.parameters())
-    return weights * (2 if keeps_average else 1) + moments
 
 
 def free_bytes(folder: Path) -> int:

@@ -5,6 +5,7 @@ file as one that was not; rates go to the progress bar and to the trackers.
 """
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -15,15 +16,19 @@ from audio_datasets.system.files import digest_of, flush_folder
 from audio_datasets.system.messages import brief
 
 
-class RunLog:
+class MetricsLog:
     """Appends records on the main process; the other processes' calls do nothing."""
 
     def __init__(self, path: Path, accelerator: Accelerator) -> None:
         self.path = path
         self.accelerator = accelerator
+        self.last_loss = math.nan
+        """The mean loss of the last training record of this process's log, for the progress bar."""
 
     def write(self, kind: str, step: int, epoch: int, values: dict[str, float], untracked: dict | None = None) -> None:
         """One record; ``values`` also go to the trackers as ``kind/name``, ``untracked`` to the file only."""
+        if kind == "train":
+            self.last_loss = values.get("loss", math.nan)
         if self.accelerator.is_main_process:
             record = {"kind": kind, "step": step, "epoch": epoch, **values, **(untracked or {})}
             with open(self.path, "a", encoding="utf-8") as file:

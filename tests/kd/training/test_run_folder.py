@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kd.training.run_start import RunFolder, enter_run_folder
 
 from audio_datasets.system.files import read_json, write_json
-from kd.training.run_start import RunFolder, enter_run_folder
 
 
 def description(seed: int = 0, batch_size: int = 8, accumulated: int = 1, processes: int = 1, **more: Any) -> dict:
