@@ -4,14 +4,16 @@ Shapes: n clips, C classes.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score, log_loss
 
-from audio_datasets.tasks.task import Labels, TaskClips
+from audio_datasets.tasks.task import TaskClips
 from kd.evaluation.metrics import tagging_metrics
+
+Labels = Literal["one", "several"]
 
 METRICS: dict[Labels, tuple[str, ...]] = {
     "one": ("accuracy", "macro_accuracy", "log_loss", "macro_log_loss"),

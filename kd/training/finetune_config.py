@@ -10,7 +10,7 @@ import tyro
 
 from audio_datasets.audio.augment import AugmentConfig
 from audio_datasets.audio.bad_clips import OnBadClip
-from audio_datasets.tasks.task import MissingAudio, Task, TaskClips, one_label_each, usable_durations
+from audio_datasets.tasks.task import MissingAudio, Task, TaskClips, usable_durations
 from kd.data.finetune_data import TaskAugmentConfig
 from kd.data.sampling import SamplingConfig
 from kd.evaluation.task_metrics import METRICS
@@ -184,7 +184,7 @@ def decided_by_data(config: FinetuneConfig, task: Task, clips: TaskClips) -> Fin
 
 def is_exclusive(task: Task, clips: TaskClips) -> bool:
     """Whether the task's classes exclude each other."""
-    return one_label_each(clips) if task.labels is None else task.labels == "one"
+    return clips.label_space.exclusive
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import torch
 from audio_datasets.audio.augment import AugmentConfig
 from audio_datasets.audio.bad_clips import ClipList
 from audio_datasets.pack import main as pack
-from audio_datasets.stores.clip_store import ClipRecord, ClipStore, write_clip_store
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from kd.data.sampling import ClipRequest
 from kd.data.training_data import Replacements, TrainingClips
 from kd.evaluate import main as evaluate

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from audio_datasets.audio.augment import AugmentConfig
 from audio_datasets.audio.codec import fit_length
 from audio_datasets.audio.impulse_responses import convolve, load_impulse_responses
-from audio_datasets.tasks.task import TaskClip, TaskClips
+from audio_datasets.tasks.listing import Clip
+from audio_datasets.tasks.task import TaskClips
 from kd.data.finetune_data import (
     EvaluationWindows,
     Hearing,
@@ -31,7 +32,7 @@ def listed(labels: list[tuple[str, ...]], groups: list[str | None] | None = None
     """Clips without audio."""
     names = tuple(sorted({name for clip in labels for name in clip}))
     clips = [
-        TaskClip(
+        Clip(
             f"clip{index}",
             Path("nowhere"),
             clip,
@@ -47,7 +48,7 @@ class Ramp(TaskClips):
     """Clips whose samples are their own number, counted at 1000 Hz: what is heard tells where it was read."""
 
     def __init__(self, seconds: list[float]) -> None:
-        clips = [TaskClip(f"clip{index}", Path("nowhere"), ("a",)) for index in range(len(seconds))]
+        clips = [Clip(f"clip{index}", Path("nowhere"), ("a",)) for index in range(len(seconds))]
         super().__init__(Path("ramp"), ("a", "b"), clips)
         self.seconds = seconds
 

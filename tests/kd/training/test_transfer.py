@@ -7,7 +7,8 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from audio_datasets.tasks.task import TaskClip, TaskClips
+from audio_datasets.tasks.listing import Clip
+from audio_datasets.tasks.task import TaskClips
 from kd.data.splits import Partition
 from kd.evaluation.metrics import tagging_metrics
 from kd.evaluation.probe import probe_logits
@@ -78,7 +79,7 @@ def test_a_fresh_multi_label_student_expects_one_class_for_each_clip() -> None:
 
 def labelled(labels: list[tuple[str, ...]], known: list[tuple[str, ...]] | None = None) -> TaskClips:
     clips = [
-        TaskClip(f"clip{index}", Path("nowhere"), names, known[index] if known else None)
+        Clip(f"clip{index}", Path("nowhere"), names, known[index] if known else None)
         for index, names in enumerate(labels)
     ]
     return TaskClips(Path("own"), NAMES, clips)
