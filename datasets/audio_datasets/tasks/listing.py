@@ -5,7 +5,7 @@ The reader of every corpus (``audio_datasets.corpora``) returns a ``Listing``; `
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +29,7 @@ class Clip:
     path: Path
     labels: tuple[str, ...]
     """Its classes."""
+    _: KW_ONLY
     source: str = ""
     """The file as the corpus names it: relative to its folder, with forward slashes (filled in from ``path`` if empty)."""
     known: tuple[str, ...] | None = None

@@ -79,7 +79,7 @@ def test_a_fresh_multi_label_student_expects_one_class_for_each_clip() -> None:
 
 def labelled(labels: list[tuple[str, ...]], known: list[tuple[str, ...]] | None = None) -> TaskClips:
     clips = [
-        Clip(f"clip{index}", Path("nowhere"), names, known[index] if known else None)
+        Clip(f"clip{index}", Path("nowhere"), names, known=known[index] if known else None)
         for index, names in enumerate(labels)
     ]
     return TaskClips(Path("own"), NAMES, clips)
