@@ -184,7 +184,7 @@ def decided_by_data(config: FinetuneConfig, task: Task, clips: TaskClips) -> Fin
 
 def is_exclusive(task: Task, clips: TaskClips) -> bool:
     """Whether the task's classes exclude each other."""
-    return clips.label_space.exclusive
+    return clips.label_space.exclusive and len(clips.label_space.groups) == 1
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from audio_datasets.audio.bad_clips import ClipList, summary
 from audio_datasets.audio.impulse_responses import load_impulse_responses
-from audio_datasets.stores.pcm_cache import CachedClips, fill_cache
 from audio_datasets.system.files import digest_of, make_folder, read_json, write_json
 from audio_datasets.system.messages import listed
 from audio_datasets.system.stop_signals import Stopped, StopSignals
+from audio_datasets.tasks.cache import CachedClips, fill_cache
 from audio_datasets.tasks.task import Task, TaskClips
 from kd.data.finetune_data import Hearing, TaskExamples, equal_batches
 from kd.data.sampling import EpochBatches
