@@ -26,14 +26,16 @@ from torch.utils.data import DataLoader
 from audio_datasets.audio.augment import AugmentConfig
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.system.command import parse
+from kd.data.examples import TrainingExamples
 from kd.data.sampling import ClipRequest
-from kd.data.training_data import TrainingClips
+from kd.data.windows import Window
 from kd.objectives.distillation import DistillationConfig, DistillationObjective
 from kd.training.loop import OptimizerConfig, create_optimizer
 from kd.training.threads import leave_a_core_to_the_workers
 from students import create_student
 from students.frontend import LogMel, LogMelConfig
-from teacher_logits.store import LogitEnsemble, write_logit_store
+from teacher_logits.store import write_logit_store
+from teacher_logits.stores.ensemble import LogitEnsemble
 
 WARM_UP_STEPS = 3
 STORED_AS = ("MP3", "Ogg Vorbis", "FLAC", "int16 PCM")
@@ -77,9 +79,11 @@ def write_logits(folder: Path, clips: ClipStore, teachers: int) -> LogitEnsemble
     return LogitEnsemble.open(paths)
 
 
-def training_clips(clips: ClipStore, teachers: LogitEnsemble) -> TrainingClips:
-    return TrainingClips(
-        clips, teachers, frontend=LogMelConfig(), clip_seconds=CLIP_SECONDS, augment=AugmentConfig(), seed=0
+def training_clips(clips: ClipStore, teachers: LogitEnsemble) -> TrainingExamples:
+    frontend = LogMelConfig()
+    window = Window(frontend.sample_rate_hz, CLIP_SECONDS)
+    return TrainingExamples(
+        clips, np.arange(len(clips)), window, frontend=frontend, augment=AugmentConfig(), seed=0, teachers=teachers
     )
 
 
@@ -105,7 +109,7 @@ def print_examples(stores: dict[str, ClipStore], teachers: dict[str, LogitEnsemb
         print(f"| {name} | {1e3 / whole:,.0f} | {' | '.join(cells)} |")
 
 
-def parts_of_example(dataset: TrainingClips) -> list[Callable[[int], object]]:
+def parts_of_example(dataset: TrainingExamples) -> list[Callable[[int], object]]:
     """Functions of a row: the whole example, its waveform, its logits, its labels."""
     clips, teachers, rate = dataset.clips, dataset.teachers, dataset.frontend.sample_rate_hz
     return [
@@ -134,7 +138,7 @@ def training_step(student_name: str, config: DataPathConfig) -> Callable[[dict[s
 
 
 def measure_steps(
-    step: Callable[[dict[str, Tensor]], None], dataset: TrainingClips, config: DataPathConfig
+    step: Callable[[dict[str, Tensor]], None], dataset: TrainingExamples, config: DataPathConfig
 ) -> tuple[float, float]:
     """Clips per second, and the share of the time in which steps wait for their batch."""
     positions = np.arange((config.steps + WARM_UP_STEPS) * config.batch_size)

@@ -14,16 +14,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from kd.objectives.losses import tagging_loss
 from machine import machine
 from torch import nn
 
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.system.command import progress
 from audio_datasets.system.randomness import generator
-from kd.objectives.losses import tagging_loss
 from students import create_student
 from students.frontend import LogMel, LogMelConfig
-from students.layers.blocks import initialize_weights
+from students.layers.convolutions import initialize_weights
 
 MARKS = (40, 80, 120, 160, 200, 300, 400)
 

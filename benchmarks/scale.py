@@ -29,12 +29,14 @@ from audio_datasets.audio.augment import AugmentConfig
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.clip_writer import ClipRecord, concatenate, write_clip_store
 from audio_datasets.system.command import parse
+from kd.data.examples import TrainingExamples
 from kd.data.sampling import ClipRequest, EpochBatches, SamplingConfig
-from kd.data.training_data import TrainingClips
+from kd.data.windows import Window
 from students.frontend import LogMelConfig
 from teacher_logits.compact import write_compact
-from teacher_logits.store import LogitEnsemble, LogitStore, write_logit_store
+from teacher_logits.store import LogitStore, write_logit_store
 from teacher_logits.stores.class_precisions import class_precisions
+from teacher_logits.stores.ensemble import LogitEnsemble
 from teacher_logits.stores.shards import ShardFolder, shard_rows
 from teacher_logits.verify import check_clips, check_content
 
@@ -197,13 +199,15 @@ def weigh_clips(files: Files, config: ScaleConfig) -> str:
 
 
 def load_clips(files: Files, config: ScaleConfig) -> str:
+    clips = ClipStore.open(files.clips)
     dataset = MeasuredClips(
-        ClipStore.open(files.clips),
-        LogitEnsemble.open([files.logits]),
+        clips,
+        np.arange(len(clips)),
+        Window(SAMPLE_RATE_HZ, SAMPLES / SAMPLE_RATE_HZ),
         frontend=LogMelConfig(),
-        clip_seconds=SAMPLES / SAMPLE_RATE_HZ,
         augment=AugmentConfig(),
         seed=0,
+        teachers=LogitEnsemble.open([files.logits]),
     )
     sampler = make_sampler(files, config)
     loader = DataLoader(dataset, batch_sampler=sampler, num_workers=WORKERS, multiprocessing_context="fork")
@@ -241,7 +245,7 @@ def make_sampler(files: Files, config: ScaleConfig) -> EpochBatches:
     )
 
 
-class MeasuredClips(TrainingClips):
+class MeasuredClips(TrainingExamples):
     """Training clips that tell, now and then, the private memory of the worker that made them."""
 
     def __getitem__(self, request: ClipRequest) -> dict[str, Any]:

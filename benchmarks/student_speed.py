@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from students import create_student
 from students.families.dymn import DynamicBlock, DynamicConv, DynamicReLU
-from students.layers.blocks import Student, StudentOutput
+from students.interface import Student, StudentOutput
 
 NUM_CLASSES = 527
 FRAMES = 1000

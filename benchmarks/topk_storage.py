@@ -19,8 +19,9 @@ from scipy.special import expit, logit
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.system.command import parse
 from teacher_logits.compact import cross_entropy, storage_error, write_compact
-from teacher_logits.store import LogitEnsemble, LogitStore
+from teacher_logits.store import LogitStore
 from teacher_logits.stores.class_precisions import class_precisions
+from teacher_logits.stores.ensemble import LogitEnsemble
 from teacher_logits.stores.rows import largest
 
 

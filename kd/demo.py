@@ -19,7 +19,7 @@ from kd import cli
 from kd.evaluation.metrics import tagging_metrics
 from students.profile import profile_student
 from students.weights import load_student
-from teacher_logits.store import LogitEnsemble
+from teacher_logits.stores.ensemble import LogitEnsemble
 
 TEACHER_SEEDS = (11, 12)
 

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from packaging.requirements import Requirement
 from torch.utils.data import default_collate
@@ -30,13 +31,17 @@ from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from audio_datasets.system.command import parse, progress, run_command
 from audio_datasets.system.disk_space import readable_bytes
 from audio_datasets.system.randomness import generator
+from audio_datasets.tasks.label_space import LabelSpace
+from kd.data.examples import TrainingExamples
 from kd.data.sampling import ClipRequest
-from kd.data.training_data import TrainingClips
-from kd.objectives.distillation import DistillationConfig, DistillationObjective
-from kd.training.loop import OptimizerConfig, create_optimizer
+from kd.data.windows import Window
+from kd.objectives.base import ObjectiveSettings
+from kd.objectives.distillation import DistillationObjective
+from kd.training.learner import Learner
+from kd.training.optimization import OptimizerConfig, create_optimizer
 from students import create_student
 from students.frontend import LogMel, LogMelConfig
-from teacher_logits.store import LogitEnsemble
+from teacher_logits.stores.ensemble import LogitEnsemble
 
 Status = Literal["ok", "warning", "problem"]
 
@@ -290,11 +295,11 @@ def measure_speed(config: DoctorConfig, clips: ClipStore) -> Iterator[Finding]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch_size = config.batch_size or (32 if device.type == "cuda" else 4)
     frontend_config = LogMelConfig()
-    dataset = TrainingClips(
+    dataset = TrainingExamples(
         clips,
-        None,
+        np.arange(len(clips)),
+        Window(frontend_config.sample_rate_hz, config.clip_seconds),
         frontend=frontend_config,
-        clip_seconds=config.clip_seconds,
         augment=AugmentConfig(mixup_alpha=0),
         seed=0,
     )
@@ -338,11 +343,13 @@ def measure_speed(config: DoctorConfig, clips: ClipStore) -> Iterator[Finding]:
     yield Finding("front end", "ok", f"{heard:.0f} clips/s on {device.type}", numbers={"clips_per_second": heard})
 
     student = create_student(config.student, len(clips.class_names)).to(device).train()
-    objective = DistillationObjective(frontend, DistillationConfig(label_weight=1.0))
-    optimizer = create_optimizer(student, OptimizerConfig())
+    label_space = LabelSpace.single(clips.class_names, exclusive=False)
+    objective = DistillationObjective(ObjectiveSettings(frontend_config, label_space, student.embedding_dim))
+    learner = Learner(student, objective).to(device).train()
+    optimizer = create_optimizer(OptimizerConfig(), student)
 
     def step() -> None:
-        objective(student, batch)["loss"].backward()
+        learner(batch)["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
         wait()

@@ -13,12 +13,13 @@ from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.manifest import select_rows
 from audio_datasets.system.command import parse, run_command
 from audio_datasets.system.files import write_json
+from kd.data.windows import Window
 from kd.evaluation.metrics import category_accuracy, category_columns, tagging_metrics
-from kd.evaluation.predict import class_table, evaluation_loader, listed_absent, predict_logits, skipped_clips
+from kd.evaluation.predict import ClipEvaluator, class_table, listed_absent
 from kd.training.threads import leave_a_core_to_the_workers
 from teacher_logits.processes import start_accelerator
-from teacher_logits.teachers.base import knows_its_classes, load_teacher
 from teacher_logits.teachers.class_mapping import MappedTeacher, read_class_map, with_classes_of_clips
+from teacher_logits.teachers.loaders import knows_its_classes, load_teacher
 
 
 @dataclass(frozen=True)
@@ -85,18 +86,19 @@ def evaluate(config: EvaluateConfig) -> dict:
         columns = category_columns(clips.class_names, categories, read_label_map(config.label_map))
 
     tagger = tagger.to(accelerator.device).eval()
-    loader = evaluation_loader(
+    evaluator = ClipEvaluator(
         accelerator,
         clips,
         rows,
-        sample_rate_hz=tagger.sample_rate_hz,
-        clip_seconds=config.clip_seconds or tagger.clip_seconds,
+        Window(tagger.sample_rate_hz, config.clip_seconds or tagger.clip_seconds),
         batch_size=config.batch_size,
         workers=config.workers,
+        description="evaluate",
         on_bad_clip=config.on_bad_clip,
+        whole_clips=False,
     )
-    logits = predict_logits(accelerator, tagger, loader, len(rows), "evaluate")
-    skipped = skipped_clips(loader, logits)
+    logits = evaluator.predict(tagger)
+    skipped = evaluator.skipped
     if skipped:
         heard = ~np.isnan(logits).any(axis=1)
         if not heard.any():

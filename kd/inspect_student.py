@@ -21,20 +21,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from audio_datasets.audio.bad_clips import OnBadClip, summary
-from audio_datasets.stores.class_lists import read_class_names
+from audio_datasets.stores.class_lists import check_same_classes, read_class_names
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.manifest import select_rows
 from audio_datasets.system.command import parse, progress, run_command
 from audio_datasets.system.files import write_json, written_aside
 from audio_datasets.system.randomness import generator
-from kd.data.training_data import EvaluationClips
+from kd.data.windows import EvaluationWindows, Window
 from kd.evaluation.metrics import tagging_metrics
 from kd.training.config import as_json
+from students.interface import Student
 from students.interventions import DETERMINISTIC, ReLUPlace, dynamic_relus, intervention, methods_for, watched_relus
-from students.layers.blocks import Student
 from teacher_logits.processes import start_accelerator
-from teacher_logits.store import check_same_classes
-from teacher_logits.teachers.base import StudentTeacher, load_teacher
+from teacher_logits.teachers.loaders import load_teacher
+from teacher_logits.teachers.network import StudentTeacher
 
 TABLE_FILE = "inspect.md"
 RESULTS_FILE = "inspect.json"
@@ -226,8 +226,8 @@ def usable(
     """
     if config.on_bad_clip == "refuse":
         return rows, {}
-    heard = {"sample_rate_hz": tagger.sample_rate_hz, "clip_seconds": tagger.clip_seconds, "on_bad_clip": "skip"}
-    dataset = EvaluationClips(clips, rows, **heard)
+    window = Window(tagger.sample_rate_hz, tagger.clip_seconds)
+    dataset = EvaluationWindows(clips, rows, window, on_bad_clip="skip", whole_clips=False)
     loader = DataLoader(dataset, config.batch_size, num_workers=config.workers)
     bad = [
         ~int(index)
@@ -256,7 +256,7 @@ def disturbed_logits(
     order = generator(config.seed, "inspect order").permutation(len(rows))
     # Alike in size, and none with a single clip: for that, an odd number in twos has a batch of three.
     batches = np.array_split(order, min(math.ceil(len(rows) / config.batch_size), len(rows) // 2))
-    dataset = EvaluationClips(clips, rows, sample_rate_hz=tagger.sample_rate_hz, clip_seconds=tagger.clip_seconds)
+    dataset = EvaluationWindows(clips, rows, Window(tagger.sample_rate_hz, tagger.clip_seconds), whole_clips=False)
     loader = DataLoader(dataset, batch_sampler=[batch.tolist() for batch in batches], num_workers=config.workers)
     logits = np.zeros((len(runs), len(rows), len(tagger.class_names)), dtype=np.float32)
     points: dict[ReLUPlace, list[np.ndarray]] = {place: [] for place in places}

@@ -26,12 +26,11 @@ from audio_datasets.system.command import parse, progress, run_command
 from audio_datasets.system.files import write_json, written_aside
 from kd.training.config import as_json, parse_options
 from students import create_student, list_students
+from students.catalog import options_for
 from students.frontend import LogMelConfig
-from students.layers.blocks import Student
+from students.interface import Student
 from students.profile import profile_student
-from students.weights import CARD_FILE
-from teacher_logits.teachers.base import load_network
-from teacher_logits.teachers.passt import catalog_of
+from students.weights import CARD_FILE, load_student
 
 Flat = tyro.conf.arg(name="")
 
@@ -44,7 +43,7 @@ class ProfileConfig:
     """Show what students cost for one clip: as a table, and with --chart as a chart of MACs against parameters."""
 
     student: tuple[str, ...] = ()
-    """Names in the catalog (or passt_s, passt_tiny), or folders of trained students; all of the catalog if left out."""
+    """Names in the catalog, or folders of trained students; all of the catalog if left out."""
     student_options: tuple[str, ...] = ()
     """Options of all students named in the catalog, each NAME=VALUE."""
     num_classes: int = 527
@@ -116,7 +115,7 @@ def profile_students(config: ProfileConfig) -> list[StudentCost]:
     builders = [student_builder(name, config) for name in names]  # a wrong name or option shows before anything is run
     costs = []
     for name, build in zip(names, progress(builders, desc="profile", leave=False), strict=True):
-        costs.append(student_cost(name, *build(), config))
+        costs.append(measured_cost(name, *build(), config))
     print(description(costs, config))
     print(table(costs))
     if config.chart is not None:
@@ -150,21 +149,18 @@ def student_builder(name: str, config: ProfileConfig) -> Callable[[], tuple[Stud
             raise ValueError(f"--student-options are for students of the catalog; {name} is a trained one")
 
         def load() -> tuple[Student, LogMelConfig]:
-            student, card = load_network(name)
+            student, card = load_student(name)
             return student, card.frontend
 
         return load
 
-    options = parse_options(config.student_options)
-    catalog = catalog_of(name)
-    if "n_mels" in catalog.default_options(name):
-        options.setdefault("n_mels", config.frontend.n_mels)
+    options = options_for(name, parse_options(config.student_options), config.frontend)
     with torch.device("meta"):
-        catalog.create(name, config.num_classes, **options)
-    return lambda: (catalog.create(name, config.num_classes, **options), config.frontend)
+        create_student(name, config.num_classes, **options)
+    return lambda: (create_student(name, config.num_classes, **options), config.frontend)
 
 
-def student_cost(name: str, student: Student, frontend: LogMelConfig, config: ProfileConfig) -> StudentCost:
+def measured_cost(name: str, student: Student, frontend: LogMelConfig, config: ProfileConfig) -> StudentCost:
     """Everything in a line of the table; the time is measured on ``config.device``."""
     student.eval()
     frames = frontend.frames(round(config.clip_seconds * frontend.sample_rate_hz))

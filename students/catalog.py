@@ -1,69 +1,154 @@
-"""The students by name. A new one is a file with an options dataclass and a model, and one line in ``STUDENTS``."""
+"""The students by name. Each file in ``students.families`` registers the names of its own family.
+
+A student from outside this package is named ``module:Class`` (see ``students.outside``) and can be used like the others.
+"""
 
 import dataclasses
+import functools
+import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from students.families.dymn import DyMN, DyMNOptions
-from students.families.image_backbones import EfficientNetOptions, efficientnet_b2, efficientnetv2_b2
-from students.families.mergenet import MergeNet, MergeNetOptions
-from students.families.mn import MN, MNOptions
-from students.layers.blocks import Student, StudentConfig
+import students.families as families
+from students.frontend import LogMelConfig
+from students.interface import Student, StudentConfig
+from students.outside import is_outside, outside_family
 
 
 @dataclass(frozen=True)
-class CatalogEntry:
-    """How to build one student."""
+class Variant:
+    """A name of the catalog and what it stands for."""
 
-    builder: Callable[[int, Any], Student]
-    """Takes the number of classes and the options."""
+    name: str
+    family: type[Student]
     options: Any
-    """A frozen dataclass with the family's options, at the values that this name stands for."""
+    """The family's ``Options``, at the values that this name stands for."""
+    build: Callable[[int, Any], Student]
+    """Takes the number of classes and the options."""
+    place: int
+    """Families with a lower number are listed first."""
 
 
-class Catalog:
-    """Networks by name, each with the options that its name stands for."""
+_variants: dict[str, Variant] = {}
 
-    def __init__(self, kind: str, entries: Mapping[str, CatalogEntry]) -> None:
-        """``kind``: what messages call one of its networks, such as "student"."""
-        self.kind = kind
-        self._entries = dict(entries)
 
-    def names(self) -> list[str]:
-        """The names that ``create`` knows."""
-        return list(self._entries)
+def register(
+    family: type[Student],
+    variants: Mapping[str, Any],
+    *,
+    build: Callable[[int, Any], Student] | None = None,
+    place: int = 100,
+) -> None:
+    """Adds names to the catalog. Called by a family's own file when it is imported.
 
-    def default_options(self, name: str) -> dict[str, Any]:
-        """The options that a network takes, each with the value it has if not given. ValueError for an unknown name."""
-        return _plain(self._entry(name).options)
+    Args:
+        variants: the family's ``Options`` by name.
+        build: makes a student of the number of classes and the options; ``family`` itself if left out.
+        place: families with a lower number are listed first.
+    """
+    for name, options in variants.items():
+        known = _variants.get(name)
+        assert known is None or known.family.__module__ == family.__module__, f"two families register {name!r}"
+        assert isinstance(options, family.Options), f"{name}: options are {family.Options.__name__}"
+        _variants[name] = Variant(name, family, options, build or family, place)
 
-    def create(self, name: str, num_classes: int, **options: Any) -> Student:
-        """A freshly initialised network; weights are drawn from torch's default generator.
 
-        ``student.config`` holds all that is needed to build it again.
+@functools.cache
+def _import_families() -> None:
+    for module in pkgutil.iter_modules(families.__path__):
+        importlib.import_module(f"{families.__name__}.{module.name}")
 
-        Raises ValueError for an unknown name, an unknown option or a value that an option does not allow.
-        """
-        entry = self._entry(name)
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-            raise ValueError(f"a {self.kind} has at least one class; found num_classes={num_classes!r}")
-        known = [known.name for known in dataclasses.fields(entry.options)]
-        unknown = [option for option in options if option not in known]
-        if unknown:
-            raise ValueError(f"unknown option {', '.join(map(repr, unknown))} for {name}; choices: {', '.join(known)}")
-        try:
-            chosen = dataclasses.replace(entry.options, **options)
-        except TypeError as error:  # a value of another kind, such as a word where a number belongs
-            raise ValueError(f"an option of {name} has a value of the wrong kind: {error}; found {options}") from error
-        student = entry.builder(num_classes, chosen)
-        student.config = StudentConfig(name, num_classes, _plain(chosen))
-        return student
 
-    def _entry(self, name: str) -> CatalogEntry:
-        if name not in self._entries:
-            raise ValueError(f"unknown {self.kind} {name!r}; choices: {', '.join(self._entries)}")
-        return self._entries[name]
+def _registered() -> dict[str, Variant]:
+    """All variants, family by family, in an order that does not depend on which was imported first."""
+    _import_families()
+    ordered = sorted(_variants.values(), key=lambda variant: (variant.place, variant.family.__name__))
+    return {variant.name: variant for variant in ordered}
+
+
+def _variant(name: str) -> Variant:
+    """What a name of the catalog, or ``module:Class``, stands for."""
+    if is_outside(name):
+        family = outside_family(name)
+        return Variant(name, family, family.Options(), family, place=0)
+    known = _registered()
+    if name not in known:
+        raise ValueError(f"unknown student {name!r}; choices: {', '.join(known)}, or module:Class")
+    return known[name]
+
+
+def list_students() -> list[str]:
+    """The names in the catalog."""
+    return list(_registered())
+
+
+def list_families() -> dict[str, type[Student]]:
+    """The families by their class's name in lower case, such as "mn"."""
+    return {variant.family.__name__.lower(): variant.family for variant in _registered().values()}
+
+
+def family_of(name: str) -> type[Student]:
+    """The family of a student. Raises ValueError for an unknown name."""
+    return _variant(name).family
+
+
+def default_options(name: str) -> dict[str, Any]:
+    """The options that a student takes, each with its default. Raises ValueError for an unknown name."""
+    return _plain(_variant(name).options)
+
+
+def options_for(
+    name: str, given: Mapping[str, Any], frontend: LogMelConfig, epochs: int | None = None
+) -> dict[str, Any]:
+    """The given options and those that follow from the front end and, for a run from scratch, from its epochs.
+
+    Raises ValueError for an unknown name, and for options that do not fit the epochs.
+    """
+    family = family_of(name)
+    options = family.options_for_frontend(given, frontend)
+    return options if epochs is None else family.options_for_training(options, epochs)
+
+
+def pretraining_learning_rate(name: str, **options: Any) -> float | None:
+    """The published peak learning rate of pretraining a student; None if its family knows none."""
+    variant = _variant(name)
+    return variant.family.pretraining_learning_rate(_chosen(variant, options))
+
+
+def create_student(name: str, num_classes: int, **options: Any) -> Student:
+    """A freshly initialised student: mel (batch, 1, n_mels, frames) -> StudentOutput(logits, embedding).
+
+    ``name`` is one of ``list_students()``, or ``module:Class`` for a student from elsewhere, whose module is imported.
+    ``options`` are the family's options by keyword (see ``default_options`` and, for MN, ``students.families.mn.MNOptions``).
+    ``student.config`` holds all that is needed to build it again. Weights are drawn from torch's default generator.
+
+    Raises ValueError for an unknown name, an unknown option or a value that an option does not allow.
+    """
+    variant = _variant(name)
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+        raise ValueError(f"a student has at least one class; found num_classes={num_classes!r}")
+    chosen = _chosen(variant, options)
+    student = variant.build(num_classes, chosen)
+    student.config = StudentConfig(name, num_classes, _plain(chosen))
+    return student
+
+
+def _chosen(variant: Variant, options: Mapping[str, Any]) -> Any:
+    """The variant's options with the given ones in place of its own."""
+    known = [option.name for option in dataclasses.fields(variant.options)]
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise ValueError(
+            f"unknown option {', '.join(map(repr, unknown))} for {variant.name}; choices: {', '.join(known)}"
+        )
+    try:
+        return dataclasses.replace(variant.options, **options)
+    except TypeError as error:  # a value of another kind, such as a word where a number belongs
+        raise ValueError(
+            f"an option of {variant.name} has a value of the wrong kind: {error}; found {dict(options)}"
+        ) from error
 
 
 def _plain(options: Any) -> dict[str, Any]:
@@ -71,52 +156,3 @@ def _plain(options: Any) -> dict[str, Any]:
     return {
         key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(options).items()
     }
-
-
-STUDENTS = Catalog(
-    "student",
-    {
-        "mn01": CatalogEntry(MN, MNOptions(width=0.1)),
-        "mn02": CatalogEntry(MN, MNOptions(width=0.2)),
-        "mn04": CatalogEntry(MN, MNOptions(width=0.4)),
-        "mn05": CatalogEntry(MN, MNOptions(width=0.5)),
-        "mn10": CatalogEntry(MN, MNOptions(width=1.0)),
-        "mn20": CatalogEntry(MN, MNOptions(width=2.0)),
-        "mn30": CatalogEntry(MN, MNOptions(width=3.0)),
-        "mn40": CatalogEntry(MN, MNOptions(width=4.0)),
-        "dymn04": CatalogEntry(DyMN, DyMNOptions(width=0.4)),
-        "dymn10": CatalogEntry(DyMN, DyMNOptions(width=1.0)),
-        "dymn20": CatalogEntry(DyMN, DyMNOptions(width=2.0)),
-        # The paper's names for the same three.
-        "dymn_s": CatalogEntry(DyMN, DyMNOptions(width=0.4)),
-        "dymn_m": CatalogEntry(DyMN, DyMNOptions(width=1.0)),
-        "dymn_l": CatalogEntry(DyMN, DyMNOptions(width=2.0)),
-        "mergenet_baseline": CatalogEntry(MergeNet, MergeNetOptions(split=None)),
-        "mergenet16": CatalogEntry(MergeNet, MergeNetOptions(split=16)),
-        "mergenet32": CatalogEntry(MergeNet, MergeNetOptions(split=32)),
-        "mergenet64": CatalogEntry(MergeNet, MergeNetOptions(split=64)),
-        "efficientnet_b2": CatalogEntry(efficientnet_b2, EfficientNetOptions()),
-        "efficientnetv2_b2": CatalogEntry(efficientnetv2_b2, EfficientNetOptions()),
-    },
-)
-
-
-def list_students() -> list[str]:
-    """The names that ``create_student`` knows."""
-    return STUDENTS.names()
-
-
-def default_options(name: str) -> dict[str, Any]:
-    """The options that a student takes, each with the value it has if not given. ValueError for an unknown name."""
-    return STUDENTS.default_options(name)
-
-
-def create_student(name: str, num_classes: int, **options: Any) -> Student:
-    """A freshly initialised student: mel (batch, 1, n_mels, frames) -> StudentOutput(logits, embedding).
-
-    ``options`` are the family's options by keyword (see ``default_options`` and, for MN, ``students.families.mn.MNOptions``).
-    ``student.config`` holds all that is needed to build it again. Weights are drawn from torch's default generator.
-
-    Raises ValueError for an unknown name, an unknown option or a value that an option does not allow.
-    """
-    return STUDENTS.create(name, num_classes, **options)

@@ -1,7 +1,7 @@
 """The log-mel spectrogram that all students hear.
 
 Numerically the front end of PaSST and EfficientAT (Koutini et al. 2022, Schmid et al. 2023): pre-emphasis, centred STFT,
-power, Kaldi's mel bands, logarithm, shift and scale. Settings turn it into others, such as ``mergenet_frontend``. What is
+power, Kaldi's mel bands, logarithm, shift and scale. Settings turn it into others, such as MergeNet's (``students.families.mergenet``). What is
 done for speed, mostly on CPU, stands beside the code.
 
 Shapes: B batch, N samples, M mel bands, T frames, K frequency bins below the Nyquist frequency.
@@ -126,32 +126,6 @@ class LogMelConfig:
         return 1 if self.preemphasis else 0
 
 
-def mergenet_frontend() -> LogMelConfig:
-    """What MergeNet was trained to hear: 16 kHz, 25 ms Hann windows every 10 ms, 128 bands, dB, standardised, tiled to 10 s.
-
-    Careddu, "Searching for EfficientNeXt", Section III-B, which leaves open: the length of the transform (1024, so that
-    no band falls between two bins), the bands' range (all frequencies) and the floor of the logarithm (1e-10, as in
-    torchaudio). "Center" is read as subtracting the waveform's mean.
-    """
-    return LogMelConfig(
-        sample_rate_hz=16000,
-        n_fft=1024,
-        window_samples=400,
-        hop_samples=160,
-        fmax_hz=8000.0,
-        preemphasis=0.0,
-        log_offset=1e-10,
-        shift=0.0,
-        scale=1.0,
-        logarithm="db",
-        remove_mean=True,
-        standardize=True,
-        tile_seconds=10.0,
-        fmin_jitter_hz=0.0,
-        fmax_jitter_hz=0.0,
-    )
-
-
 def draw_band_edges(config: LogMelConfig, rng: np.random.Generator) -> tuple[float, float]:
     """One clip's jittered (fmin_hz, fmax_hz) for training.
 
@@ -162,18 +136,29 @@ def draw_band_edges(config: LogMelConfig, rng: np.random.Generator) -> tuple[flo
     return fmin_hz, min(fmax_hz, config.nyquist_hz)
 
 
-def mask_stripes(mel: Tensor, stripes: Tensor) -> Tensor:
-    """SpecAugment's masks (Park et al. 2019), one stripe along each axis: mel (B, 1, M, T) with both set to the clip's mean.
+def mask_spectrogram(mel: Tensor, time_masks: Tensor | None, band_masks: Tensor | None) -> Tensor:
+    """SpecAugment's masks (Park et al., 2019): mel (B, 1, M, T) with all that is masked set to the clip's mean.
 
-    ``stripes`` (B, 4), on any device: first and end of the masked bands, then of the masked time, as shares of the axes.
+    Args:
+        time_masks: (B, masks, 2) on any device, from start to end as shares of the frames; None for no masks.
+        band_masks: the same for the mel bands.
     """
-    edges = stripes.to(mel.device)[:, :, None]
-    band = torch.arange(mel.shape[2], device=mel.device) / mel.shape[2]
-    time = torch.arange(mel.shape[3], device=mel.device) / mel.shape[3]
-    masked_bands = (band >= edges[:, 0]) & (band < edges[:, 1])  # (B, M)
-    masked_time = (time >= edges[:, 2]) & (time < edges[:, 3])  # (B, T)
-    masked = masked_bands[:, None, :, None] | masked_time[:, None, None, :]
+    if time_masks is None and band_masks is None:
+        return mel
+    masked = torch.zeros((), dtype=torch.bool, device=mel.device)
+    for masks, axis in ((band_masks, 2), (time_masks, 3)):
+        if masks is not None:
+            size = mel.shape[axis]
+            place = torch.arange(size, device=mel.device) / size
+            edges = masks.to(mel.device)[..., None]  # (B, masks, 2, 1)
+            hidden = ((place >= edges[:, :, 0]) & (place < edges[:, :, 1])).any(1)  # (B, size)
+            masked = masked | (hidden[:, None, :, None] if axis == 2 else hidden[:, None, None, :])
     return torch.where(masked, mel.mean((2, 3), keepdim=True), mel)
+
+
+def mask_stripes(mel: Tensor, stripes: Tensor) -> Tensor:
+    """The masks of a stored view, one along each axis: ``stripes`` (B, 4), masked bands and then masked time."""
+    return mask_spectrogram(mel, time_masks=stripes[:, None, 2:], band_masks=stripes[:, None, :2])
 
 
 def mel_banks(config: LogMelConfig, band_edges: Tensor) -> Tensor:

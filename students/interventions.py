@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from students.families.dymn import DyMN, DynamicBlock, DynamicConv, DynamicReLU, Recalibration
-from students.layers.blocks import Student
+from students.interface import Student
 
 Coefficients = Sequence[Tensor]
 """What a module gives to the maps of a batch: one tensor, or coordinate attention's one or two; the first axis is the clip."""

@@ -21,11 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from students.catalog import STUDENTS, Catalog
-from students.families.image_backbones import EfficientNet
-from students.families.mn import MN, STAGES
+from students.catalog import create_student, family_of, list_families, list_students
 from students.frontend import LogMelConfig
-from students.layers.blocks import Student, StudentConfig
+from students.interface import StateDict, Student, StudentConfig
+from students.outside import check_allowed
 
 FORMAT = "kd-student"
 FORMAT_VERSION = 1
@@ -34,7 +33,6 @@ CARD_FILE = "student.json"
 
 _log = logging.getLogger(__name__)
 
-StateDict = dict[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -73,48 +71,60 @@ def read_state_dict(path: str | Path) -> StateDict:
 
 
 def load_weights(student: Student, path: str | Path, new_classes: bool = False) -> None:
-    """Fills a student with weights from a file: a public EfficientAT checkpoint (.pt) or our own .safetensors.
+    """Fills a student with weights from a file: a public checkpoint (.pt) or our own .safetensors.
 
     Every name and shape must agree. With ``new_classes`` the layer that gives the classes is not taken from the file but
     initialised anew, whatever number of classes the file has, and a warning says so.
 
     Raises ValueError, saying what differs and which student the file fits, if it does not fit this one.
     """
-    fill_weights(student, read_state_dict(path), str(path), new_classes)
-
-
-def fill_weights(
-    student: Student, state: StateDict, origin: str, new_classes: bool = False, catalog: Catalog = STUDENTS
-) -> None:
-    """``load_weights`` for tensors that were read already, and for networks of any catalog.
-
-    ``origin`` tells messages where the tensors come from.
-    """
+    state = student.tensors_of_checkpoint(read_state_dict(path))
     config = _config_of(student)
-    _refuse_other_shapes(student, state, origin, catalog, new_classes)
+    _refuse_other_shapes(student, state, str(path), new_classes)
     if new_classes:
-        replaced = _class_dependent_names(catalog, config)
-        fresh = catalog.create(config.name, config.num_classes, **config.options).state_dict()
+        replaced = _class_dependent_names(config)
+        fresh = create_student(config.name, config.num_classes, **config.options).state_dict()
         state = state | {name: fresh[name] for name in replaced}
         _log.warning(
-            "%s: not loaded but initialised anew for %d classes: %s", origin, config.num_classes, ", ".join(replaced)
+            "%s: not loaded but initialised anew for %d classes: %s", path, config.num_classes, ", ".join(replaced)
         )
     student.load_state_dict(state)
 
 
-def _refuse_other_shapes(
-    student: Student, state: StateDict, origin: str, catalog: Catalog, new_classes: bool = False
-) -> None:
+def student_from_weights(family: str, path: str | Path) -> Student:
+    """The student that a weights file holds, its options told by the weights themselves, in evaluation mode.
+
+    ``family`` is a name of ``list_families``, such as "passt". Raises ValueError for an unknown family, for one whose weights
+    do not tell their options, and for a file that holds something else.
+    """
+    families = list_families()
+    if family not in families:
+        raise ValueError(f"unknown family {family!r}; choices: {', '.join(families)}")
+    state = families[family].tensors_of_checkpoint(read_state_dict(path))
+    try:
+        config = families[family].config_of_weights(state)
+        if config is None:
+            names = [name for name in list_students() if family_of(name) is families[family]]
+            raise ValueError(f"the weights of {family} do not tell its options; name the student: {', '.join(names)}")
+        student = create_student(config.name, config.num_classes, **config.options)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    _refuse_other_shapes(student, state, str(path))
+    student.load_state_dict(state)
+    return student.eval()
+
+
+def _refuse_other_shapes(student: Student, state: StateDict, origin: str, new_classes: bool = False) -> None:
     """ValueError unless every name and shape agrees, except for those of the classes with ``new_classes``."""
     config = _config_of(student)
     if _shapes_of(state) == _shapes_of(student.state_dict()):
         return
-    num_classes = _fitting_num_classes(catalog, config.name, config.options, state)
+    num_classes = _fitting_num_classes(config.name, config.options, state)
     if num_classes is None:
-        raise ValueError(_describe_mismatch(catalog, student, config, state, origin))
+        raise ValueError(_describe_mismatch(student, config, state, origin))
     if not new_classes:
         raise ValueError(
-            f"{origin} has {num_classes} classes, the {catalog.kind} {config.num_classes}; create it with"
+            f"{origin} has {num_classes} classes, the student {config.num_classes}; create it with"
             f" {num_classes} classes, or ask for new_classes, which initialises the last layer anew"
         )
 
@@ -129,34 +139,32 @@ def _shapes_of(state: Mapping[str, Tensor]) -> Shapes:
     return {name: tuple(value.shape) for name, value in state.items()}
 
 
-def _catalog_shapes(catalog: Catalog, name: str, num_classes: int, options: Mapping[str, Any]) -> Shapes:
+def _catalog_shapes(name: str, num_classes: int, options: Mapping[str, Any]) -> Shapes:
     if not options:
-        return _default_shapes(catalog, name, num_classes)
+        return _default_shapes(name, num_classes)
     with torch.device("meta"):  # shapes without memory or random numbers
-        return _shapes_of(catalog.create(name, num_classes, **options).state_dict())
+        return _shapes_of(create_student(name, num_classes, **options).state_dict())
 
 
 @functools.cache  # a whole catalog is gone through to say what a file fits
-def _default_shapes(catalog: Catalog, name: str, num_classes: int) -> Shapes:
+def _default_shapes(name: str, num_classes: int) -> Shapes:
     with torch.device("meta"):
-        return _shapes_of(catalog.create(name, num_classes).state_dict())
+        return _shapes_of(create_student(name, num_classes).state_dict())
 
 
-def _class_dependent_names(catalog: Catalog, config: StudentConfig) -> list[str]:
+def _class_dependent_names(config: StudentConfig) -> list[str]:
     """The names of the tensors whose shape depends on the number of classes: those of the last layer."""
-    two, three = (_catalog_shapes(catalog, config.name, number, config.options) for number in (2, 3))
+    two, three = (_catalog_shapes(config.name, number, config.options) for number in (2, 3))
     return [name for name in two if two[name] != three[name]]
 
 
-def _fitting_num_classes(
-    catalog: Catalog, name: str, options: Mapping[str, Any], state: Mapping[str, Tensor]
-) -> int | None:
+def _fitting_num_classes(name: str, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> int | None:
     """The number of classes with which a catalog entry has exactly the shapes of ``state``; None if with no number."""
     found = _shapes_of(state)
-    two = _catalog_shapes(catalog, name, 2, options)
+    two = _catalog_shapes(name, 2, options)
     if found.keys() != two.keys():
         return None
-    three = _catalog_shapes(catalog, name, 3, options)
+    three = _catalog_shapes(name, 3, options)
     # One size that depends on the classes gives their number, as it is linear in it; the comparison settles the rest.
     key = next(key for key in two if two[key] != three[key])
     if len(found[key]) != len(two[key]):
@@ -164,17 +172,17 @@ def _fitting_num_classes(
     axis = next(axis for axis, size in enumerate(two[key]) if size != three[key][axis])
     num_classes, remainder = divmod(found[key][axis] - two[key][axis], three[key][axis] - two[key][axis])
     num_classes += 2
-    if remainder or num_classes < 1 or _catalog_shapes(catalog, name, num_classes, options) != found:
+    if remainder or num_classes < 1 or _catalog_shapes(name, num_classes, options) != found:
         return None
     return num_classes
 
 
-def _describe_mismatch(catalog: Catalog, student: Student, config: StudentConfig, state: StateDict, origin: str) -> str:
+def _describe_mismatch(student: Student, config: StudentConfig, state: StateDict, origin: str) -> str:
     wanted, found = _shapes_of(student.state_dict()), _shapes_of(state)
     lines = [f"{origin} does not hold the weights of {config.name} with the chosen options"]
     differences = {
         "missing": [name for name in wanted if name not in found],
-        f"not known to the {catalog.kind}": [name for name in found if name not in wanted],
+        "not known to the student": [name for name in found if name not in wanted],
         "of another shape": [
             f"{name} {found[name]} instead of {wanted[name]}"
             for name in wanted
@@ -185,8 +193,8 @@ def _describe_mismatch(catalog: Catalog, student: Student, config: StudentConfig
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             lines.append(f"{what}: {', '.join(names[:3])}{more}")
-    for name in catalog.names():
-        num_classes = _fitting_num_classes(catalog, name, {}, state)
+    for name in list_students():
+        num_classes = _fitting_num_classes(name, {}, state)
         if num_classes is not None:
             lines.append(f"it fits {name} with {num_classes} classes")
     return "; ".join(lines)
@@ -194,18 +202,15 @@ def _describe_mismatch(catalog: Catalog, student: Student, config: StudentConfig
 
 # --- ImageNet ----------------------------------------------------------------------------------------------------------
 
-_NORM_TENSORS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-
 
 def imagenet_architecture(student: Student) -> str:
     """timm's name of the network whose ImageNet weights ``load_imagenet_weights`` takes; ValueError if there is none."""
-    if isinstance(student, EfficientNet):
-        return student.architecture
-    if isinstance(student, MN):
-        return "mobilenetv3_large_100"
-    raise ValueError(
-        f"there are no ImageNet weights for {type(student).__name__}; they are for MN of width 1 and timm's image networks"
-    )
+    if student.imagenet_architecture is None:
+        having = [name for name, family in list_families().items() if "imagenet_weights" in vars(family)]
+        raise ValueError(
+            f"there are no ImageNet weights for {type(student).__name__}; families with such weights: {', '.join(having)}"
+        )
+    return student.imagenet_architecture
 
 
 def load_imagenet_weights(student: Student, timm_state_dict: Mapping[str, Tensor]) -> None:
@@ -213,67 +218,10 @@ def load_imagenet_weights(student: Student, timm_state_dict: Mapping[str, Tensor
 
     The last layer, and all of a head that ImageNet's network does not have, stays as it is.
 
-    An image network takes its own weights, the stem's kernels averaged over colour. An MN of width 1 takes those of
-    MobileNetV3-Large, the stem's kernels summed over colour, so that a spectrogram is seen as a grey picture. The latter are
-    not quite the same network: timm's batch norms have epsilon 1e-5 (ours 1e-3), its squeeze-excitation a hard sigmoid
-    (ours a sigmoid).
-
     Raises ValueError for another student and for another network's weights.
     """
     imagenet_architecture(student)
-    wanted = student.state_dict()
-    if isinstance(student, EfficientNet):
-        student.load_state_dict(wanted | student.imagenet_features(timm_state_dict))
-        return
-    filled: StateDict = {}
-    for name, timm_name in _timm_names(has_mlp_head="classifier.2.weight" in wanted).items():
-        if name not in wanted:
-            raise ValueError(f"ImageNet weights need squeeze-excitation over channels (se_dims 'c'); no {name} here")
-        if timm_name not in timm_state_dict:
-            raise ValueError(f"these are not the weights of timm's mobilenetv3_large_100: {timm_name} is missing")
-        value = timm_state_dict[timm_name]
-        if timm_name == "conv_stem.weight":
-            value = value.sum(dim=1, keepdim=True)
-        if value.numel() != wanted[name].numel():
-            raise ValueError(
-                f"ImageNet weights fit an MN of width 1 with se_reduction 4: {timm_name} has shape"
-                f" {tuple(value.shape)}, {name} here {tuple(wanted[name].shape)}"
-            )
-        filled[name] = value.reshape(wanted[name].shape)  # timm's linear layers are 1×1 convolutions
-    if extra := [name for name in wanted if name.startswith("features.") and name not in filled]:
-        raise ValueError(f"ImageNet weights need squeeze-excitation over channels alone; {extra[0]} has no counterpart")
-    student.load_state_dict(wanted | filled)
-
-
-def _timm_names(has_mlp_head: bool) -> dict[str, str]:
-    """Names of an MN's tensors -> names of the same tensors in timm's mobilenetv3_large_100."""
-    names: dict[str, str] = {}
-
-    def pair_norm_layer(ours: str, timm_conv: str, timm_norm: str) -> None:
-        names[f"{ours}.0.weight"] = f"{timm_conv}.weight"
-        names.update({f"{ours}.1.{tensor}": f"{timm_norm}.{tensor}" for tensor in _NORM_TENSORS})
-
-    def pair_linear(ours: str, timm_layer: str) -> None:
-        names.update({f"{ours}.{tensor}": f"{timm_layer}.{tensor}" for tensor in ("weight", "bias")})
-
-    pair_norm_layer("features.0", "conv_stem", "bn1")
-    timm_blocks = [
-        f"blocks.{stage}.{block}" for stage, depth in enumerate((1, 2, 3, 4, 2, 3)) for block in range(depth)
-    ]
-    for number, (stage, timm_block) in enumerate(zip(STAGES, timm_blocks, strict=True), start=1):
-        block = f"features.{number}.block"
-        convolutions = ["conv_dw", "conv_pw"] if number == 1 else ["conv_pw", "conv_dw", "conv_pwl"]
-        for position, convolution in enumerate(convolutions):
-            # Squeeze-excitation, where there is one, stands before the projection.
-            place = position + 1 if stage.has_se and convolution == "conv_pwl" else position
-            pair_norm_layer(f"{block}.{place}", f"{timm_block}.{convolution}", f"{timm_block}.bn{position + 1}")
-        if stage.has_se:
-            pair_linear(f"{block}.2.conc_se_layers.0.fc1", f"{timm_block}.se.conv_reduce")
-            pair_linear(f"{block}.2.conc_se_layers.0.fc2", f"{timm_block}.se.conv_expand")
-    pair_norm_layer(f"features.{len(STAGES) + 1}", "blocks.6.0.conv", "blocks.6.0.bn1")
-    if has_mlp_head:
-        pair_linear("classifier.2", "conv_head")
-    return names
+    student.load_state_dict(student.state_dict() | student.imagenet_weights(timm_state_dict))
 
 
 # --- A student as a folder ---------------------------------------------------------------------------------------------
@@ -342,22 +290,31 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
         aside.unlink(missing_ok=True)
 
 
-def read_card(folder: str | Path) -> StudentCard:
-    """A saved student's card without its weights. Raises ValueError if the folder holds no student."""
-    return _card(*_read_card_file(folder))
+def read_card(folder: str | Path, allow: Sequence[str] = ()) -> StudentCard:
+    """A saved student's card without its weights.
 
+    ``allow``: names of the form ``module:Class`` that the card may ask for (see ``students.outside``).
 
-def load_student(folder: str | Path, catalog: Catalog = STUDENTS) -> tuple[Student, StudentCard]:
-    """A saved student, or network of another catalog, on the CPU in evaluation mode, and its card.
-
-    Raises ValueError if the folder holds no student, or if weights and card do not belong together.
+    Raises ValueError if the folder holds no student, or one from outside this package that is not allowed.
     """
     path, content = _read_card_file(folder)
-    card = _card(path, content)
+    return _card(path, content, allow)
+
+
+def load_student(folder: str | Path, allow: Sequence[str] = ()) -> tuple[Student, StudentCard]:
+    """A saved student on the CPU in evaluation mode, and its card.
+
+    ``allow``: names of the form ``module:Class`` that the card may ask for (see ``students.outside``).
+
+    Raises ValueError if the folder holds no student, one from outside this package that is not allowed, or if weights and
+    card do not belong together.
+    """
+    path, content = _read_card_file(folder)
+    card = _card(path, content, allow)
     weights = path.with_name(WEIGHTS_FILE)
     state = read_state_dict(weights)
-    _refuse_other_shapes(outline(folder, card, catalog), state, str(weights), catalog)
-    student = catalog.create(card.config.name, card.config.num_classes, **card.config.options)
+    _refuse_other_shapes(outline(folder, card), state, str(weights))
+    student = create_student(card.config.name, card.config.num_classes, **card.config.options)
     student.load_state_dict(state)
     if weights_fingerprint(student) != content.get("weights_fingerprint"):
         raise ValueError(
@@ -367,14 +324,14 @@ def load_student(folder: str | Path, catalog: Catalog = STUDENTS) -> tuple[Stude
     return student.eval(), card
 
 
-def outline(folder: str | Path, card: StudentCard, catalog: Catalog = STUDENTS) -> Student:
+def outline(folder: str | Path, card: StudentCard) -> Student:
     """The student of a card on the device "meta": its shapes without memory, of which a damaged card may ask for any amount.
 
     Raises ValueError, naming the card in ``folder``, if there is no such student.
     """
     try:
         with torch.device("meta"):
-            return catalog.create(card.config.name, card.config.num_classes, **card.config.options)
+            return create_student(card.config.name, card.config.num_classes, **card.config.options)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{Path(folder) / CARD_FILE}: {error}") from error
 
@@ -394,7 +351,7 @@ def _read_card_file(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     return path, content
 
 
-def _card(path: Path, content: Mapping[str, Any]) -> StudentCard:
+def _card(path: Path, content: Mapping[str, Any], allow: Sequence[str]) -> StudentCard:
     try:
         config = StudentConfig(**content["student"])
         class_names = tuple(content["class_names"])
@@ -405,10 +362,13 @@ def _card(path: Path, content: Mapping[str, Any]) -> StudentCard:
             class_names
         ):
             raise TypeError("class names are unique text")
+        if not isinstance(config.name, str):
+            raise TypeError("the student's name is text")
     except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"{path} is incomplete or damaged: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    check_allowed(config.name, path, allow)
     bands = config.options.get("n_mels", card.frontend.n_mels)
     if bands != card.frontend.n_mels:
         raise ValueError(

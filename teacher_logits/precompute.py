@@ -40,9 +40,10 @@ from teacher_logits.processes import LONGEST_WAIT, locked_by_main_process, on_ma
 from teacher_logits.store import LogitStore, to_float16, write_logit_store
 from teacher_logits.stores.rows import check_keep, row_bytes
 from teacher_logits.stores.shards import ShardBatches, ShardFolder, batches_of, shard_rows
-from teacher_logits.teachers.base import Teacher, knows_its_classes, load_teacher
+from teacher_logits.teachers.base import Teacher
 from teacher_logits.teachers.class_mapping import MappedTeacher, read_class_map, with_classes_of_clips
 from teacher_logits.teachers.heard_views import heard_views
+from teacher_logits.teachers.loaders import knows_its_classes, load_teacher
 
 
 @dataclass(frozen=True)

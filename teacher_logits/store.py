@@ -8,17 +8,14 @@ Shapes: n clips, C classes.
 """
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any
 
 import h5py
 import numpy as np
-from scipy.special import expit
 
 from audio_datasets.audio.views import ViewConfig
 from audio_datasets.stores.class_lists import check_class_names
@@ -35,11 +32,7 @@ from audio_datasets.stores.hdf5_arrays import (
 )
 from audio_datasets.system.files import written_aside
 from audio_datasets.system.messages import brief, listed
-from teacher_logits.stores.joined import JoinedLogits
 from teacher_logits.stores.rows import RowReader, create_rows, open_rows
-
-if TYPE_CHECKING:
-    from audio_datasets.stores.clip_store import ClipStore
 
 FORMAT = "kd-logit-store"
 FORMAT_VERSION = 2
@@ -48,8 +41,6 @@ DIGEST_BYTES = 16  # BLAKE2b-128 of a clip's stored audio; all zeros where it is
 LARGEST_LOGIT = float(np.finfo(np.float16).max)
 
 ROWS_PER_BLOCK = 4096
-
-MeanOf = Literal["logits", "probabilities"]
 
 
 def to_float16(logits: np.ndarray, clip_ids: Sequence[str]) -> np.ndarray:
@@ -85,7 +76,7 @@ def write_logit_store(
     ``logit_blocks`` are float16 arrays (any number of rows, C) which follow one another in the order of ``clip_ids``, with a
     row for each view of a clip if ``teacher["views"]`` says that it heard views; only two are in memory at a time.
     ``clip_ids`` may be those of another store as they are encoded there. ``audio_digests`` is uint8 (n, 16), ``teacher`` anything that JSON can hold. ``keep`` says how many logits of each row
-    are kept, the largest; the others become a floor, which is one for each class (see ``logit_rows.py``).
+    are kept, the largest; the others become a floor, which is one for each class (see ``stores/rows.py``).
 
     Raises ValueError for an id that occurs twice or holds a NUL character, for no clips at all, and for a ``keep`` that is
     not less than the number of classes.
@@ -315,181 +306,6 @@ class LogitStore:
         for stored in self._opened()._logits.stored_bytes(ROWS_PER_BLOCK):
             state.update(_as_bytes(stored))
         return state.hexdigest()
-
-
-@dataclass(frozen=True)
-class LogitEnsemble:
-    """Several stores read as one teacher: the weighted mean of their logits, or of their probabilities.
-
-    Weights are relative: 2 and 1 stand for 2/3 and 1/3. A store with weight 0 takes no part: it may lack clips. Raises
-    ValueError if the class lists differ, a weight is negative, all are 0, or there is no store.
-    """
-
-    stores: tuple[LogitStore | JoinedLogits, ...]
-    weights: tuple[float, ...]
-    mean: MeanOf = "logits"
-    """What the mean is taken of; ``weighted_mean`` tells more."""
-
-    def __post_init__(self) -> None:
-        if not self.stores:
-            raise ValueError("an ensemble needs at least one logit store; found none")
-        if len(self.stores) != len(self.weights):
-            raise ValueError(f"one weight per store is needed; found {len(self.stores)} and {len(self.weights)}")
-        if self.mean not in get_args(MeanOf):
-            raise ValueError(f"the mean of an ensemble is of one of {list(get_args(MeanOf))}; found {self.mean!r}")
-        for store, weight in zip(self.stores, self.weights, strict=True):
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(
-                    f"the weight of a logit store must be a positive number, or 0; found {weight} for {store.path}"
-                )
-        if not any(self.weights):
-            raise ValueError("every logit store has weight 0; at least one must take part")
-        for store in self.stores[1:]:
-            check_same_classes(self.stores[0].class_names, store.class_names, str(self.stores[0].path), str(store.path))
-
-    @classmethod
-    def open(cls, specs: Sequence[str | Path], mean: MeanOf = "logits") -> "LogitEnsemble":
-        """Stores given as ``path`` or ``path:weight``; the weight is 1 if not given.
-
-        ``a.h5+b.h5`` names two stores of one teacher over different clips, which count as one.
-        """
-        paths, weights = zip(*(parse_weighted_path(str(spec)) for spec in specs), strict=True) if specs else ((), ())
-        return cls(tuple(open_logits(path) for path in paths), weights, mean)
-
-    @property
-    def taking_part(self) -> tuple[LogitStore | JoinedLogits, ...]:
-        """The stores whose weight is not 0."""
-        return tuple(store for store, weight in zip(self.stores, self.weights, strict=True) if weight)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """What the C columns mean."""
-        return self.stores[0].class_names
-
-    def describe(self) -> list[dict[str, Any]]:
-        """For a run's provenance: each store's teacher, weight and fingerprint, and what the mean is of."""
-        return [
-            {"teacher": store.teacher, "weight": weight, "mean_of": self.mean, "fingerprint": store.fingerprint}
-            for store, weight in zip(self.stores, self.weights, strict=True)
-        ]
-
-    @property
-    def views(self) -> ViewConfig | None:
-        """How the views were made that all teachers heard; None if they heard the clips as they are.
-
-        Raises ValueError if they heard different ones.
-        """
-        first, *others = self.taking_part
-        for store in others:
-            if store.views != first.views:
-                raise ValueError(
-                    f"teachers heard different views: {first.path} has {first.views or 'none'}, "
-                    f"{store.path} has {store.views or 'none'}"
-                )
-        return first.views
-
-    def present(self, ids: Sequence[str]) -> np.ndarray:
-        """bool (k,): whether every store that takes part has the clip."""
-        return np.logical_and.reduce([store.rows(ids) >= 0 for store in self.taking_part])
-
-    def read(self, ids: Sequence[str], views: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Mean logits float32 (k, C), and bool (k,): whether every store that takes part has the clip.
-
-        ``views`` (k,) chooses a view of each clip; without it, logits are the mean over the views that a store has. Zeros
-        where a clip is missing: what to do about it is left to the caller.
-        """
-        stores, weights = self.taking_part, [weight for weight in self.weights if weight]
-        rows = [store.rows(ids) for store in stores]
-        present = np.logical_and.reduce([r >= 0 for r in rows])
-        views = None if views is None else np.asarray(views)[present]
-        logits = [store.read_rows(found[present], views) for store, found in zip(stores, rows, strict=True)]
-        mean = np.zeros((len(ids), len(self.class_names)), dtype=np.float32)
-        mean[present] = weighted_mean(logits, weights, self.mean)
-        return mean, present
-
-    def check_against(self, clip_store: "ClipStore", rows: np.ndarray | None = None) -> np.ndarray:
-        """Checks that these logits belong to the clips in ``rows`` (default: all) of a clip store.
-
-        Returns bool (k,): True where a clip has no logits in at least one store that takes part; the caller decides
-        whether that is an error. Raises ValueError if the class lists differ, or if a clip's audio is not what the teacher
-        heard (told by its digest, where both stores have one); the message names the first such clip.
-        """
-        check_same_classes(clip_store.class_names, self.class_names, str(clip_store.path), str(self.stores[0].path))
-        rows = np.arange(len(clip_store)) if rows is None else np.asarray(rows, dtype=np.int64)
-        missing = np.zeros(len(rows), dtype=bool)
-        for start in range(0, len(rows), ROWS_PER_BLOCK):
-            part = rows[start : start + ROWS_PER_BLOCK]
-            ids = [clip_store.clip_id(int(row)) for row in part]
-            heard_now = clip_store.audio_digests(part)
-            for store in self.taking_part:
-                found = store.rows(ids)
-                missing[start : start + len(part)] |= found < 0
-                heard_then = store.audio_digests(np.maximum(found, 0))
-                known = (found >= 0) & heard_now.any(axis=1) & heard_then.any(axis=1)
-                other = np.flatnonzero(known & (heard_now != heard_then).any(axis=1))
-                if len(other):
-                    raise ValueError(
-                        f"clip {ids[other[0]]!r} has other audio in {clip_store.path} than the teacher heard for "
-                        f"{store.path}; run the teacher again over this clip store"
-                    )
-        return missing
-
-
-def open_logits(path: Path) -> LogitStore | JoinedLogits:
-    """The store at ``path``; for ``a.h5+b.h5``, unless there is a file of that name, the stores ``a.h5`` and ``b.h5`` as one."""
-    parts = str(path).split("+")
-    if len(parts) == 1 or path.exists():
-        return LogitStore.open(path)
-    if not all(parts):
-        raise ValueError(f"stores of one teacher are joined as A.h5+B.h5; found {str(path)!r}")
-    return JoinedLogits([LogitStore.open(part) for part in parts])
-
-
-def weighted_mean(logits: Sequence[np.ndarray], weights: Sequence[float], mean: MeanOf) -> np.ndarray:
-    """One array of logits for several of the same shape, float32.
-
-    The mean of logits is the geometric mean of the odds. The mean of probabilities is given as its logit, so that whoever
-    reads it need not know which of the two it was. In it a teacher that is sure of a class counts for more than one that is
-    sure against it: a probability of 10^-6 pulls a mean down hardly further than one of 10^-3. Logits beyond ±700 count as
-    ±700 there, where float64 ends.
-    """
-    shares = np.asarray(weights, dtype=np.float64) / np.sum(weights)
-    if mean == "logits" or len(logits) == 1:
-        result = np.zeros(logits[0].shape, dtype=np.float32)
-        for share, values in zip(shares, logits, strict=True):
-            result += np.float32(share) * values
-        return result
-    # Both the mean of σ(z) and that of 1 - σ(z) = σ(-z): neither rounds to 1, so the logit stays finite and precise.
-    yes, no = np.zeros((2, *logits[0].shape))
-    for share, values in zip(shares, logits, strict=True):
-        values = np.clip(values, -700, 700, dtype=np.float64)
-        yes += share * expit(values)
-        no += share * expit(-values)
-    return (np.log(yes) - np.log(no)).astype(np.float32)
-
-
-def parse_weighted_path(spec: str) -> tuple[Path, float]:
-    """``"path"`` or ``"path:weight"`` as (path, weight); a path that exists as written has weight 1."""
-    head, separator, tail = spec.rpartition(":")
-    if not separator or Path(spec).exists():
-        return Path(spec), 1.0
-    try:
-        return Path(head), float(tail)
-    except ValueError:
-        if Path(head).exists():
-            raise ValueError(f"the weight after the colon in {spec!r} must be a number; found {tail!r}") from None
-        return Path(spec), 1.0
-
-
-def check_same_classes(first: Sequence[str], second: Sequence[str], first_name: str, second_name: str) -> None:
-    """Raises ValueError with the first difference unless both class lists hold the same names in the same order."""
-    for index, (one, other) in enumerate(zip(first, second, strict=False)):
-        if one != other:
-            raise ValueError(
-                f"class lists differ: class {index} is {one!r} in {first_name} and {other!r} in {second_name}"
-            )
-    if len(first) != len(second):
-        raise ValueError(f"class lists differ: {len(first)} classes in {first_name} and {len(second)} in {second_name}")
 
 
 def views_of(teacher: dict[str, Any]) -> ViewConfig | None:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from audio_datasets.stores.class_lists import read_class_names
+from audio_datasets.stores.class_lists import check_same_classes, read_class_names
 from audio_datasets.stores.joined import AnyClips, open_clips
 from audio_datasets.system.command import parse, run_command
 from audio_datasets.system.messages import Tally, brief, listed
-from teacher_logits.store import ROWS_PER_BLOCK, LogitEnsemble, LogitStore, MeanOf, check_same_classes
+from teacher_logits.store import ROWS_PER_BLOCK, LogitStore
 from teacher_logits.stores.class_precisions import class_precisions
+from teacher_logits.stores.ensemble import LogitEnsemble, MeanOf
 from teacher_logits.stores.precision_tables import class_table, summary, write_class_table
 from teacher_logits.teachers.class_mapping import load_teacher_as_stored
 

@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
-from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.system.randomness import generator
+from kd.data.windows import Clips
 
 ROWS_AT_A_TIME = 8_192  # bounds the memory of a pass over the targets
 
@@ -44,14 +44,14 @@ def chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
     return (rows[start : start + ROWS_AT_A_TIME] for start in range(0, len(rows), ROWS_AT_A_TIME))
 
 
-def count_classes(store: ClipStore, rows: np.ndarray) -> np.ndarray:
+def count_classes(store: Clips, rows: np.ndarray) -> np.ndarray:
     """Clips of each class among ``rows``; (C,) float64."""
     return sum(
         (store.targets(chunk).sum(axis=0, dtype=np.float64) for chunk in chunks(rows)), np.zeros(len(store.class_names))
     )
 
 
-def label_frequency_weights(store: ClipStore, rows: np.ndarray, class_counts: np.ndarray) -> np.ndarray:
+def label_frequency_weights(store: Clips, rows: np.ndarray, class_counts: np.ndarray) -> np.ndarray:
     """Weight of each clip: the sum over its classes of 1000 / (100 + clips of that class); (N,) float64.
 
     From the PaSST paper's training set-up (Koutini et al., 2022). A clip without labels gets weight 0.
@@ -60,7 +60,7 @@ def label_frequency_weights(store: ClipStore, rows: np.ndarray, class_counts: np
     return np.concatenate([store.targets(chunk) @ class_weights for chunk in chunks(rows)])
 
 
-def balanced_weights(store: ClipStore, rows: np.ndarray, class_counts: np.ndarray) -> np.ndarray:
+def balanced_clip_weights(store: Clips, rows: np.ndarray, class_counts: np.ndarray) -> np.ndarray:
     """Weight of each clip: the mean over its classes of 1 / clips of that class; (N,) float64, 0 without labels."""
     class_weights = np.divide(1.0, class_counts, out=np.zeros(len(class_counts)), where=class_counts > 0)
     weights = []
@@ -93,6 +93,31 @@ def draw_epoch(rows: np.ndarray, weights: np.ndarray | None, clips_per_epoch: in
     return rows[order.permutation(chosen)]
 
 
+def equal_batches(clips: int, largest: int, batches_per_step: int, pairs: bool) -> int:
+    """The batch size that cuts an epoch into equal batches of at most ``largest``, nearly all clips taking part.
+
+    A batch of what is left over would be small, at worst one clip, from which batch norm learns nothing or fails. 320
+    clips in batches of at most 128 make three of 106. Clips that do not fit are others in every epoch.
+
+    Args:
+        batches_per_step: processes times accumulated batches.
+        pairs: whether a batch must be even, since clips are mixed in pairs.
+
+    Raises:
+        ValueError: fewer clips than a step needs.
+    """
+    fewest_steps = -(-clips // (largest * batches_per_step))
+    for steps in range(fewest_steps, 0, -1):
+        size = min(largest, clips // (steps * batches_per_step))
+        size -= size % 2 if pairs else 0
+        if size >= 2:
+            return size
+    raise ValueError(
+        f"{clips} training clips are too few: {batches_per_step} batches (processes x accumulation) of at least 2 clips are "
+        "needed"
+    )
+
+
 class EpochBatches(Sampler[list[ClipRequest]]):
     """Batch sampler of one epoch at a time, in whole optimizer steps.
 
@@ -107,7 +132,7 @@ class EpochBatches(Sampler[list[ClipRequest]]):
 
     def __init__(
         self,
-        store: ClipStore,
+        store: Clips,
         rows: np.ndarray,
         config: SamplingConfig,
         *,
@@ -125,7 +150,7 @@ class EpochBatches(Sampler[list[ClipRequest]]):
         if config.sampler == "label-frequency":
             self.weights = label_frequency_weights(store, self.rows, self.class_counts)
         elif config.sampler == "balanced":
-            self.weights = balanced_weights(store, self.rows, self.class_counts)
+            self.weights = balanced_clip_weights(store, self.rows, self.class_counts)
             if not self.weights.any():
                 raise ValueError("no training clip has a label, so the balanced sampler has nothing to draw")
         self.with_replacement = config.sampler == "balanced"

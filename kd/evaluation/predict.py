@@ -1,4 +1,4 @@
-"""Logits of a tagger over chosen clips of a store, with any number of processes, and the tables made from them."""
+"""What a tagger says of chosen clips, with any number of processes, and the tables made from it."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,86 +9,106 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from audio_datasets.audio.bad_clips import OnBadClip
-from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.system.command import progress
 from audio_datasets.system.stop_signals import outlive_stop_signals
-from kd.data.training_data import EvaluationClips
+from kd.data.windows import Clips, EvaluationWindows, Window
 from kd.evaluation.metrics import TaggingMetrics
 
-
-def evaluation_loader(
-    accelerator: Accelerator,
-    clips: ClipStore,
-    rows: np.ndarray,
-    *,
-    sample_rate_hz: int,
-    clip_seconds: float,
-    batch_size: int,
-    workers: int,
-    on_bad_clip: OnBadClip = "refuse",
-) -> DataLoader:
-    """Prepared loader of (index into ``rows``, waveform) batches, divided among the processes."""
-    dataset = EvaluationClips(
-        clips, rows, sample_rate_hz=sample_rate_hz, clip_seconds=clip_seconds, on_bad_clip=on_bad_clip
-    )
-    loader = DataLoader(
-        dataset,
-        batch_size,
-        num_workers=workers,
-        worker_init_fn=outlive_stop_signals,
-        pin_memory=accelerator.device.type == "cuda",
-    )
-    return accelerator.prepare(loader)
+Tagger = Callable[[Tensor], Tensor]
+"""(batch, samples) waveform on the accelerator's device -> (batch, columns), such as logits; in evaluation mode."""
 
 
-@torch.inference_mode()
-def predict_logits(
-    accelerator: Accelerator,
-    tagger: Callable[[Tensor], Tensor],
-    loader: DataLoader,
-    num_clips: int,
-    description: str,
-    before_batch: Callable[[], None] = lambda: None,
-) -> np.ndarray:
-    """Logits of every clip of an ``evaluation_loader``, in the order of its rows; (num_clips, classes) float32.
+class ClipEvaluator:
+    """Applies taggers to chosen clips; may be called again and again."""
 
-    Clips that cannot be used and are to be skipped have NaN (see ``skipped_clips``), and no others: a tagger whose logits
-    are not finite is a ValueError. Every process gets the whole array. Accelerate fills the last batches up with clips seen before; each row is written
-    at its own index, so a clip counts once however the clips were divided.
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        clips: Clips,
+        rows: np.ndarray,
+        window: Window,
+        *,
+        batch_size: int,
+        workers: int,
+        description: str,
+        on_bad_clip: OnBadClip = "refuse",
+        whole_clips: bool = True,
+    ) -> None:
+        """
+        Args:
+            batch_size: windows in a batch of one process.
+            whole_clips: average over the windows that cover each clip; else only its beginning is heard.
+        """
+        self.accelerator = accelerator
+        self.description = description
+        self.windows = EvaluationWindows(clips, rows, window, on_bad_clip, whole_clips)
+        self.skipped: dict[str, str] = {}
+        """The clips that the last call skipped: reason by clip id."""
+        loader = DataLoader(
+            self.windows,
+            batch_size,
+            num_workers=workers,
+            worker_init_fn=outlive_stop_signals,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        self._loader = accelerator.prepare(loader)
+
+    def predict(self, tagger: Tagger, before_batch: Callable[[], None] = lambda: None) -> np.ndarray:
+        """What the tagger gives for each clip, the mean over its windows: (rows, columns) float32, on every process.
+
+        Clips that cannot be used and are to be skipped have NaN, and no others.
+
+        Args:
+            before_batch: called by every process before each batch; it may raise, on all of them alike.
+
+        Raises:
+            ValueError: a tagger whose output is not finite; names the clip.
+        """
+        values = self._predict_windows(tagger, before_batch)
+        bad = np.flatnonzero(np.isnan(values).any(axis=1))
+        self.skipped = {self.windows.clip_id(int(number)): self.windows.reason(int(number)) for number in bad}
+        return self.windows.mean_of_clips(values)
+
+    @torch.inference_mode()
+    def _predict_windows(self, tagger: Tagger, before_batch: Callable[[], None]) -> np.ndarray:
+        """(windows, columns). Accelerate fills the last batches up with windows seen before; each has its own row."""
+        values = None
+        seen = np.zeros(len(self.windows), dtype=bool)
+        shown = self.accelerator.is_main_process
+        for numbers, waveform in progress(self._loader, shown=shown, desc=self.description, unit="batch", leave=False):
+            before_batch()
+            with self.accelerator.autocast():
+                output = tagger(waveform)
+            gathered = self.accelerator.gather((numbers, output.float()))
+            numbers, output = (tensor.cpu().numpy() for tensor in gathered)
+            is_bad = numbers < 0
+            numbers = np.where(is_bad, ~numbers, numbers)
+            not_finite = numbers[~is_bad & ~np.isfinite(output).all(axis=1)]
+            if len(not_finite):
+                clip_id = self.windows.clip_id(int(not_finite[0]))
+                raise ValueError(f"the tagger's logits are not finite for clip {clip_id!r} (damaged weights?)")
+            if values is None:
+                values = np.zeros((len(self.windows), output.shape[1]), dtype=np.float32)
+            values[numbers] = np.where(is_bad[:, None], np.nan, output)
+            seen[numbers] = True
+        assert values is not None
+        assert seen.all(), f"{int((~seen).sum())} of {len(seen)} windows were not evaluated"
+        return values
+
+
+def drop_skipped(rows: np.ndarray, values: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and their values (rows, columns) without the clips that were skipped, which have NaN.
 
     Args:
-        tagger: (batch, samples) waveform on the accelerator's device -> (batch, classes) logits; in evaluation mode.
-        before_batch: called by every process before each batch; may raise, on all of them alike.
+        split: what the rows are, for the message: "training", "test".
+
+    Raises:
+        ValueError: nothing is left.
     """
-    logits = None
-    seen = np.zeros(num_clips, dtype=bool)
-    for indices, waveform in progress(
-        loader, shown=accelerator.is_main_process, desc=description, unit="batch", leave=False
-    ):
-        before_batch()
-        with accelerator.autocast():
-            output = tagger(waveform)
-        indices, output = (values.cpu().numpy() for values in accelerator.gather((indices, output.float())))
-        bad_clip = indices < 0
-        indices = np.where(bad_clip, ~indices, indices)
-        not_finite = indices[~bad_clip & ~np.isfinite(output).all(axis=1)]
-        if len(not_finite):
-            clip_id = loader.dataset.clip_id(int(not_finite[0]))
-            raise ValueError(f"the tagger's logits are not finite for clip {clip_id!r} (damaged weights?)")
-        if logits is None:
-            logits = np.zeros((num_clips, output.shape[1]), dtype=np.float32)
-        logits[indices] = np.where(bad_clip[:, None], np.nan, output)
-        seen[indices] = True
-    assert logits is not None
-    assert seen.all(), f"{int((~seen).sum())} of {num_clips} clips were not evaluated"
-    return logits
-
-
-def skipped_clips(loader: DataLoader, logits: np.ndarray) -> dict[str, str]:
-    """The clips of an ``evaluation_loader`` that ``predict_logits`` has skipped: reason by clip id."""
-    dataset: EvaluationClips = loader.dataset
-    skipped = np.flatnonzero(np.isnan(logits).any(axis=1))
-    return {dataset.clip_id(int(index)): dataset.reason(int(index)) for index in skipped}
+    usable = ~np.isnan(values).any(axis=1)
+    if not usable.any():
+        raise ValueError(f"none of the {len(rows)} {split} clips can be used")
+    return rows[usable], values[usable]
 
 
 def class_table(metrics: TaggingMetrics, class_names: Sequence[str]) -> str:

@@ -9,24 +9,28 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from audio_datasets.tasks.task import TaskClips
+from audio_datasets.tasks.label_space import LabelSpace
 from kd.data.splits import Partition
+from kd.data.windows import Clips
 
 MOST_ITERATIONS = 1000
 
+Fit = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(features (n, E), labels (n,)) of the training clips -> scores of the test clips."""
+
 
 def probe_logits(
-    clips: TaskClips,
+    clips: Clips,
+    label_space: LabelSpace,
     part: Partition,
     embeddings: np.ndarray,
-    exclusive: bool,
     regularization: float = 1.0,
     before_fit: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Logits (test clips, C) of logistic regression on the standardised embeddings (n, E) of the training clips.
 
-    Exclusive classes: one multinomial regression. Else one regression for each class, on the clips whose label is known. A
-    class that has no (or nothing but) training clips gets a constant.
+    A group of exclusive classes: one multinomial regression on the clips whose label is known. Others: one regression for
+    each class, on the clips whose label is known. A class that has no (or nothing but) training clips gets a constant.
 
     Args:
         regularization: the inverse of its strength, scikit-learn's C.
@@ -34,26 +38,43 @@ def probe_logits(
     """
     scaler = StandardScaler().fit(embeddings[part.train])
     train, test = scaler.transform(embeddings[part.train]), scaler.transform(embeddings[part.test])
-    targets, known = clips.targets(part.train), clips.mask(part.train)
-    logits = np.full((len(part.test), len(clips.class_names)), -1e3 if exclusive else 0.0, dtype=np.float32)
-    if exclusive:
+    targets, known = clips.targets(part.train) > 0, clips.mask(part.train)
+
+    def fit(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
         before_fit()
-        classes = targets.argmax(axis=1)
-        present = np.unique(classes)
-        if len(present) == 1:
-            logits[:, present] = 0.0
-            return logits
-        model = LogisticRegression(C=regularization, max_iter=MOST_ITERATIONS).fit(train, classes)
-        scores = model.decision_function(test)
-        if len(present) == 2:  # scikit-learn then gives the second class's score alone
-            scores = np.stack([np.zeros(len(scores)), scores], axis=1)
-        logits[:, present] = scores
+        return (
+            LogisticRegression(C=regularization, max_iter=MOST_ITERATIONS).fit(features, labels).decision_function(test)
+        )
+
+    parts = [
+        (_exclusive if group.exclusive else _independent)(fit, train, targets[:, columns], known[:, columns], len(test))
+        for group, columns in label_space.parts()
+    ]
+    return np.concatenate(parts, axis=1)
+
+
+def _exclusive(fit: Fit, train: np.ndarray, targets: np.ndarray, known: np.ndarray, tests: int) -> np.ndarray:
+    """Logits (tests, classes of the group) of one multinomial regression."""
+    logits = np.full((tests, targets.shape[1]), -1e3, dtype=np.float32)
+    rows = known.all(axis=1)
+    classes = targets[rows].argmax(axis=1)
+    present = np.unique(classes)
+    if len(present) < 2:
+        logits[:, present] = 0.0
         return logits
-    for index in range(len(clips.class_names)):
-        before_fit()
+    scores = fit(train[rows], classes)
+    if len(present) == 2:  # scikit-learn then gives the second class's score alone
+        scores = np.stack([np.zeros(len(scores)), scores], axis=1)
+    logits[:, present] = scores
+    return logits
+
+
+def _independent(fit: Fit, train: np.ndarray, targets: np.ndarray, known: np.ndarray, tests: int) -> np.ndarray:
+    """Logits (tests, classes of the group) of a regression for each class."""
+    logits = np.zeros((tests, targets.shape[1]), dtype=np.float32)
+    for index in range(targets.shape[1]):
         rows = known[:, index]
-        labels = targets[rows, index] > 0
+        labels = targets[rows, index]
         if labels.any() and not labels.all():
-            model = LogisticRegression(C=regularization, max_iter=MOST_ITERATIONS).fit(train[rows], labels)
-            logits[:, index] = model.decision_function(test)
+            logits[:, index] = fit(train[rows], labels)
     return logits

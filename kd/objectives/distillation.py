@@ -1,93 +1,111 @@
-"""Objectives: what turns a student and a batch into losses. The training loop knows nothing else about a task.
+"""Labels and stored teacher logits together: Eq. 8 of the DyMN paper (Schmid et al., 2023), for both stages.
 
-An objective is called as ``objective(student, batch)`` and returns a dict of scalar tensors; ``"loss"`` is minimised, the
-others are logged. A batch is what ``training_data.TrainingClips`` gives. Shapes: B clips, S samples, C classes.
+Shapes: B clips, C classes.
 """
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
-
-from torch import Tensor, nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from audio_datasets.audio.augment import both_of_pair, mix_with_partner
-from kd.objectives.losses import distillation_targets, tagging_loss, weighted_loss
-from students.frontend import LogMel, mask_stripes
-from students.layers.blocks import set_sample_keys
-
-Batch = dict[str, Tensor]
-
-
-class Objective(Protocol):
-    def __call__(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]: ...
+from audio_datasets.tasks.label_space import LabelSpace
+from kd.data.examples import MIXED_WITH
+from kd.objectives.base import Batch, CallStudent, Objective, ObjectiveSettings
+from kd.objectives.label_losses import LabelLoss, bce_per_clip
 
 
-@dataclass(frozen=True)
-class DistillationConfig:
-    """Weights of labels and teachers in the loss."""
-
-    label_weight: float = 0.1
-    """Weight of the label loss; 1 - label_weight is the weight of the distillation loss (DyMN paper, Eq. 8)."""
-    teacher_temperature: float = 1.0
-    """The teacher's logits are divided by this before the sigmoid."""
-    mixup_of_teacher: Literal["probabilities", "logits"] = "probabilities"
-    """What mixup mixes of the teacher: its probabilities, which equals mixing the losses, or its logits."""
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.label_weight <= 1.0:
-            raise ValueError(f"label_weight must lie in [0, 1]; found {self.label_weight}")
-        if not self.teacher_temperature > 0.0:
-            raise ValueError(f"teacher_temperature must be positive; found {self.teacher_temperature}")
+def distillation_targets(teacher_logits: Tensor, temperature: float, label_space: LabelSpace | None = None) -> Tensor:
+    """The teacher's softened probabilities, (B, C) float32: σ(z_T / T), and softmax(z_T / T) in each exclusive group."""
+    softened = teacher_logits.float() / temperature
+    if label_space is None or not any(group.exclusive for group in label_space.groups):
+        return torch.sigmoid(softened)
+    return torch.cat(
+        [
+            torch.softmax(softened[:, columns], dim=1) if group.exclusive else torch.sigmoid(softened[:, columns])
+            for group, columns in label_space.parts()
+        ],
+        dim=1,
+    )
 
 
-class DistillationObjective:
-    """label_weight · BCE(σ(z_S), y) + (1 − label_weight) · BCE(σ(z_S), σ(z_T / T)) on mixed-up spectrograms.
+def weighted_loss(label_loss: Tensor, distillation_loss: Tensor, has_teacher: Tensor, label_weight: float) -> Tensor:
+    """λ · L_label + (1 − λ) · L_kd for each clip (DyMN paper, Eq. 8, λ = ``label_weight``).
 
-    Mixup mixes log-mels, labels and, unless configured otherwise, teacher probabilities alike (for the last, BCE being
-    linear in its target, this equals mixing the two losses). A mixed clip has a teacher only where both of its parts have one.
+    A clip without a teacher is trained on its labels alone, at full weight: with λ = 0.1 it would otherwise count a tenth
+    of the others.
+
+    Args:
+        label_loss: (B,).
+        distillation_loss: (B,); its values where ``has_teacher`` is false are not used.
+        has_teacher: (B,) bool.
+
+    Returns:
+        (B,) float32.
+    """
+    mixed = label_weight * label_loss + (1.0 - label_weight) * distillation_loss
+    return torch.where(has_teacher, mixed, label_loss)
+
+
+class DistillationObjective(Objective):
+    """label_weight · L(z_S, y) + (1 − label_weight) · L(z_S, teacher's probabilities), averaged over the batch.
+
+    L is binary cross entropy, or cross entropy in groups of exclusive classes. Without teacher logits in the batch, or with
+    ``label_weight`` 1, it is the label loss alone. Mixup mixes log-mels, labels and, unless configured otherwise, teacher
+    probabilities alike (for the last, both losses being linear in their target, this equals mixing the two losses). A mixed
+    clip has a teacher only where both of its parts have one.
     """
 
-    def __init__(self, frontend: LogMel, config: DistillationConfig) -> None:
-        self.frontend = frontend
-        self.config = config
+    def __init__(self, settings: ObjectiveSettings) -> None:
+        super().__init__(settings)
+        self.label_loss = LabelLoss(settings.label_space, settings.loss, settings.class_weights)
+        self.distillation = settings.distillation
 
-    def __call__(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Losses of a batch, each a scalar.
-
-        Batch: ``waveform`` (B, S), ``targets`` (B, C), ``sample_key`` (B,) int64; optionally ``band_edges`` (B, 2) in Hz,
-        ``stripes`` (B, 4), ``mix_weight`` (B,), and together ``teacher_logits`` (B, C) with ``has_teacher`` (B,) bool.
-        """
-        mel = self.frontend(batch["waveform"], batch.get("band_edges"))
-        targets = batch["targets"]
-        distils = "teacher_logits" in batch and self.config.label_weight < 1.0
-        if "stripes" in batch:
-            mel = mask_stripes(mel, batch["stripes"])
-        if "mix_weight" in batch:
-            weight = batch["mix_weight"]
-            mel, targets = mix_with_partner(mel, weight), mix_with_partner(targets, weight)
+    def forward(self, student: CallStudent, batch: Batch) -> dict[str, Tensor]:
+        """Losses of a batch, each a scalar; what it holds: ``Objective.inputs`` and ``teacher_targets``."""
+        mel, targets, known = self.inputs(batch)
+        distils = "teacher_logits" in batch and self.distillation.label_weight < 1.0
         if distils:
-            teacher, has_teacher = self._teacher_targets(batch)
-
-        set_sample_keys(student, batch["sample_key"])
+            teacher, has_teacher = self.teacher_targets(batch)
         logits = student(mel).logits
-        label_loss = tagging_loss(logits, targets)
+        label_loss = self.label_loss(logits, targets, known)
         if not distils:
             return {"loss": label_loss.mean()}
-        distillation_loss = tagging_loss(logits, teacher)
+        distillation_loss = self.distillation_loss(logits, teacher)
         return {
-            "loss": weighted_loss(label_loss, distillation_loss, has_teacher, self.config.label_weight).mean(),
+            "loss": weighted_loss(label_loss, distillation_loss, has_teacher, self.distillation.label_weight).mean(),
             "label_loss": label_loss.mean(),
             # Clips without a teacher have no such loss; the mean is over those that have one.
             "distillation_loss": (distillation_loss * has_teacher).sum() / has_teacher.sum().clamp(min=1),
         }
 
-    def _teacher_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The teacher's probabilities (B, C), mixed as the clips are, and which clips have them, (B,) bool."""
-        logits, has_teacher = batch["teacher_logits"], batch["has_teacher"]
-        if "mix_weight" not in batch:
-            return distillation_targets(logits, self.config.teacher_temperature), has_teacher
-        weight, has_teacher = batch["mix_weight"], both_of_pair(has_teacher)
-        if self.config.mixup_of_teacher == "logits":
-            mixed = mix_with_partner(logits, weight)
-            return distillation_targets(mixed, self.config.teacher_temperature), has_teacher
-        probabilities = distillation_targets(logits, self.config.teacher_temperature)
-        return mix_with_partner(probabilities, weight), has_teacher
+    def distillation_loss(self, logits: Tensor, teacher: Tensor) -> Tensor:
+        """Loss of each clip against the teacher's probabilities, (B, C) and (B, C) -> (B,): the mean of the groups'."""
+        losses = [
+            -(teacher[:, columns] * F.log_softmax(logits[:, columns].float(), dim=1)).sum(1)
+            if group.exclusive
+            else bce_per_clip(logits[:, columns], teacher[:, columns])
+            for group, columns in self.label_loss.label_space.parts()
+        ]
+        return losses[0] if len(losses) == 1 else torch.stack(losses).mean(dim=0)
+
+    def teacher_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The teacher's probabilities (B, C), mixed as the clips are, and which clips have them, (B,) bool.
+
+        Batch: ``teacher_logits`` (B, C) and ``has_teacher`` (B,) bool; with waveform mixup those of the clip that it was
+        mixed with, and ``waveform_mix_weight`` (B,); with mixup of spectrograms ``mix_weight`` (B,).
+        """
+        mixes_logits = self.distillation.mixup_of_teacher == "logits"
+        values, has_teacher = batch["teacher_logits"], batch["has_teacher"]
+        values = values if mixes_logits else self._softened(values)
+        if f"{MIXED_WITH}teacher_logits" in batch:
+            other = batch[f"{MIXED_WITH}teacher_logits"]
+            other = other if mixes_logits else self._softened(other)
+            weight = batch["waveform_mix_weight"][:, None]
+            values = weight * values + (1 - weight) * other
+            has_teacher = has_teacher & batch[f"{MIXED_WITH}has_teacher"]
+        if "mix_weight" in batch:
+            values, has_teacher = mix_with_partner(values, batch["mix_weight"]), both_of_pair(has_teacher)
+        return self._softened(values) if mixes_logits else values, has_teacher
+
+    def _softened(self, logits: Tensor) -> Tensor:
+        return distillation_targets(logits, self.distillation.teacher_temperature, self.label_loss.label_space)

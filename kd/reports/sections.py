@@ -31,7 +31,6 @@ from kd.reports.figures import Lines, class_bars, confusion_matrix, learning_cur
 from kd.reports.run_reader import Headline, Part, RunFolder, flat_settings, is_number
 from students.profile import profile_student
 from students.weights import CARD_FILE, WEIGHTS_FILE, StudentCard, outline
-from teacher_logits.teachers.passt import catalog_of
 
 CLASSES_IN_ONE_CHART = 60
 EXTREME_CLASSES = 20
@@ -458,7 +457,7 @@ def student_cost(run: RunFolder) -> Cost | None:
     card = part.card
     seconds = clip_seconds(run, card)
     frames = card.frontend.frames(round(seconds * card.frontend.sample_rate_hz))
-    student = outline(part.folder, card, catalog_of(card.config.name))
+    student = outline(part.folder, card)
     try:
         profile = profile_student(student, card.frontend.n_mels, frames)
     except ValueError as error:

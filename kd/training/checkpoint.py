@@ -1,23 +1,32 @@
 """Checkpoints of a training run: folders written aside and renamed, so that each is whole or absent.
 
-``checkpoints/step-00000120/`` holds ``student.safetensors``, ``ema.safetensors`` (if an average is kept), ``optimizer.pt``
-(tensors and numbers only; read with ``weights_only=True``), ``state.json`` (where the run stands) and ``digests.json``,
-one for each of the others: none of their formats would tell that a number in them has changed.
+``checkpoints/step-00000120/`` holds ``student.safetensors``, ``ema.safetensors`` (if an average is kept),
+``objective.safetensors`` (if the objective has weights of its own), ``optimizer.pt`` (tensors and numbers only; read with
+``weights_only=True``), ``state.json`` (where the run stands) and ``digests.json``, one for each of the others: none of their
+formats would tell that a number in them has changed.
 """
 
 import hashlib
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from audio_datasets.system.disk_space import told_as_os_error
+from audio_datasets.system.disk_space import require_space, told_as_os_error
 from audio_datasets.system.files import flush_folder, make_folder, read_json, write_json
+from audio_datasets.system.messages import brief
+from kd.training.learner import Learner
+from kd.training.metrics_log import MetricsLog
+from kd.training.optimization import load_optimizer
+from kd.training.state import TrainState
+from teacher_logits.processes import on_main_process
 
 DIGESTS = "digests.json"
 NAME = re.compile(r"step-(\d{8})")
@@ -36,6 +45,7 @@ def save_checkpoint(
     *,
     student: dict[str, Tensor],
     ema: dict[str, Tensor] | None,
+    objective: dict[str, Tensor] | None = None,
     optimizer: dict[str, Any],
     state: dict[str, Any],
     keep: int,
@@ -50,6 +60,9 @@ def save_checkpoint(
             save_file({key: value.contiguous() for key, value in student.items()}, aside / "student.safetensors")
             if ema is not None:
                 save_file({key: value.contiguous() for key, value in ema.items()}, aside / "ema.safetensors")
+            if objective:
+                state_of_objective = {key: value.contiguous() for key, value in objective.items()}
+                save_file(state_of_objective, aside / "objective.safetensors")
             torch.save(optimizer, aside / "optimizer.pt")
             write_json(aside / "state.json", state)
             write_json(aside / DIGESTS, digests_of(aside))
@@ -103,10 +116,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         # Absent in checkpoints of version 0.1.
         if (path / DIGESTS).exists() and read_json(path / DIGESTS) != digests_of(path):
             raise ValueError("its files are not those that were written")
-        ema = path / "ema.safetensors"
+        ema, objective = path / "ema.safetensors", path / "objective.safetensors"
         return {
             "student": load_file(path / "student.safetensors"),
             "ema": load_file(ema) if ema.exists() else None,
+            "objective": load_file(objective) if objective.exists() else {},
             "optimizer": torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True),
             "state": read_json(path / "state.json"),
         }
@@ -116,3 +130,119 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"checkpoint {path} is damaged ({type(error).__name__}: {error}); remove it to go on from the one before"
         ) from error
+
+
+# -- The state of a run as a checkpoint ----------------------------------------------------------------------------------
+
+
+def save_state(accelerator: Accelerator, state: TrainState, folder: Path, keep: int, log: MetricsLog) -> None:
+    """Writes a checkpoint from the main process; the others wait until it is whole."""
+    sums = state.losses.per_process(accelerator)
+    log.flush()
+    if accelerator.is_main_process:
+        scaler = accelerator.scaler
+        learner = state.trained(accelerator)
+        save_checkpoint(
+            folder,
+            state.step,
+            student=learner.student.state_dict(),
+            ema=state.ema.module.student.state_dict() if state.ema is not None else None,
+            objective=_objective_state(state, learner),
+            optimizer={
+                "optimizer": state.optimizer.state_dict(),
+                "scaler": scaler.state_dict() if scaler is not None else None,
+            },
+            state={
+                "epoch": state.epoch,
+                "step_in_epoch": state.step_in_epoch,
+                "step": state.step,
+                "skipped_steps": state.skipped_steps,
+                "loss_sums": sums,
+                "loss_batches": state.losses.batches,
+                "metrics_bytes": log.size(),
+                "metrics_digest": log.digest(),
+            },
+            keep=keep,
+        )
+    accelerator.wait_for_everyone()
+
+
+def _objective_state(state: TrainState, learner: Learner) -> dict[str, Tensor]:
+    """The tensors that an objective keeps, and their moving averages; most objectives keep none."""
+    tensors = {f"now.{name}": value for name, value in learner.objective.state_dict().items()}
+    if state.ema is not None:
+        tensors |= {f"average.{name}": value for name, value in state.ema.module.objective.state_dict().items()}
+    return tensors
+
+
+def resume_state(accelerator: Accelerator, state: TrainState, folder: Path, log: MetricsLog) -> bool:
+    """Fills ``state`` from the newest checkpoint in ``folder`` and cuts the log back to it; False if there is none.
+
+    Raises:
+        ValueError: a checkpoint that is damaged, or not of this student, objective and optimizer.
+    """
+    found = checkpoints(folder)
+    if not found:
+        log.cut_back(0)
+        return False
+    parts = load_checkpoint(found[-1])
+    try:
+        _fill(accelerator, state, parts)
+        metrics = parts["state"]["metrics_bytes"], parts["state"].get("metrics_digest")
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+        raise ValueError(
+            f"checkpoint {found[-1]} does not fit this run ({type(error).__name__}: {error}); remove it to go on from the one "
+            "before"
+        ) from error
+    log.cut_back(*metrics)
+    accelerator.wait_for_everyone()
+    return True
+
+
+def _fill(accelerator: Accelerator, state: TrainState, parts: dict[str, Any]) -> None:
+    """Restores everything but the log from a checkpoint's parts; an error of any kind if they do not fit."""
+    learner, objective = state.trained(accelerator), parts["objective"]
+    learner.student.load_state_dict(parts["student"])
+    learner.objective.load_state_dict(_under("now.", objective))
+    if state.ema is not None:
+        if parts["ema"] is None:
+            raise ValueError("it holds no moving average of the weights")
+        state.ema.module.student.load_state_dict(parts["ema"])
+        state.ema.module.objective.load_state_dict(_under("average.", objective))
+    load_optimizer(state.optimizer, parts["optimizer"]["optimizer"])
+    if accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(parts["optimizer"]["scaler"])
+    saved = parts["state"]
+    # Absent in checkpoints of version 0.1: the steps that were left out, and the log's digest.
+    for name in ("epoch", "step_in_epoch", "step", "skipped_steps", "loss_batches", "metrics_bytes"):
+        if type(saved.get(name, 0)) is not int or saved.get(name, 0) < 0:
+            raise ValueError(f"{name} is a whole number, at least 0; found {brief(saved[name])}")
+    state.epoch, state.step_in_epoch, state.step = saved["epoch"], saved["step_in_epoch"], saved["step"]
+    state.skipped_steps = saved.get("skipped_steps", 0)
+    state.losses.restore(saved["loss_sums"], saved["loss_batches"], accelerator)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def require_checkpoint_space(
+    accelerator: Accelerator, state: TrainState, folder: Path, keep: int, further_runs: int = 0
+) -> None:
+    """ValueError if there is no room for the checkpoints that a run will keep, and for those of so many runs after it."""
+    to_write = max(1, keep + 1 - len(checkpoints(folder))) + further_runs * keep
+    needed = to_write * checkpoint_bytes(state)
+    on_main_process(accelerator, lambda: require_space(folder.parent, needed, f"keeping {to_write} more checkpoints"))
+
+
+def checkpoint_bytes(state: TrainState) -> int:
+    """Size of a checkpoint, about: the weights, their average if one is kept, and two moments of each parameter (Adam's).
+
+    Headers, less than a kilobyte for each tensor, are left out.
+    """
+
+    def size(tensors: Iterable[Tensor]) -> int:
+        return sum(value.numel() * value.element_size() for value in tensors)
+
+    weights = size(state.learner.state_dict().values())
+    return weights * (1 + (state.ema is not None)) + 2 * size(state.learner.parameters())

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from audio_datasets.system.files import written_aside
-from kd.evaluation.task_metrics import SMALLER_IS_BETTER
-from kd.training.runlog import read_metrics
+from kd.evaluation.label_metrics import smaller_is_better
+from kd.training.metrics_log import read_metrics
 from students.weights import weights_fingerprint
 
 BEST_FILE = "best.safetensors"
@@ -28,7 +28,7 @@ class EarlyStopping:
         self.patience = patience
         self.path = folder / BEST_FILE
         self.accelerator = accelerator
-        self.sign = -1.0 if metric in SMALLER_IS_BETTER else 1.0
+        self.sign = -1.0 if metric is not None and smaller_is_better(metric) else 1.0
 
     def _history(self, log: Path) -> list[float]:
         """The metric of each validation so far, larger is better."""

@@ -1,23 +1,20 @@
-"""How a student starts on a new task: its weights, what of it is frozen, and how fast each of its layers learns.
-
-A student here is one of the catalog, or a PaSST, which is fine-tuned in the same way.
-"""
+"""How a student starts on a new task: its weights, what of it is frozen, and how fast each of its layers learns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kd.objectives.finetune_objective import Loss
-from students import load_weights
+from students import create_student, load_weights
+from students.catalog import options_for
 from students.frontend import LogMelConfig
-from students.layers.blocks import Student
+from students.interface import Student
 from students.weights import WEIGHTS_FILE, StudentCard, imagenet_architecture, load_imagenet_weights, read_card
-from teacher_logits.teachers.passt import Passt, catalog_of, load_passt_weights
 
 Freeze = Literal["none", "backbone", "batch-norm"]
 HEAD = "head"
@@ -35,40 +32,54 @@ class Start:
     """The classes of the weights' last layer, where they are known."""
 
 
-def start_from_run(folder: Path) -> tuple[Start, StudentCard]:
-    """The trained student of a run folder as a start, and its card. ValueError if the folder holds none."""
-    card = read_card(folder)
+def start_from_run(folder: Path, allow: Sequence[str] = ()) -> tuple[Start, StudentCard]:
+    """The trained student of a run folder as a start, and its card.
+
+    ``allow``: names of the form ``module:Class`` that the card may ask for.
+
+    Raises ValueError if the folder holds no student, or one that is not allowed.
+    """
+    card = read_card(folder, allow)
     weights = str(folder / WEIGHTS_FILE)
     return Start(card.config.name, dict(card.config.options), weights, card.class_names), card
 
 
 def starting_student(
-    start: Start, class_names: Sequence[str], frontend: LogMelConfig, *, seed: int, loss: Loss
+    start: Start,
+    class_names: Sequence[str],
+    frontend: LogMelConfig,
+    *,
+    seed: int,
+    prior: np.ndarray | None = None,
+    keep_classes: bool = False,
 ) -> Student:
     """A student with the weights it starts from; equal arguments give equal weights, bit for bit.
 
     The layer that gives the classes is a fresh one, drawn from ``seed``, unless the weights are known to have the same
-    classes. With binary cross entropy a fresh one begins at 1 / classes for each: at 1/2 for all, the first steps would go
-    into lowering every logit, and with the frequencies of a fold's clips every fold would start otherwise.
+    classes or ``keep_classes`` says so.
+
+    Args:
+        prior: (C,), how often a fresh layer expects each class at first; None leaves it at 1/2. The first steps would
+            otherwise go into lowering every logit.
+
+    Raises:
+        ValueError: an unknown student or option, or weights that do not fit.
     """
-    options = dict(start.options)
-    catalog = catalog_of(start.name)
-    if "n_mels" in catalog.default_options(start.name):
-        options.setdefault("n_mels", frontend.n_mels)
-    same_classes = start.class_names == tuple(class_names)
+    options = options_for(start.name, start.options, frontend)
+    same_classes = keep_classes or start.class_names == tuple(class_names)
+    loads_classes = start.weights not in (None, "imagenet") and same_classes
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        student = catalog.create(start.name, len(class_names), **options)
+        student = create_student(start.name, len(class_names), **options)
         if start.weights == "imagenet":
             import timm
 
             network = timm.create_model(imagenet_architecture(student), pretrained=True)
             load_imagenet_weights(student, network.state_dict())
         elif start.weights is not None:
-            load = load_passt_weights if isinstance(student, Passt) else load_weights
-            load(student, start.weights, new_classes=not same_classes)
-    if loss == "bce" and not same_classes:
-        student.set_class_prior(torch.full((len(class_names),), 1.0 / max(2, len(class_names))))
+            load_weights(student, start.weights, new_classes=not same_classes)
+    if prior is not None and not loads_classes:
+        student.set_class_prior(torch.as_tensor(prior))
     return student
 
 
@@ -89,7 +100,7 @@ def freeze(student: Student, what: Freeze) -> list[nn.Module]:
 
 
 def layer_groups(student: Student, decay: float) -> list[dict[str, Any]]:
-    """Parameters that learn, grouped by depth, for ``create_optimizer``: each layer ``decay`` times as fast as the next.
+    """Parameters that learn, grouped by depth, for ``optimization.create_optimizer``: each layer ``decay`` times as fast as the next.
 
     The head has the whole learning rate; ``decay`` 1 gives all layers the same. A depth is one entry of the student's
     chain of layers, as in timm; what stands before the chain is one depth.

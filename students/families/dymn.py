@@ -8,13 +8,15 @@ How a map lies in memory is up to ``students.layers.batch_inner``; what computes
 Shapes: B batch, C channels, F frequency positions, T time positions, H context channels, K kernels, M maps of Dy-ReLU.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from students.catalog import register
 from students.families.mn import (
     HIDDEN_CHANNELS,
     LAST_EXPANSION,
@@ -25,6 +27,7 @@ from students.families.mn import (
     MobileNet,
     Stage,
 )
+from students.interface import FineTuning, Student
 from students.layers.batch_inner import (
     batch_inner,
     depthwise,
@@ -34,18 +37,16 @@ from students.layers.batch_inner import (
     prefers_batch_inner,
     recalibrate,
 )
-from students.layers.blocks import (
+from students.layers.convolutions import (
     BATCH_NORM_EPSILON,
     BATCH_NORM_MOMENTUM,
-    Student,
     channels_last_on_cpu,
     conv_norm_activation,
-    create_head,
-    folded_convolution,
     initialize_weights,
     make_divisible,
-    norm_scale_and_shift,
 )
+from students.layers.folding import folded_convolution, norm_scale_and_shift
+from students.layers.heads import create_head
 
 _DYNAMIC_BLOCKS = {
     "all": range(15),
@@ -482,6 +483,17 @@ class DynamicBlock(nn.Module):
 class DyMN(MobileNet):
     """MN with dynamic blocks."""
 
+    Options = DyMNOptions
+    fine_tuning: ClassVar[Mapping[str, FineTuning]] = {
+        "esc50": FineTuning(4e-5, 64),
+        "fsd50k": FineTuning(4e-5, 32),
+        "openmic": FineTuning(2e-5, 32),
+        "dcase20": FineTuning(3e-4, 32),
+        "folder": FineTuning(1e-4, 16),
+        "manifest": FineTuning(1e-4, 16),
+    }
+    only_from_scratch = ("temperature_start", "temperature_epochs")
+
     def __init__(self, num_classes: int, options: DyMNOptions) -> None:
         stem_channels = make_divisible(STEM_CHANNELS * options.width)
         last_channels = LAST_EXPANSION * make_divisible(STAGES[-1].out * options.width)
@@ -504,6 +516,26 @@ class DyMN(MobileNet):
         self.classifier = create_head(options.head, last_channels, hidden, num_classes, options.dropout)
         initialize_weights(self)
         treat_clips_alike(self)
+
+    @classmethod
+    def pretraining_learning_rate(cls, options: DyMNOptions) -> float | None:
+        """The paper's for its three widths (Section IV-A)."""
+        return {0.4: 2e-3, 1.0: 1e-3, 2.0: 5e-4}.get(options.width)
+
+    @classmethod
+    def options_for_training(cls, given: Mapping[str, Any], epochs: int) -> dict[str, Any]:
+        """τ falls over 15 % of the epochs, the paper's share (30 of 200, Table VIII), unless ``temperature_epochs`` is given.
+
+        Raises ValueError if annealing would not end before training does.
+        """
+        options = {"temperature_epochs": round(0.15 * epochs), **given}
+        annealed = options["temperature_epochs"]
+        if isinstance(annealed, int) and annealed >= epochs:
+            raise ValueError(
+                f"temperature_epochs ({annealed}) must be less than epochs ({epochs}): the student is used at the"
+                " temperature that annealing ends with"
+            )
+        return options
 
     def chain(self) -> list[nn.Module]:
         """(see MobileNet)"""
@@ -529,3 +561,8 @@ class DyMN(MobileNet):
         """τ that the options give an epoch of training from scratch, counted from 0; a trained one stays at where it ended."""
         options = self.options
         return annealed_temperature(epoch, options.temperature, options.temperature_start, options.temperature_epochs)
+
+
+WIDTHS = {"dymn04": 0.4, "dymn10": 1.0, "dymn20": 2.0}
+PAPER_NAMES = {"dymn_s": 0.4, "dymn_m": 1.0, "dymn_l": 2.0}
+register(DyMN, {name: DyMNOptions(width=width) for name, width in (WIDTHS | PAPER_NAMES).items()}, place=20)

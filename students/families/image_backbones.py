@@ -13,15 +13,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from students.layers.blocks import (
-    KeyedDropout,
-    Student,
-    StudentOutput,
-    checked_mel,
-    folded_convolution,
-    initialize_weights,
-)
-from students.profile import MAC_COUNTERS
+from students.catalog import register
+from students.interface import StateDict, Student, StudentOutput, checked_mel
+from students.layers.convolutions import initialize_weights
+from students.layers.folding import folded_convolution
+from students.layers.keyed import KeyedDropout
 
 
 @dataclass(frozen=True)
@@ -43,15 +39,15 @@ class EfficientNet(Student):
     have timm's names.
     """
 
+    Options = EfficientNetOptions
+
     def __init__(self, architecture: str, num_classes: int, options: EfficientNetOptions) -> None:
         """``architecture``: timm's name of the network, whose pretrained weights fit it."""
         import timm  # here, since it takes longer to import than all else, and most students do without
-        from timm.layers import Conv2dSame
 
         network = timm.create_model(architecture, in_chans=1)
         super().__init__(num_classes, embedding_dim=network.num_features)
-        self.architecture = architecture
-        MAC_COUNTERS[Conv2dSame] = MAC_COUNTERS[nn.Conv2d]  # a convolution that pads as TensorFlow does
+        self.imagenet_architecture = architecture
         layers = ("conv_stem", "bn1", "blocks", "conv_head", "bn2")
         self.features = nn.Sequential(OrderedDict((name, getattr(network, name)) for name in layers))
         self.classifier = nn.Sequential(
@@ -88,11 +84,8 @@ class EfficientNet(Student):
         """(K,)"""
         return self.classifier[-1].bias
 
-    def imagenet_features(self, timm_state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``features`` of this student from the state dict of timm's network for colour pictures.
-
-        The stem's kernels are averaged over colour. ValueError if the weights are those of another network.
-        """
+    def imagenet_weights(self, timm_state_dict: Mapping[str, Tensor]) -> StateDict:
+        """``features`` of timm's network for colour pictures, the stem's kernels averaged over colour."""
         filled = {}
         for name, own in self.features.state_dict().items():
             value = timm_state_dict.get(name)
@@ -100,7 +93,7 @@ class EfficientNet(Student):
                 value = value.mean(dim=1, keepdim=True)
             if value is None or value.shape != own.shape:
                 found = "missing" if value is None else f"of shape {tuple(value.shape)}, not {tuple(own.shape)}"
-                raise ValueError(f"these are not the weights of timm's {self.architecture}: {name} is {found}")
+                raise ValueError(f"these are not the weights of timm's {self.imagenet_architecture}: {name} is {found}")
             filled[f"features.{name}"] = value
         return filled
 
@@ -113,3 +106,7 @@ def efficientnet_b2(num_classes: int, options: EfficientNetOptions) -> Efficient
 def efficientnetv2_b2(num_classes: int, options: EfficientNetOptions) -> EfficientNet:
     """EfficientNetV2-B2, in timm only with TensorFlow's padding: 3.0 GMACs for ten seconds."""
     return EfficientNet("tf_efficientnetv2_b2", num_classes, options)
+
+
+register(EfficientNet, {"efficientnet_b2": EfficientNetOptions()}, build=efficientnet_b2, place=40)
+register(EfficientNet, {"efficientnetv2_b2": EfficientNetOptions()}, build=efficientnetv2_b2, place=40)

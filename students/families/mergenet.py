@@ -12,7 +12,10 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional
 
-from students.layers.blocks import Student, StudentOutput, checked_mel, conv_norm_activation, initialize_weights
+from students.catalog import register
+from students.frontend import LogMelConfig
+from students.interface import Student, StudentOutput, checked_mel
+from students.layers.convolutions import conv_norm_activation, initialize_weights
 
 
 class Stage(NamedTuple):
@@ -69,6 +72,32 @@ class MergeNetOptions:
                 "local_se=False, channel_shuffle and separate_init change nothing without branches;"
                 f" give a split: {', '.join(map(str, SPLITS))}"
             )
+
+
+def mergenet_frontend() -> LogMelConfig:
+    """What MergeNet was trained to hear: 16 kHz, 25 ms Hann windows every 10 ms, 128 bands, dB, standardised, tiled to 10 s.
+
+    Careddu, "Searching for EfficientNeXt", Section III-B, which leaves open: the length of the transform (1024, so that
+    no band falls between two bins), the bands' range (all frequencies) and the floor of the logarithm (1e-10, as in
+    torchaudio). "Center" is read as subtracting the waveform's mean.
+    """
+    return LogMelConfig(
+        sample_rate_hz=16000,
+        n_fft=1024,
+        window_samples=400,
+        hop_samples=160,
+        fmax_hz=8000.0,
+        preemphasis=0.0,
+        log_offset=1e-10,
+        shift=0.0,
+        scale=1.0,
+        logarithm="db",
+        remove_mean=True,
+        standardize=True,
+        tile_seconds=10.0,
+        fmin_jitter_hz=0.0,
+        fmax_jitter_hz=0.0,
+    )
 
 
 class ChannelShuffle(nn.Module):
@@ -159,6 +188,13 @@ class MergeBlock(nn.Module):
 class MergeNet(Student):
     """Nine blocks, mean over the map, linear. The embedding is that mean."""
 
+    Options = MergeNetOptions
+
+    @classmethod
+    def published_frontend(cls) -> LogMelConfig:
+        """(see mergenet_frontend)"""
+        return mergenet_frontend()
+
     def __init__(self, num_classes: int, options: MergeNetOptions) -> None:
         super().__init__(num_classes, embedding_dim=STAGES[-1].out_channels)
         self.features = nn.Sequential(*[MergeBlock(stage, options) for stage in STAGES])
@@ -185,3 +221,7 @@ class MergeNet(Student):
     def output_biases(self) -> Tensor:
         """(K,)"""
         return self.classifier[-1].bias
+
+
+VARIANTS = {"mergenet_baseline": None, "mergenet16": 16, "mergenet32": 32, "mergenet64": 64}
+register(MergeNet, {name: MergeNetOptions(split=split) for name, split in VARIANTS.items()}, place=30)

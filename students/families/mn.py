@@ -8,25 +8,18 @@ Shapes: B batch, C channels, F frequency positions, T time positions, E embeddin
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
+from students.catalog import register
+from students.interface import FineTuning, StateDict, Student, StudentOutput
 from students.layers.attention import ATTENTIONS, create_attention
-from students.layers.blocks import (
-    HEADS,
-    SE_AGGREGATIONS,
-    ConcurrentSqueezeExcitation,
-    Student,
-    StudentOutput,
-    conv_norm_activation,
-    create_head,
-    head_output_biases,
-    initialize_weights,
-    is_selection_of_axes,
-    make_divisible,
-)
+from students.layers.convolutions import conv_norm_activation, initialize_weights, make_divisible
+from students.layers.heads import HEADS, create_head, head_output_biases
+from students.layers.squeeze_excitation import SE_AGGREGATIONS, ConcurrentSqueezeExcitation, is_selection_of_axes
 
 NOMINAL_FRAMES = 1000
 """Frames of a ten-second clip with 10 ms hops: what fixes the size of squeeze-excitation over time."""
@@ -192,6 +185,17 @@ class MobileNet(Student):
 class MN(MobileNet):
     """MobileNetV3-Large with one input channel."""
 
+    Options = MNOptions
+    fine_tuning: ClassVar[Mapping[str, FineTuning]] = {
+        "esc50": FineTuning(6e-5, 128),
+        "fsd50k": FineTuning(7e-5, 64),
+        "openmic": FineTuning(1e-5, 64),
+        "dcase20": FineTuning(8e-4, 64),
+        "folder": FineTuning(1e-4, 16),
+        "manifest": FineTuning(1e-4, 16),
+    }
+    imagenet_architecture = "mobilenetv3_large_100"
+
     def __init__(self, num_classes: int, options: MNOptions) -> None:
         stem_channels = make_divisible(STEM_CHANNELS * options.width)
         last_channels = LAST_EXPANSION * make_divisible(STAGES[-1].out * options.width)
@@ -214,3 +218,78 @@ class MN(MobileNet):
     def chain(self) -> list[nn.Module]:
         """(see MobileNet)"""
         return list(self.features)
+
+    @classmethod
+    def pretraining_learning_rate(cls, options: MNOptions) -> float:
+        """8e-4 at every width (Schmid, Koutini and Widmer, 2023)."""
+        return 8e-4
+
+    def imagenet_weights(self, timm_state_dict: Mapping[str, Tensor]) -> StateDict:
+        """Those of MobileNetV3-Large for an MN of width 1, the stem's kernels summed over colour.
+
+        A spectrogram is then seen as a grey picture. The two networks differ a little: timm's batch norms have epsilon 1e-5
+        (ours 1e-3), and its squeeze-excitation has a hard sigmoid (ours a sigmoid).
+        """
+        wanted = self.state_dict()
+        filled: StateDict = {}
+        for name, timm_name in _timm_names(has_mlp_head="classifier.2.weight" in wanted).items():
+            if name not in wanted:
+                raise ValueError(
+                    f"ImageNet weights need squeeze-excitation over channels (se_dims 'c'); no {name} here"
+                )
+            if timm_name not in timm_state_dict:
+                raise ValueError(
+                    f"these are not the weights of timm's {self.imagenet_architecture}: {timm_name} is missing"
+                )
+            value = timm_state_dict[timm_name]
+            if timm_name == "conv_stem.weight":
+                value = value.sum(dim=1, keepdim=True)
+            if value.numel() != wanted[name].numel():
+                raise ValueError(
+                    f"ImageNet weights fit an MN of width 1 with se_reduction 4: {timm_name} has shape"
+                    f" {tuple(value.shape)}, {name} here {tuple(wanted[name].shape)}"
+                )
+            filled[name] = value.reshape(wanted[name].shape)  # timm's linear layers are 1×1 convolutions
+        if extra := [name for name in wanted if name.startswith("features.") and name not in filled]:
+            raise ValueError(
+                f"ImageNet weights need squeeze-excitation over channels alone; {extra[0]} has no counterpart"
+            )
+        return filled
+
+
+NORM_TENSORS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+def _timm_names(has_mlp_head: bool) -> dict[str, str]:
+    """Names of an MN's tensors -> names of the same tensors in timm's mobilenetv3_large_100."""
+    names: dict[str, str] = {}
+
+    def pair_norm_layer(ours: str, timm_conv: str, timm_norm: str) -> None:
+        names[f"{ours}.0.weight"] = f"{timm_conv}.weight"
+        names.update({f"{ours}.1.{tensor}": f"{timm_norm}.{tensor}" for tensor in NORM_TENSORS})
+
+    def pair_linear(ours: str, timm_layer: str) -> None:
+        names.update({f"{ours}.{tensor}": f"{timm_layer}.{tensor}" for tensor in ("weight", "bias")})
+
+    pair_norm_layer("features.0", "conv_stem", "bn1")
+    timm_blocks = [
+        f"blocks.{stage}.{block}" for stage, depth in enumerate((1, 2, 3, 4, 2, 3)) for block in range(depth)
+    ]
+    for number, (stage, timm_block) in enumerate(zip(STAGES, timm_blocks, strict=True), start=1):
+        block = f"features.{number}.block"
+        convolutions = ["conv_dw", "conv_pw"] if number == 1 else ["conv_pw", "conv_dw", "conv_pwl"]
+        for position, convolution in enumerate(convolutions):
+            # Squeeze-excitation, where there is one, stands before the projection.
+            place = position + 1 if stage.has_se and convolution == "conv_pwl" else position
+            pair_norm_layer(f"{block}.{place}", f"{timm_block}.{convolution}", f"{timm_block}.bn{position + 1}")
+        if stage.has_se:
+            pair_linear(f"{block}.2.conc_se_layers.0.fc1", f"{timm_block}.se.conv_reduce")
+            pair_linear(f"{block}.2.conc_se_layers.0.fc2", f"{timm_block}.se.conv_expand")
+    pair_norm_layer(f"features.{len(STAGES) + 1}", "blocks.6.0.conv", "blocks.6.0.bn1")
+    if has_mlp_head:
+        pair_linear("classifier.2", "conv_head")
+    return names
+
+
+WIDTHS = {"01": 0.1, "02": 0.2, "04": 0.4, "05": 0.5, "10": 1.0, "20": 2.0, "30": 3.0, "40": 4.0}
+register(MN, {f"mn{digits}": MNOptions(width=width) for digits, width in WIDTHS.items()}, place=10)

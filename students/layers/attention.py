@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from students.layers.blocks import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM, conv_norm_activation, make_divisible
+from students.layers.convolutions import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM, conv_norm_activation, make_divisible
 
 
 class CoordinateAttention(nn.Module):

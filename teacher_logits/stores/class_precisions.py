@@ -9,7 +9,8 @@ import numpy as np
 
 from audio_datasets.stores.joined import AnyClips
 from audio_datasets.system.command import progress
-from teacher_logits.store import ROWS_PER_BLOCK, LogitEnsemble, weighted_mean
+from teacher_logits.store import ROWS_PER_BLOCK
+from teacher_logits.stores.ensemble import LogitEnsemble, weighted_mean
 
 # Columns of logits, float32, that are in memory at a time; the stores are gone through once for each block of columns.
 COLUMN_BYTES_AT_ONCE = 500_000_000

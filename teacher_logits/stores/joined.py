@@ -5,18 +5,16 @@ Shapes: n clips of all stores together, C classes, k rows or ids asked for.
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from audio_datasets.audio.views import ViewConfig
-from audio_datasets.stores.class_lists import class_list_difference
+from audio_datasets.stores.class_lists import check_same_classes
 from audio_datasets.stores.hdf5_arrays import decode_ids
 from audio_datasets.system.files import digest_of
 from audio_datasets.system.messages import listed
-
-if TYPE_CHECKING:
-    from teacher_logits.store import LogitStore
+from teacher_logits.store import LogitStore
 
 IDS_AT_ONCE = 65_536
 
@@ -27,12 +25,10 @@ class JoinedLogits:
     Raises ValueError if the stores are not of the same teacher with the same classes, or share a clip id.
     """
 
-    def __init__(self, stores: Sequence["LogitStore"]) -> None:
+    def __init__(self, stores: Sequence[LogitStore]) -> None:
         first, *others = stores
         for store in others:
-            difference = class_list_difference(first.class_names, store.class_names)
-            if difference:
-                raise ValueError(f"class lists of {first.path} and {store.path} differ: {difference}")
+            check_same_classes(first.class_names, store.class_names, str(first.path), str(store.path))
             if first.teacher.get("fingerprint") != store.teacher.get("fingerprint") or first.views != store.views:
                 raise ValueError(
                     f"{first.path} and {store.path} are not of one teacher, and cannot be joined by '+': found "
@@ -122,7 +118,7 @@ class JoinedLogits:
             digests[places] = store.audio_digests(its_rows)
         return digests
 
-    def _shares(self, rows: np.ndarray) -> list[tuple["LogitStore", np.ndarray, np.ndarray]]:
+    def _shares(self, rows: np.ndarray) -> list[tuple[LogitStore, np.ndarray, np.ndarray]]:
         """For each store that has some of the rows: the store, their places among ``rows``, their numbers in it."""
         rows = np.asarray(rows, dtype=np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
@@ -136,11 +132,11 @@ class JoinedLogits:
         ]
 
 
-def _named(store: "LogitStore") -> str:
+def _named(store: LogitStore) -> str:
     return f"{store.teacher.get('name')!r} ({str(store.teacher.get('fingerprint'))[:12]}, views {store.num_views})"
 
 
-def _shared_ids(one: "LogitStore", other: "LogitStore") -> list[str]:
+def _shared_ids(one: LogitStore, other: LogitStore) -> list[str]:
     """The first ids that are in both stores, of one block of rows at least."""
     small, large = sorted((one, other), key=len)
     for start in range(0, len(small), IDS_AT_ONCE):

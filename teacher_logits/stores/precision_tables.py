@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from audio_datasets.system.files import written_aside
-from teacher_logits.store import LogitEnsemble
 from teacher_logits.stores.class_precisions import ClassPrecisions
+from teacher_logits.stores.ensemble import LogitEnsemble
 
 MOST_HURT = 5  # classes named for each store
 

@@ -1,36 +1,16 @@
-"""Teachers: anything that turns waveforms into logits and can say exactly what it is.
+"""What a teacher is: anything that turns waveforms into logits and can say exactly what it is."""
 
-A teacher is named on the command line by one of
-
-    runs/mn10                        a run folder: ``student.safetensors`` and ``student.json``
-    mn04@mn04_as_mAP_432.pt          a student of the catalog with weights that carry no class names
-    passt@passt-s.pt                 a PaSST, its size and variant told by the weights, likewise without class names
-    ast:FOLDER_OR_NAME               an AST of the transformers package
-    model.onnx                       an ONNX model from waveforms or log-mels to logits
-    my_package.teachers:big_one      a function without arguments that returns a ``Teacher``
-"""
-
-import dataclasses
-import importlib
 import json
-import re
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from audio_datasets.stores.class_lists import check_class_names
 from audio_datasets.system.files import digest_of
-from students import create_student, load_weights
-from students.frontend import LogMel, LogMelConfig, mask_stripes
-from students.layers.blocks import Student
-from students.weights import CARD_FILE, StudentCard, load_student, read_card, weights_fingerprint
-from teacher_logits.teachers.passt import catalog_of, create_passt, list_passts, load_passt_weights, passt_from_weights
+from students.frontend import LogMel, mask_stripes
+from students.weights import weights_fingerprint
 
-AST_PREFIX = "ast:"
-ONNX_SUFFIX = ".onnx"
 DEFAULT_CLIP_SECONDS = 10.0  # the clips of AudioSet, which most teachers were trained on
 
 
@@ -115,143 +95,3 @@ class Teacher(nn.Module):
             "frontend": self.frontend,
             "architecture": self.architecture,
         }
-
-
-class StudentTeacher(Teacher):
-    """A student of the catalog, or a PaSST, with weights, in evaluation mode, as a teacher."""
-
-    def __init__(
-        self,
-        name: str,
-        class_names: Sequence[str],
-        student: Student,
-        frontend: LogMelConfig,
-        clip_seconds: float = DEFAULT_CLIP_SECONDS,
-    ) -> None:
-        super().__init__(
-            name,
-            class_names,
-            sample_rate_hz=frontend.sample_rate_hz,
-            clip_seconds=clip_seconds,
-            frontend=frontend.to_dict(),
-            architecture=dataclasses.asdict(student.config),
-        )
-        self.log_mel = LogMel(frontend)
-        self.student = student
-        self.eval()
-
-    def forward(self, waveform: Tensor) -> Tensor:
-        """(batch, samples) -> (batch, classes)"""
-        return self.logits_of_mel(self.log_mel(waveform))
-
-    def logits_of_mel(self, mel: Tensor) -> Tensor:
-        """(batch, 1, bands, frames) -> (batch, classes)"""
-        return self.student(mel).logits
-
-
-def load_teacher(
-    spec: str | Path, class_names: Sequence[str] | None = None, clip_seconds: float | None = None
-) -> Teacher:
-    """The teacher that ``spec`` names (see the top of this file), on the CPU in evaluation mode.
-
-    Args:
-        class_names: what the outputs of bare weights (``NAME@WEIGHTS``) mean, and those of an ONNX model that does not
-            tell; other teachers know their own.
-        clip_seconds: the length of the clips it hears, in place of its own.
-
-    Raises:
-        ValueError: a spec of no known form; weights that are missing or of another student; a function that does not
-            return a Teacher.
-    """
-    spec = str(spec)
-    if Path(spec).is_dir():
-        teacher = _from_run_folder(Path(spec))
-    elif spec.startswith(AST_PREFIX):
-        from teacher_logits.teachers.ast_teacher import load_ast_teacher
-
-        teacher = load_ast_teacher(spec.removeprefix(AST_PREFIX))
-    elif spec.endswith(ONNX_SUFFIX):
-        from teacher_logits.teachers.onnx_teacher import load_onnx_teacher
-
-        teacher = load_onnx_teacher(Path(spec), class_names)
-    elif re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", spec):
-        teacher = _from_function(spec)
-    elif "@" in spec:
-        teacher = _from_weights(spec, class_names)
-    else:
-        raise ValueError(
-            f"teacher {spec!r} is none of: a run folder (holding {CARD_FILE}), NAME@WEIGHTS (as mn04@weights.pt or"
-            " passt@weights.pt), FILE.onnx, ast:FOLDER_OR_NAME, module:function"
-        )
-    if clip_seconds is not None:
-        if not 0 < clip_seconds < float("inf"):
-            raise ValueError(f"clip_seconds must be above 0; found {clip_seconds}")
-        teacher.clip_seconds = float(clip_seconds)
-    return teacher.eval()
-
-
-def knows_its_classes(spec: str | Path) -> bool:
-    """Whether a teacher brings its own class names; bare weights do not, and an ONNX model perhaps."""
-    spec = str(spec)
-    if spec.endswith(ONNX_SUFFIX) and not Path(spec).is_dir():
-        from teacher_logits.teachers.onnx_teacher import OnnxModel
-
-        return OnnxModel.read(Path(spec)).class_names is not None
-    return Path(spec).is_dir() or spec.startswith(AST_PREFIX) or "@" not in spec
-
-
-def load_network(folder: str | Path) -> tuple[Student, StudentCard]:
-    """The student or PaSST of a run folder, on the CPU in evaluation mode, and its card.
-
-    Raises ValueError if the folder holds none, or if weights and card do not belong together.
-    """
-    return load_student(folder, catalog_of(read_card(folder).config.name))
-
-
-def _from_run_folder(folder: Path) -> Teacher:
-    network, card = load_network(folder)
-    clip_seconds = card.provenance.get("clip_seconds", DEFAULT_CLIP_SECONDS)
-    return StudentTeacher(folder.resolve().name, card.class_names, network, card.frontend, clip_seconds)
-
-
-def _from_weights(spec: str, class_names: Sequence[str] | None) -> Teacher:
-    network_name, _, weights = spec.partition("@")
-    if class_names is None:
-        raise ValueError(f"the weights of teacher {spec!r} carry no class names; give them with --class-names FILE")
-    clip_seconds = DEFAULT_CLIP_SECONDS
-    if network_name == "passt" or network_name in list_passts():
-        if network_name == "passt":
-            network = passt_from_weights(weights)
-        else:
-            network = create_passt(network_name, len(class_names))
-            load_passt_weights(network, weights)
-        clip_seconds = network.options.clip_seconds
-        if network.num_classes != len(class_names):
-            raise ValueError(f"{weights} has {network.num_classes} classes; {len(class_names)} class names were given")
-    else:
-        network = create_student(network_name, len(class_names))
-        load_weights(network, Path(weights))
-    return StudentTeacher(Path(weights).stem, class_names, network, LogMelConfig(), clip_seconds)
-
-
-def _from_function(spec: str) -> Teacher:
-    module_name, _, function_name = spec.partition(":")
-    # As for `python -m`: the user's module lies where the command is run, which is not where our script lies.
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, but something that it imports is not
-        raise ValueError(f"teacher {spec!r}: there is no module {error.name!r} (looked in {folder} too)") from error
-    function: Callable[[], Any] | None = getattr(module, function_name, None)
-    if not callable(function):
-        raise ValueError(f"teacher {spec!r}: {module_name} has no function {function_name!r}")
-    teacher = function()
-    if not isinstance(teacher, Teacher):
-        raise ValueError(
-            f"teacher {spec!r} returned {type(teacher).__name__}; a teacher_logits.teachers.base.Teacher is needed"
-        )
-    return teacher

@@ -18,8 +18,8 @@ from torch import Tensor
 from audio_datasets.stores.class_lists import check_class_names, class_list_difference
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.system.messages import listed
-from teacher_logits.store import check_same_classes
-from teacher_logits.teachers.base import Teacher, load_teacher
+from teacher_logits.teachers.base import Teacher
+from teacher_logits.teachers.loaders import load_teacher
 
 COLUMNS = ("teacher_class", "class")
 
@@ -119,17 +119,14 @@ def with_classes_of_clips(
 
     Raises ValueError if the classes differ and there is no map, or one that does not fit.
     """
-    if class_list_difference(clips.class_names, teacher.class_names) is None:
+    difference = class_list_difference(clips.class_names, teacher.class_names, str(clips.path), f"teacher {spec}")
+    if difference is None:
         return teacher
-    if class_map is not None:
-        return MappedTeacher(teacher, clips.class_names, class_map)
-    try:
-        check_same_classes(clips.class_names, teacher.class_names, str(clips.path), f"teacher {spec}")
-    except ValueError as error:
+    if class_map is None:
         raise ValueError(
-            f"{error}; --class-map FILE tells which of the teacher's classes stand for the clips'"
-        ) from None
-    return teacher
+            f"class lists differ: {difference}; --class-map FILE tells which of the teacher's classes stand for the clips'"
+        )
+    return MappedTeacher(teacher, clips.class_names, class_map)
 
 
 def load_teacher_as_stored(spec: str, stored: Mapping[str, Any], class_names: Sequence[str]) -> Teacher:

@@ -20,19 +20,19 @@ from audio_datasets.system.command import STOPPED
 from audio_datasets.system.locks import locked
 from audio_datasets.tasks.catalog import get_task
 from audio_datasets.tasks.task import TaskClips, read_task
-from kd.data.finetune_data import EvaluationWindows
 from kd.data.splits import partitions
+from kd.data.windows import EvaluationWindows
 from kd.evaluation import probe as probe_module
 from kd.finetune import configure, main
-from kd.objectives.finetune_objective import FinetuneObjective
+from kd.objectives.distillation import DistillationObjective
+from kd.recipes.finetuning import unpublished_settings
 from kd.training.checkpoint import checkpoints
-from kd.training.runlog import read_metrics
+from kd.training.metrics_log import read_metrics
 from students import create_student
 from students.families.dymn import DyMN
 from students.frontend import LogMelConfig
 from students.weights import load_student, save_student
 from teacher_logits.store import write_logit_store
-from teacher_logits.teachers.passt import load_passt
 
 FINETUNE = str(Path(__file__).parents[2] / "kd" / "finetune.py")
 
@@ -129,10 +129,10 @@ def test_folds_start_alike_and_test_on_other_recordings(
     starts = []
 
     def remember(*arguments: Any, **settings: Any) -> None:
-        student = arguments[1].student
+        student = arguments[1].learner.student
         starts.append({name: value.clone() for name, value in student.state_dict().items()})
 
-    monkeypatch.setattr("kd.training.finetune_job.fit", remember)
+    monkeypatch.setattr("kd.stages.build_run.fit", remember)
     data, out = make_task_folder("esc50"), tmp_path / "run"
     assert main(arguments("esc50", data, out)) == 0
     assert len(starts) == 3
@@ -222,12 +222,12 @@ def test_passt_is_fine_tuned_like_a_student(make_task_folder: Callable[..., Path
     data, first, second = make_task_folder("folder"), tmp_path / "first", tmp_path / "second"
     small = ["--student", "passt_tiny", "--student-options", "width=64", "depth=2", "heads=1", "patchout_patches=4"]
     assert main([*arguments("folder", data, first), *small]) == 0
-    network, card = load_passt(first)
+    network, card = load_student(first)
     assert card.class_names == ("fan", "pump")
     options = ["--init", str(first), "--freeze", "backbone", "--layer-decay", "0.5", "--probe"]
     again = [option for option in arguments("folder", data, second, *options) if option not in ("--student", "mn01")]
     assert main(again) == 0
-    tuned = load_passt(second)[0].state_dict()
+    tuned = load_student(second)[0].state_dict()
     before = network.state_dict()
     changed = {name.split(".")[0] for name in tuned if not torch.equal(before[name], tuned[name])}
     assert changed == {"head"}
@@ -311,6 +311,36 @@ def test_defaults_are_the_published_ones() -> None:
     assert (shared.augment.gain_db, shared.augment.roll_seconds, shared.optimizer.weight_decay) == (7.0, 0.125, 0.0)
     heard = configure(["--task", "fsd50k", "--student", "mergenet32", "--data", "x", "--out", "y"])
     assert heard.frontend.sample_rate_hz == 16000
+
+
+def test_settings_that_were_not_published_for_a_student_are_named() -> None:
+    def told(line: str) -> list[str]:
+        config = configure([*line.split(), "--data", "x", "--out", "y"])
+        return unpublished_settings(config, get_task(config.task))
+
+    pretrained = "--task esc50 --weights w.pt --student"
+    assert told(f"{pretrained} mergenet32") == [
+        "no batch size is known for mergenet32 on esc50: using 128, as for MN",
+        "no learning rate is known for mergenet32 on esc50: using 6e-05, as for MN",
+    ]
+    assert told(f"{pretrained} passt_s --batch-size 12") == [
+        "no learning rate is known for passt_s on esc50: using 6e-05, as for MN"
+    ]
+    assert told("--task folder --student mergenet32") == [
+        "no batch size is known for mergenet32 on folder: using 16, as for MN"
+    ]
+    assert told(f"{pretrained} mergenet32 --learning-rate 1e-5 --batch-size 12") == []
+    assert told(f"{pretrained} mergenet32 --recipe mergenet") == []
+    assert told(f"{pretrained} mn04") == told(f"{pretrained} dymn_s") == []
+
+
+def test_what_was_not_published_is_said_aloud(
+    make_task_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    small = ["--student", "passt_tiny", "--student-options", "width=64", "depth=1", "heads=1"]
+    data = make_task_folder("folder")
+    assert main([*arguments("folder", data, tmp_path / "run"), *small]) == 0
+    assert "no batch size is known for passt_tiny on folder: using 16, as for MN" in capsys.readouterr().out
 
 
 WRONG = {
@@ -419,9 +449,9 @@ def test_two_runs_do_not_write_into_one_folder(
 @pytest.mark.parametrize(
     ("number", "kind", "call", "told"),
     [
-        (signal.SIGTERM, FinetuneObjective, 2, "fold1 is saved at step 2"),
+        (signal.SIGTERM, DistillationObjective, 2, "fold1 is saved at step 2"),
         (signal.SIGUSR1, EvaluationWindows, 6, "fold1 is saved at step 6"),  # in the test of fold 1
-        (signal.SIGTERM, FinetuneObjective, 7, "fold2 is saved at step 1"),
+        (signal.SIGTERM, DistillationObjective, 7, "fold2 is saved at step 1"),
         (signal.SIGUSR1, EvaluationWindows, 1, "came in the linear probe"),
     ],
 )
@@ -438,7 +468,7 @@ def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(
     data = make_task_folder("esc50")
     options = ["--fold", "1", "2", "--batch-size", "4", "--log-every-steps", "1"]
     options += ["--probe"] if "probe" in told else []
-    method = "__call__" if kind is FinetuneObjective else "__getitem__"
+    method = "forward" if kind is DistillationObjective else "__getitem__"
     original, calls = getattr(kind, method), []
 
     def signalled(*inputs: object) -> object:

@@ -13,10 +13,12 @@ import torch
 from audio_datasets.pack import main as pack
 from audio_datasets.stores.clip_store import ClipStore
 from kd.pretrain import main as pretrain
+from students import create_student
 from students.frontend import LogMelConfig
+from students.weights import save_student
 from teacher_logits.precompute import main as teach
-from teacher_logits.store import LogitEnsemble, LogitStore
-from teacher_logits.teachers.passt import create_passt, save_passt
+from teacher_logits.store import LogitStore
+from teacher_logits.stores.ensemble import LogitEnsemble
 from teacher_logits.verify import main as verify
 
 
@@ -44,10 +46,10 @@ def stores(recordings: Path) -> list[Path]:
     for number in range(9):
         torch.manual_seed(number)
         stride = (10, 12, 16)[number % 3]
-        passt = create_passt("passt_tiny", 10, width=64, heads=1, depth=1, stride=stride, time_positions=19)
+        passt = create_student("passt_tiny", 10, width=64, heads=1, depth=1, stride=stride, time_positions=19)
         torch.nn.init.normal_(passt.head[1].weight, std=0.5)  # so that what it hears shows in its logits
         runs.append(recordings.parent / f"passt{number}")
-        save_passt(runs[-1], passt, class_names, LogMelConfig(), {"clip_seconds": 2.0})
+        save_student(runs[-1], passt, class_names, LogMelConfig(), {"clip_seconds": 2.0})
     out = recordings.parent / "logits"
     command = ["--clips", str(recordings), "--teacher", *map(str, runs), "--out", str(out), "--workers", "0"]
     assert teach(command) == 0

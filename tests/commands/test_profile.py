@@ -11,7 +11,8 @@ import torch
 from audio_datasets.system.command import parse
 from kd.profile_students import ProfileConfig, distinct_students, main, quantize_weights
 from students import create_student
-from students.frontend import LogMelConfig, mergenet_frontend
+from students.families.mergenet import mergenet_frontend
+from students.frontend import LogMelConfig
 from students.profile import profile_student
 from students.weights import save_student
 

@@ -17,7 +17,7 @@ from kd.report import LARGEST_REPORT_BYTES, audio_from, main, write_report
 from students import create_student
 from students.frontend import LogMelConfig
 from students.profile import profile_student
-from teacher_logits.teachers.passt import create_passt, save_passt
+from students.weights import save_student
 
 Make = Callable[..., Path]
 AWKWARD = ("<b>bold</b> & co", "$x$ | y_z", "雨音", 'id="x" url(#y)')
@@ -192,8 +192,8 @@ def test_several_seeds_and_a_probe(make_run: Make) -> None:
 
 def test_a_fine_tuned_passt(make_run: Make) -> None:
     run = make_run("run", folds=(), one_label=False)
-    network = create_passt("passt_tiny", 3)
-    save_passt(run, network, ("hiss", "hum, low", "click"), LogMelConfig())
+    network = create_student("passt_tiny", 3)
+    save_student(run, network, ("hiss", "hum, low", "click"), LogMelConfig())
     text = write_report(run).with_suffix(".md").read_text()
     assert text.startswith("# passt_tiny on noises")
     assert f"{sum(value.numel() for value in network.parameters()):,}" in text

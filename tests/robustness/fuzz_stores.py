@@ -30,7 +30,8 @@ from students.frontend import LogMelConfig
 from students.weights import load_student, read_state_dict, save_student
 from teacher_logits.precompute import TeachConfig, teach
 from teacher_logits.store import LogitStore, write_logit_store
-from teacher_logits.teachers.base import Teacher, load_teacher
+from teacher_logits.teachers.base import Teacher
+from teacher_logits.teachers.loaders import load_teacher
 from teacher_logits.verify import VerifyConfig, verify
 
 CLASSES = ("hiss", 'hum, "low"', "ключ")

@@ -20,7 +20,8 @@ from audio_datasets.system.randomness import generator
 from audio_datasets.tasks.catalog import get_task, read_listing
 from audio_datasets.tasks.listing import Listing
 from audio_datasets.tasks.task import TaskClips, read_task
-from teacher_logits.store import LogitEnsemble, write_logit_store
+from teacher_logits.store import write_logit_store
+from teacher_logits.stores.ensemble import LogitEnsemble
 from teacher_logits.verify import VerifyConfig, verify
 
 NAMES_FILE = "names.txt"

@@ -17,12 +17,13 @@ from audio_datasets.stores.class_lists import read_class_names
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.system.files import write_json
 from audio_datasets.system.randomness import generator
+from students import create_student
 from teacher_logits.compact import CompactConfig, compact, write_compact
 from teacher_logits.import_logits import ImportConfig, import_logits, read_index
 from teacher_logits.store import LogitStore, write_logit_store
-from teacher_logits.teachers.base import Teacher, load_teacher
+from teacher_logits.teachers.base import Teacher
 from teacher_logits.teachers.class_mapping import MappedTeacher, read_class_map
-from teacher_logits.teachers.passt import create_passt
+from teacher_logits.teachers.loaders import load_teacher
 from teacher_logits.verify import VerifyConfig, verify
 
 # -- Published logits --------------------------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ def heard(teacher: Teacher, seconds: float = 0.3) -> None:
 
 def passt_files(folder: Path) -> list[Path]:
     torch.manual_seed(0)
-    network = create_passt("passt_s", 3, width=64, depth=1, heads=1, stride=16, time_positions=2)
+    network = create_student("passt_s", 3, width=64, depth=1, heads=1, stride=16, time_positions=2)
     state = {name: value.clone() for name, value in network.state_dict().items()}
     wrapped = {"state_dict": {f"net.{name}": value for name, value in state.items()}, "epoch": 3}
     torch.save(wrapped, folder / "wrapped.pt")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from students.families.dymn import DynamicConv, DynamicReLU
-from students.layers.blocks import Student
+from students.interface import Student
 
 
 @pytest.fixture(autouse=True)

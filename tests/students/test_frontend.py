@@ -11,7 +11,8 @@ import torchaudio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from students.frontend import LogMel, LogMelConfig, draw_band_edges, mel_banks, mergenet_frontend
+from students.families.mergenet import mergenet_frontend
+from students.frontend import LogMel, LogMelConfig, draw_band_edges, mel_banks
 
 CONFIGS = {
     "default": LogMelConfig(),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from audio_datasets.system.randomness import generator
 from students import create_student
 from students.families.dymn import Context, ContextGeneration, DynamicConv, DynamicReLU, SequenceConv
+from students.interface import Student
 from students.interventions import (
     DETERMINISTIC,
     IDENTITY,
@@ -21,7 +22,6 @@ from students.interventions import (
     other_clips,
     watched_relus,
 )
-from students.layers.blocks import Student
 
 ALL = [(part, method) for part, methods in METHODS.items() for method in methods]
 

@@ -6,7 +6,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from students import create_student
 from students.families.dymn import set_temperature
-from students.layers.blocks import Student
+from students.interface import Student
 
 NAMES = ("mn01", "dymn04")
 

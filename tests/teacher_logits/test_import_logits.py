@@ -12,7 +12,8 @@ from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from audio_datasets.system.randomness import generator
 from teacher_logits.import_logits import logit, main
-from teacher_logits.store import LogitEnsemble, LogitStore
+from teacher_logits.store import LogitStore
+from teacher_logits.stores.ensemble import LogitEnsemble
 from teacher_logits.verify import VerifyConfig, verify
 
 CLASSES = tuple(f"class {index}" for index in range(527))

@@ -18,9 +18,10 @@ from audio_datasets.system.command import STOPPED
 from audio_datasets.system.locks import locked
 from teacher_logits import precompute
 from teacher_logits.precompute import TeachConfig, main, teach, unique_names
-from teacher_logits.store import LogitEnsemble, LogitStore
+from teacher_logits.store import LogitStore
+from teacher_logits.stores.ensemble import LogitEnsemble
 from teacher_logits.stores.shards import ShardBatches, ShardFolder, batches_of, shard_rows
-from teacher_logits.teachers.base import load_teacher
+from teacher_logits.teachers.loaders import load_teacher
 
 SCRIPT = Path(precompute.__file__)
 

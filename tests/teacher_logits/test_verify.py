@@ -15,9 +15,10 @@ from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from audio_datasets.stores.hdf5_arrays import id_order
 from teacher_logits.precompute import TeachConfig, teach
-from teacher_logits.store import LogitEnsemble, LogitStore, write_logit_store
+from teacher_logits.store import LogitStore, write_logit_store
 from teacher_logits.stores import class_precisions as precisions_module
 from teacher_logits.stores.class_precisions import ClassPrecisions, average_precision, class_precisions
+from teacher_logits.stores.ensemble import LogitEnsemble
 from teacher_logits.stores.precision_tables import write_class_table
 from teacher_logits.verify import VerifyConfig, main
 

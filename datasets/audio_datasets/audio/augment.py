@@ -4,6 +4,7 @@ Draws come from ``randomness.generator``, so a clip's augmentation depends on (s
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -27,25 +28,57 @@ class AugmentConfig:
     """Roll the waveform in time by an offset drawn uniformly from +/- this many seconds."""
     crop: Literal["start", "random"] = "start"
     """Which part of a clip longer than the clip length is used. Offline teacher logits belong to the start."""
+    waveform_mixup: float = 0.0
+    """Share of the training clips that are mixed with another one as waveforms; 0 turns it off."""
+    waveform_mixup_alpha: float = 2.0
+    """Their weights are drawn from Beta(alpha, alpha), the larger one for the clip itself; 0: one half each."""
+    freq_mixstyle: float = 0.0
+    """Share of the training clips that take over part of another clip's statistics in each mel band (Freq-MixStyle)."""
+    freq_mixstyle_alpha: float = 0.3
+    """The part is drawn from Beta(alpha, alpha)."""
+    impulse_responses: Path | None = None
+    """Folder with impulse responses of recording devices (WAV)."""
+    impulse_response_share: float = 0.6
+    """Share of the training clips that are convolved with one of them."""
+    time_masks: int = 0
+    """SpecAugment: stretches of time in each clip that are set to the clip's mean."""
+    time_mask_share: float = 0.1
+    """The longest such stretch, as a share of the clip."""
+    frequency_masks: int = 0
+    """SpecAugment: ranges of mel bands in each clip that are set to the clip's mean."""
+    frequency_mask_share: float = 0.1
+    """The widest such range, as a share of the bands."""
 
     def __post_init__(self) -> None:
-        for name in ("mixup_alpha", "gain_db", "roll_seconds"):
+        for name in (
+            "mixup_alpha", "gain_db", "roll_seconds", "time_masks", "frequency_masks", "waveform_mixup_alpha",
+        ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative; found {getattr(self, name)}")
+        for name in (
+            "waveform_mixup", "freq_mixstyle", "impulse_response_share", "time_mask_share", "frequency_mask_share",
+        ):  # fmt: skip
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must lie in [0, 1]; found {getattr(self, name)}")
+        if not self.freq_mixstyle_alpha > 0:
+            raise ValueError(f"freq_mixstyle_alpha must be positive; found {self.freq_mixstyle_alpha}")
+
+    @property
+    def in_pairs(self) -> bool:
+        """Whether clips are mixed with their neighbours in the batch, which must then be even."""
+        return self.mixup_alpha > 0 or self.freq_mixstyle > 0
 
 
 def augment_waveform(
     waveform: np.ndarray, samples: int, sample_rate_hz: int, config: AugmentConfig, rng: np.random.Generator
 ) -> np.ndarray:
-    """Crops or pads to ``samples``, then rolls and changes the gain; float32 (samples,).
+    """Pads or cuts to ``samples`` from the start, then rolls and changes the gain; float32 (samples,).
 
-    Each effect draws from ``rng`` in this order, whether or not it is turned on, so that turning one off leaves the
+    A random crop was made when the clip was read (``kd.data.examples``). Each effect draws from ``rng`` in this order, whether or not it is turned on, so that turning one off leaves the
     others' numbers alone.
     """
-    crop, roll, gain = rng.random(3)
-    spare = len(waveform) - samples
-    offset = int(crop * (spare + 1)) if config.crop == "random" and spare > 0 else 0
-    waveform = fit_length(waveform, samples, offset)
+    _, roll, gain = rng.random(3)  # the first was a crop in runs of version 0.1
+    waveform = fit_length(waveform, samples)
     if config.roll_seconds:
         waveform = np.roll(waveform, round((2 * roll - 1) * config.roll_seconds * sample_rate_hz))
     if config.gain_db:

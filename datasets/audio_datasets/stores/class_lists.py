@@ -37,14 +37,23 @@ def is_writable(text: str) -> bool:
     return True
 
 
-def class_list_difference(names: Sequence[str], other: Sequence[str]) -> str | None:
+def class_list_difference(
+    first: Sequence[str], second: Sequence[str], first_name: str = "one", second_name: str = "the other"
+) -> str | None:
     """Where two class lists first differ, as words for a message; None if they are the same."""
-    for index, (name, other_name) in enumerate(zip(names, other, strict=False)):
-        if name != other_name:
-            return f"class {index} is {brief(name)} in one and {brief(other_name)} in the other"
-    if len(names) != len(other):
-        return f"one has {len(names)} classes and the other {len(other)}"
+    for index, (one, other) in enumerate(zip(first, second, strict=False)):
+        if one != other:
+            return f"class {index} is {brief(one)} in {first_name} and {brief(other)} in {second_name}"
+    if len(first) != len(second):
+        return f"{len(first)} classes in {first_name} and {len(second)} in {second_name}"
     return None
+
+
+def check_same_classes(first: Sequence[str], second: Sequence[str], first_name: str, second_name: str) -> None:
+    """Raises ValueError with the first difference unless both class lists hold the same names in the same order."""
+    difference = class_list_difference(first, second, first_name, second_name)
+    if difference:
+        raise ValueError(f"class lists differ: {difference}")
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:

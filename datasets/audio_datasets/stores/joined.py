@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 
-from audio_datasets.stores.class_lists import class_list_difference
+from audio_datasets.stores.class_lists import check_same_classes
 from audio_datasets.stores.clip_contents import DIGEST_BYTES
 from audio_datasets.stores.clip_store import ROWS_AT_ONCE, ClipStore, all_found
 from audio_datasets.system.files import digest_of
@@ -40,9 +40,7 @@ class JoinedClips:
         if not stores:
             raise ValueError("give at least one clip store; found none")
         for store in stores[1:]:
-            difference = class_list_difference(stores[0].class_names, store.class_names)
-            if difference:
-                raise ValueError(f"{stores[0].path} and {store.path} have different class lists: {difference}")
+            check_same_classes(stores[0].class_names, store.class_names, str(stores[0].path), str(store.path))
             if stores[0].label_space != store.label_space:
                 raise ValueError(
                     f"{stores[0].path} and {store.path} have the same classes in other label groups "

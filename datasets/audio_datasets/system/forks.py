@@ -1,8 +1,9 @@
 """Starting data loaders beside threads that come and go in Python.
 
-The threads that exchange tensors with other processes enter Python for a moment when they free what they sent. Up to
-Python 3.11 a process that is forked in that moment (github.com/python/cpython/issues/112275) never gets out of the fork, and
-its parent waits for it for ever. Rare: ``tests/robustness/soak.py --start command`` met it once.
+The threads that exchange tensors with other processes enter Python for a moment when they free what they sent. A process that
+is forked in that moment may never get out of the fork, and its parent waits for it for ever
+(github.com/python/cpython/issues/112275; fixed in Python 3.11.10 and in 3.12). Rare in training:
+``tests/robustness/soak.py --start command`` met it once.
 """
 
 import os
@@ -12,6 +13,7 @@ import time
 from functools import cache
 from pathlib import Path
 
+FORKS_MAY_HANG = sys.version_info < (3, 11, 10)
 LONGEST_WAIT_SECONDS = 0.5
 """A thread that computes for longer is not one that just leaves an exchange."""
 THREADS = Path("/proc/self/task")
@@ -20,8 +22,8 @@ THREADS = Path("/proc/self/task")
 
 @cache
 def fork_when_threads_rest() -> None:
-    """From now on this process forks when no thread of its own is at work beside the one that forks; Linux, Python < 3.12."""
-    if sys.version_info < (3, 12) and THREADS.is_dir():
+    """From now on this process forks when no other thread of it is at work; on Linux, and where Python has the fault."""
+    if FORKS_MAY_HANG and THREADS.is_dir():
         os.register_at_fork(before=wait_until_threads_rest)
 
 

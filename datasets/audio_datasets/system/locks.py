@@ -2,6 +2,11 @@
 
 The lock is ``flock``'s, which the kernel gives back when a process ends, however it ends. On file systems without it the
 file's existence is the lock, and one whose owner is known to be gone (same machine, no such process) is taken over.
+
+Why not ``filelock`` (4.2.11, tried): it too frees a lock when its owner is killed, with forked children still alive. But where
+``flock`` fails with ENOLCK or EOPNOTSUPP, as on NFS without its lock service, it raises OSError: it falls back to a file's
+existence for ENOSYS only. The file of that fallback has its own content, with no room for since when and by which command.
+Its lock files stay behind. Owner, message, waiting, removal and a second fallback would remain here: most of this module.
 """
 
 import errno

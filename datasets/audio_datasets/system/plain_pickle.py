@@ -4,6 +4,10 @@
 ``pickletools.genops`` lists them, are followed by the few lines below, which know containers, text and numbers and nothing
 that could be called. NumPy's whole numbers, which are pickled as a call to NumPy, are recognised by that call's
 description and made from their bytes; so are its arrays of objects with one axis, which become lists.
+
+Why not a ``pickle.Unpickler`` with a strict ``find_class`` (tried on Python 3.11): it keeps code from being run and nothing
+else. It fills dicts itself, so a file of 300 bytes with a key of shared tuples keeps it busy for ever, one with a deeply nested
+key ends the process (segmentation fault), colliding whole numbers take quadratic time, and five bytes make it ask for 32 GB.
 """
 
 import pickletools
@@ -21,6 +25,9 @@ _VALUES = frozenset((*_NUMBERS, *_TEXTS, *_BYTES))
 _NUMPY_SCALARS = ("numpy.core.multiarray scalar", "numpy._core.multiarray scalar")
 _NUMPY_ARRAYS = ("numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct")
 _OBJECTS = "O8"
+_MOST_NESTED = 100
+_LARGEST_KEY = 2**64
+"""Larger whole numbers can be chosen so that all have one hash, and each takes as long to store as there are others."""
 _WHOLE_NUMBERS = frozenset(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8))
 
 
@@ -57,7 +64,9 @@ def read_plain_pickle(path: Path) -> Any:
 def plain_pickle(data: bytes) -> Any:
     """The content of a pickle of plain data; ValueError as ``read_plain_pickle``, without a path."""
     try:
-        return _follow(data)
+        content = _follow(data)
+        _check_extent(content, len(data))
+        return content
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, RecursionError, struct.error) as error:
         raise ValueError(f"not a pickle of plain data (dicts, lists, text and numbers): {error}") from error
 
@@ -88,8 +97,25 @@ def _follow(data: bytes) -> Any:
     raise ValueError("it ends too early")
 
 
+def _check_extent(content: Any, most_containers: int) -> None:
+    """ValueError for containers that lie too deep or, by being shared, at too many places: code that walks them would not end."""
+    found = 0
+    to_visit = [(content, 1)]
+    while to_visit:
+        container, depth = to_visit.pop()
+        if not isinstance(container, dict | list | tuple):
+            continue
+        found += 1
+        if depth > _MOST_NESTED:
+            raise ValueError(f"its values are nested more than {_MOST_NESTED} deep")
+        if found > most_containers:
+            raise ValueError("the same values are at too many places")
+        values = container.values() if isinstance(container, dict) else container
+        to_visit.extend((value, depth + 1) for value in values if isinstance(value, dict | list | tuple))
+
+
 def _only(stack: list) -> Any:
-    if len(stack) != 1 or isinstance(stack[0], _Name | _ArrayType):
+    if len(stack) != 1 or isinstance(stack[0], _Name | _ArrayType) or stack[0] is _MARK:
         raise ValueError("it does not end with one value")
     return stack[0]
 
@@ -110,8 +136,11 @@ def _fill_dict(stack: list, values: list) -> None:
     if not isinstance(target, dict) or len(values) % 2:
         raise ValueError("entries are added to what is no dict")
     for key in values[::2]:
-        if not isinstance(key, str | bytes | int | float | tuple | None):
+        # No tuples: how long one takes to hash has no limit.
+        if not isinstance(key, str | bytes | int | float | None):
             raise ValueError(f"a dict has a key that is a {type(key).__name__}")
+        if isinstance(key, int) and not -_LARGEST_KEY < key < _LARGEST_KEY:
+            raise ValueError("a dict has a key that is a whole number of more than 64 bits")
     target.update(zip(values[::2], values[1::2], strict=True))
 
 

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audio_datasets.stores.class_lists import check_class_names, class_list_difference, read_class_names, read_label_map
+from audio_datasets.stores.class_lists import (
+    check_class_names,
+    check_same_classes,
+    class_list_difference,
+    read_class_names,
+    read_label_map,
+)
 
 ESC50_CATEGORIES = """
     dog rooster pig cow frog cat hen insects sheep crow
@@ -95,7 +101,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
 def test_the_difference_of_two_class_lists_names_the_first() -> None:
     assert class_list_difference(["a", "b"], ["a", "b"]) is None
     assert class_list_difference(["a", "b", "c"], ["a", "x", "y"]) == "class 1 is 'b' in one and 'x' in the other"
-    assert class_list_difference(["a", "b"], ["a"]) == "one has 2 classes and the other 1"
+    assert class_list_difference(["a", "b"], ["a"]) == "2 classes in one and 1 in the other"
 
 
 def test_blank_names_are_refused() -> None:
@@ -143,3 +149,9 @@ def test_wrong_label_maps_are_refused(tmp_path: Path, content: str, message: str
 def test_an_unknown_label_map_lists_the_built_in_ones() -> None:
     with pytest.raises(ValueError, match="esc50_to_audioset"):
         read_label_map("esc10_to_audioset")
+
+
+def test_class_lists_of_another_length_are_refused():
+    check_same_classes(["a", "b"], ("a", "b"), "clips", "logits")
+    with pytest.raises(ValueError, match="2 classes in clips and 1 in logits"):
+        check_same_classes(["a", "b"], ["a"], "clips", "logits")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from audio_datasets.system.forks import THREADS, wait_until_threads_rest
+from audio_datasets.system.forks import FORKS_MAY_HANG, THREADS, wait_until_threads_rest
 
 needs_linux = pytest.mark.skipif(not THREADS.is_dir(), reason="processes are forked by default on Linux only")
 
@@ -49,8 +49,9 @@ def test_a_fork_waits_for_threads_at_work_but_not_for_ever() -> None:
 
 
 @needs_linux
+@pytest.mark.skipif(not FORKS_MAY_HANG, reason="no fork hangs from Python 3.11.10 on, with the wait or without it")
 def test_no_fork_hangs_beside_threads_that_enter_python() -> None:
-    """Without the wait, one in some hundreds does up to Python 3.11: its parent would wait for ever."""
+    """Without the wait, about one in two thousand does: half of the runs of this script on Python 3.11.7."""
     environment = {"PYTHONPATH": str(Path(__file__).parents[3] / "datasets")}
     done = subprocess.run([sys.executable, "-c", FORKS], env=environment, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr

@@ -87,7 +87,21 @@ def attacks(touched: Path) -> dict[str, bytes]:
         "no mark": b"\x80\x04}u.",
         "an unhashable key": b"\x80\x04}]K\x01s.",
         "two values": b"K\x01K\x02.",
+        "a mark alone": b"(.",
+        "a key that takes for ever to hash": b"}(" + doubled(b")", b"\x86") + b"tK\x01s.",
+        "a key nested so deep that hashing it crashes": b"})" + b"\x85" * 200_000 + b"K\x01s.",
+        "keys that collide": b"}("
+        + b"".join(pickle.dumps(n * (2**61 - 1), 2)[2:-1] + b"N" for n in range(1, 99))
+        + b"u.",
+        "lists that no walk comes to the end of": b"(" + doubled(b"]", b"\x86") + b"l.",
+        "a list nested too deep": b"]" * 200_000 + b"a" * 199_999 + b".",
+        "a list in itself": b"]q\x00h\x00a.",
     }
+
+
+def doubled(first: bytes, pair: bytes) -> bytes:
+    """60 values, each the pair of the one before with itself; below them the mark that the last is to be taken with."""
+    return first + b"q\x00" + b"".join(b"h%ch%c%sq%c" % (n, n, pair, n + 1) for n in range(60))
 
 
 @pytest.mark.parametrize("name", attacks(Path("x")))

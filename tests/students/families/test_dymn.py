@@ -16,7 +16,7 @@ from students.families.dymn import (
     annealed_temperature,
     set_temperature,
 )
-from students.layers.blocks import Student, StudentOutput
+from students.interface import Student, StudentOutput
 from students.profile import profile_student
 
 # Parameters and millions of multiply-accumulates for 527 classes and 128 mels × 1000 frames.

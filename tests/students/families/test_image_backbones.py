@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from students import create_student
-from students.layers.blocks import KeyedDropout, set_sample_keys
+from students.layers.keyed import KeyedDropout, set_sample_keys
 from students.profile import profile_student
 from students.weights import imagenet_architecture, load_imagenet_weights
 
@@ -52,7 +52,9 @@ def test_another_networks_weights_are_refused(name: str) -> None:
 
 def test_the_weights_to_fetch_are_known_by_student(name: str) -> None:
     assert imagenet_architecture(create_student(name, 2)) == SIZES[name][0]
-    with pytest.raises(ValueError, match="no ImageNet weights for MergeNet; they are for MN"):
+    with pytest.raises(
+        ValueError, match="no ImageNet weights for MergeNet; families with such weights: mn, efficientnet"
+    ):
         imagenet_architecture(create_student("mergenet32", 2))
 
 

@@ -10,7 +10,8 @@ import torch
 
 from students import create_student, load_weights
 from students.layers.attention import ATTENTIONS, create_attention
-from students.layers.blocks import SqueezeExcitation, set_sample_keys
+from students.layers.keyed import set_sample_keys
+from students.layers.squeeze_excitation import SqueezeExcitation
 from students.profile import profile_student
 
 # Parameters and millions of multiply-accumulates for 527 classes and 128 mels × 1000 frames.

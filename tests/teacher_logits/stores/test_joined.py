@@ -10,7 +10,8 @@ import pytest
 
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
-from teacher_logits.store import LogitEnsemble, LogitStore, open_logits, write_logit_store
+from teacher_logits.store import LogitStore, write_logit_store
+from teacher_logits.stores.ensemble import LogitEnsemble, open_logits
 from teacher_logits.stores.joined import JoinedLogits
 from teacher_logits.verify import main as verify
 
@@ -105,7 +106,7 @@ def test_stores_that_are_not_of_one_teacher_are_refused(
         open_logits(Path(f"{a}+{other}"))
     other_classes = ClipStore.open(make_tiny_store("other.h5", class_names=("hiss", "hum", "click")))
     renamed = write_part(tmp_path / "d.h5", other_classes, logits, 5)
-    with pytest.raises(ValueError, match="class lists of .* differ: class 1"):
+    with pytest.raises(ValueError, match="class lists differ: class 1"):
         open_logits(Path(f"{a}+{renamed}"))
     with pytest.raises(ValueError, match="joined as A.h5"):
         open_logits(Path(f"{a}+"))

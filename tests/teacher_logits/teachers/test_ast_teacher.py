@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from teacher_logits.teachers.base import Teacher, knows_its_classes, load_teacher
+from teacher_logits.teachers.base import Teacher
+from teacher_logits.teachers.loaders import knows_its_classes, load_teacher
 
 CLASSES = ("hiss", "hum, low", "click")
 

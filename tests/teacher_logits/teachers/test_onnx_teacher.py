@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from students.frontend import LogMel, LogMelConfig
-from teacher_logits.teachers.base import knows_its_classes, load_teacher
+from teacher_logits.teachers.loaders import knows_its_classes, load_teacher
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -1,0 +1,32 @@
+"""What users name as MODULE:NAME on the command line: their own teachers, tasks, objectives."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def named_attribute(spec: str, what: str) -> Any:
+    """The attribute ``name`` of the module in ``module:name``.
+
+    As for ``python -m``, modules are also looked for in the folder in which the command is run.
+
+    Args:
+        what: what it is for, for the message: "teacher", "task", "objective".
+
+    Raises:
+        ValueError: no such module, or nothing of that name in it.
+    """
+    module_name, _, name = spec.partition(":")
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there, but something that it imports is not
+        raise ValueError(f"{what} {spec!r}: there is no module {error.name!r} (looked in {folder} too)") from error
+    if not hasattr(module, name):
+        raise ValueError(f"{what} {spec!r}: {module_name} has no {name!r}")
+    return getattr(module, name)

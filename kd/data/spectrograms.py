@@ -1,0 +1,22 @@
+"""Augmentation of a batch's log-mel spectrograms, applied by the objective with what was drawn for each clip.
+
+Shapes: B clips, M mel bands, T frames.
+"""
+
+from torch import Tensor, std_mean
+
+from audio_datasets.audio.augment import mix_with_partner
+
+
+def freq_mixstyle(mel: Tensor, weight: Tensor) -> Tensor:
+    """Each mel band's mean and deviation over time, mixed with those of the clip's partner, (B, 1, M, T) -> the same.
+
+    MixStyle (Zhou et al., 2021) on frequency in place of channels, as for recording devices (Kim et al., 2022; Schmid et
+    al., 2022): a device shows in the spectrum's average.
+
+    Args:
+        weight: (B,), the share of the clip's own statistics. Partners are those of ``mix_with_partner``.
+    """
+    deviation, mean = std_mean(mel, dim=(1, 3), correction=0, keepdim=True)  # (B, 1, M, 1)
+    deviation = deviation.clamp(min=1e-3)
+    return (mel - mean) / deviation * mix_with_partner(deviation, weight) + mix_with_partner(mean, weight)

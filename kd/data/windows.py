@@ -1,0 +1,142 @@
+"""Clips as waveforms of one length: how a clip is cut or filled up, and the windows that evaluation hears.
+
+Shapes: S samples of a window.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from audio_datasets.audio.bad_clips import BadClipError, OnBadClip
+from audio_datasets.audio.codec import fit_length
+
+WINDOW_TOLERANCE = 0.05
+"""A rest of a clip shorter than this share of a window gets no window of its own: clips are seldom cut to the sample."""
+
+ShortClips = Literal["pad", "repeat"]
+
+
+class Clips(Protocol):
+    """What training and evaluation use of a clip store, of several stores as one, and of a task's listing."""
+
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+    def clip_id(self, row: int) -> str: ...
+    def targets(self, rows: np.ndarray) -> np.ndarray: ...  # float32 (k, C)
+    def mask(self, rows: np.ndarray) -> np.ndarray: ...  # bool (k, C): where targets are known
+    def duration_seconds(self, row: int) -> float: ...
+    def waveform(
+        self, row: int, sample_rate_hz: int, start_seconds: float = 0.0, seconds: float | None = None
+    ) -> np.ndarray: ...
+
+
+def mask_of(clips: Clips, rows: np.ndarray) -> np.ndarray:
+    """bool (k, C): where targets are known."""
+    return clips.mask(rows) if hasattr(clips, "mask") else np.ones((len(rows), len(clips.class_names)), dtype=bool)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The length that every clip gets."""
+
+    sample_rate_hz: int
+    seconds: float
+    short_clips: ShortClips = "pad"
+    """What fills up clips that are shorter: silence, or the clip again."""
+
+    @property
+    def samples(self) -> int:
+        return round(self.seconds * self.sample_rate_hz)
+
+    def repeated(self, waveform: np.ndarray) -> np.ndarray:
+        """(any,) -> the same, repeated up to ``samples`` where short clips are; padding is left to ``fit_length``."""
+        if self.short_clips == "repeat" and 0 < len(waveform) < self.samples:
+            return np.resize(waveform, self.samples)
+        return waveform
+
+
+def window_starts(duration_seconds: float, window_seconds: float) -> list[float]:
+    """Where the windows that cover a clip begin, in seconds: evenly spread, from its start to its end."""
+    count = max(1, int(np.ceil(duration_seconds / window_seconds - WINDOW_TOLERANCE)))
+    return [0.0] if count == 1 else np.linspace(0.0, duration_seconds - window_seconds, count).tolist()
+
+
+class EvaluationWindows(Dataset[tuple[int, Tensor]]):
+    """(number, waveform (S,)) of the windows of chosen clips; nothing is random.
+
+    A bad clip is a ``BadClipError``; or, with ``on_bad_clip="skip"``, silence with the number ``~number``, which is negative.
+    """
+
+    def __init__(
+        self,
+        clips: Clips,
+        rows: np.ndarray,
+        window: Window,
+        on_bad_clip: OnBadClip = "refuse",
+        whole_clips: bool = True,
+    ) -> None:
+        """
+        Args:
+            whole_clips: a clip longer than a window has several, the first at its start and the last at its end; else
+                only its beginning is heard.
+        """
+        self.clips = clips
+        self.rows = rows
+        self.window = window
+        self.on_bad_clip = on_bad_clip
+        self.clip_of: list[int] = []
+        """For each window, the place in ``rows`` of its clip."""
+        self.starts: list[float] = []
+        """For each window, where it begins in its clip, in seconds."""
+        for place, row in enumerate(rows):
+            starts = self._window_starts(int(row)) if whole_clips else [0.0]
+            self.clip_of += [place] * len(starts)
+            self.starts += starts
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, number: int) -> tuple[int, Tensor]:
+        window = self.window
+        try:
+            waveform = self._waveform(number)
+        except BadClipError:
+            if self.on_bad_clip == "refuse":
+                raise
+            return ~number, torch.zeros(window.samples)
+        return number, torch.from_numpy(fit_length(window.repeated(waveform), window.samples))
+
+    def _waveform(self, number: int) -> np.ndarray:
+        row, window = int(self.rows[self.clip_of[number]]), self.window
+        return self.clips.waveform(row, window.sample_rate_hz, self.starts[number], window.seconds)
+
+    def _window_starts(self, row: int) -> list[float]:
+        try:
+            return window_starts(self.clips.duration_seconds(row), self.window.seconds)
+        except BadClipError:
+            if self.on_bad_clip == "refuse":
+                raise
+            return [0.0]  # reading it tells why
+
+    def clip_id(self, number: int) -> str:
+        """The clip of a window."""
+        return self.clips.clip_id(int(self.rows[self.clip_of[number]]))
+
+    def reason(self, number: int) -> str:
+        """Why a window cannot be used; "" if it can."""
+        try:
+            self._waveform(number)
+            return ""
+        except BadClipError as error:
+            return error.reason
+
+    def mean_of_clips(self, values: np.ndarray) -> np.ndarray:
+        """(windows, any) -> (rows, any): the mean over each clip's windows; NaN where one of them is."""
+        sums = np.zeros((len(self.rows), values.shape[1]), dtype=np.float64)
+        np.add.at(sums, self.clip_of, values)
+        return (sums / np.bincount(self.clip_of, minlength=len(self.rows))[:, None]).astype(np.float32)

@@ -1,0 +1,226 @@
+"""``results.json`` of a run of several folds or seeds and ``result.json`` of each of them. Writer and reader.
+
+``results.json`` holds ``task``, ``what`` was done, ``label_groups`` and ``class_names``, the ``headline``, the ``runs`` (seed,
+fold, folder relative to the file's, metrics), ``command`` and ``versions``. Version 0.1 wrote ``labels``, "one" or "several", in
+place of ``label_groups``.
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Any
+
+import numpy as np
+
+from audio_datasets.stores.class_lists import check_class_names, is_writable
+from audio_datasets.system.files import read_json, write_json
+from audio_datasets.system.messages import brief
+from audio_datasets.tasks.label_space import LabelSpace
+
+RESULTS_FILE = "results.json"
+RESULT_FILE = "result.json"
+LARGEST_NUMBER = 1e300
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The number that a run is judged by."""
+
+    metric: str
+    values: tuple[float, ...]
+    """What it is the mean of: the value of each fold or of each seed; of a pretraining run, that of the last validation."""
+    mean: float
+    std: float | None
+    """Sample standard deviation of the values; None for one."""
+    over: str | None = None
+    """What the values are of: "folds" or "seeds", where the run says so."""
+
+    @classmethod
+    def of(cls, metric: str, runs: Sequence["RunResult"]) -> "Headline":
+        """Mean and spread of a metric: over seeds if there are several, else over folds.
+
+        With several seeds a value is the mean over one seed's folds.
+        """
+        by_seed: dict[int, list[float]] = {}
+        for run in runs:
+            by_seed.setdefault(run.seed, []).append(run.metrics[metric])
+        if len(by_seed) > 1:
+            values, over = [float(np.mean(found)) for found in by_seed.values()], "seeds"
+        else:
+            values, over = next(iter(by_seed.values())), "folds"
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        return cls(metric, tuple(values), float(np.mean(values)), std, over if std is not None else None)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What one training of a run came to, on its test clips."""
+
+    seed: int | None
+    fold: int | None
+    folder: str
+    """Relative to the folder of the file that tells of it."""
+    metrics: Mapping[str, Any]
+    """Numbers by name, and what else was noted with them."""
+    skipped_clips: int = 0
+    accepted_changes: int = 0
+    """How many changes of settings the run had accepted by then."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "metrics": dict(self.metrics)}
+
+    @classmethod
+    def from_json(cls, content: Any) -> "RunResult":
+        """ValueError for what is no result."""
+        counts = {name: value_of(content, name, int | None) or 0 for name in ("skipped_clips", "accepted_changes")}
+        seed, fold = (value_of(content, name, int | None) for name in ("seed", "fold"))
+        return cls(seed, fold, value_of(content, "folder", str), value_of(content, "metrics", dict), **counts)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the trainings of a run came to together."""
+
+    task: str
+    class_names: tuple[str, ...]
+    headline: Headline
+    runs: tuple[RunResult, ...]
+    label_space: LabelSpace | None = None
+    """None where an older run does not say."""
+    what: str | None = None
+    """What was done, such as "fine-tuned"."""
+    command: str | None = None
+    """What the user called."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Writes ``results.json`` into ``folder``."""
+        headline = self.headline
+        write_json(
+            folder / RESULTS_FILE,
+            {
+                "task": self.task,
+                "what": self.what,
+                "label_groups": None if self.label_space is None else self.label_space.to_json(),
+                "class_names": list(self.class_names),
+                "headline": {
+                    "metric": headline.metric,
+                    "mean": headline.mean,
+                    "std": headline.std,
+                    "values": list(headline.values),
+                    "spread_over": headline.over,
+                },
+                "runs": [run.to_json() for run in self.runs],
+                "command": self.command,
+                "versions": dict(self.versions),
+            },
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> "Results":
+        """Reads ``results.json``; ValueError, with the path, if it is incomplete or damaged."""
+        path = folder / RESULTS_FILE
+        content = read_json(path)
+        try:
+            class_names = check_class_names(value_of(content, "class_names", list))
+            runs = tuple(RunResult.from_json(run) for run in value_of(content, "runs", list))
+            if not runs:
+                raise ValueError("there are no runs")
+            return cls(
+                task=value_of(content, "task", str),
+                class_names=class_names,
+                headline=_headline(value_of(content, "headline", dict)),
+                runs=runs,
+                label_space=_label_space(content, class_names),
+                what=value_of(content, "what", str | None),
+                command=command_line(content.get("command")),
+                versions=versions_of(content),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is incomplete or damaged: {type(error).__name__}: {error}") from error
+
+
+def read_result(folder: Path) -> RunResult | None:
+    """One training's ``result.json``; None if it has none. ValueError, with the path, if it is damaged."""
+    path = folder / RESULT_FILE
+    if not path.is_file():
+        return None
+    try:
+        return RunResult.from_json(read_json(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _headline(content: dict[str, Any]) -> Headline:
+    values = tuple(_finite(value, "a value of the headline") for value in value_of(content, "values", list))
+    if not values:
+        raise ValueError("the headline has no values")
+    over = value_of(content, "spread_over", str | None)
+    if over not in (None, "seeds", "folds"):
+        raise ValueError(f"spread_over is seeds or folds; found {brief(over)}")
+    metric = value_of(content, "metric", str)
+    if not metric.strip():
+        raise ValueError("the headline's metric has no name")
+    std = content.get("std")
+    return Headline(
+        metric,
+        values,
+        _finite(content["mean"], "the headline's mean"),
+        _finite(std, "the headline's std") if len(values) > 1 and std is not None else None,
+        over,
+    )
+
+
+def _label_space(content: dict[str, Any], class_names: tuple[str, ...]) -> LabelSpace | None:
+    groups = value_of(content, "label_groups", list | None)
+    if groups is not None:
+        label_space = LabelSpace.from_json(groups)
+        if label_space.class_names != class_names:
+            raise ValueError("label_groups have other classes than class_names")
+        return label_space
+    labels = value_of(content, "labels", str | None)  # of version 0.1
+    if labels not in (None, "one", "several"):
+        raise ValueError(f"labels is one or several; found {brief(labels)}")
+    return None if labels is None else LabelSpace.single(class_names, exclusive=labels == "one")
+
+
+# -- Values of JSON that a stranger may have written ---------------------------------------------------------------------
+
+
+def value_of(content: Any, name: str, kind: type | UnionType) -> Any:
+    """An entry of a JSON object; ValueError if it is of another kind. One that may be None may also be absent."""
+    if not isinstance(content, dict):
+        raise ValueError(f"an object with {name} is needed; found {brief(content)}")
+    value = content.get(name)
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is of the wrong kind; found {brief(value)}")
+    if isinstance(value, str) and not is_writable(value):
+        raise ValueError(f"{name} is no text; found {brief(value)}")
+    return value
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number that means something: finite, and not one of JSON's whole numbers of any length."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST_NUMBER < value < LARGEST_NUMBER
+
+
+def _finite(value: Any, what: str) -> float:
+    if not is_number(value):
+        raise ValueError(f"{what} is a number; found {brief(value)}")
+    return float(value)
+
+
+def versions_of(content: dict[str, Any]) -> dict[str, str]:
+    """The versions of packages, as text whatever they are."""
+    return {name: str(version) for name, version in (value_of(content, "versions", dict | None) or {}).items()}
+
+
+def command_line(found: Any) -> str | None:
+    """What the user called, which is kept as text or as a list of arguments; ValueError for anything else."""
+    if isinstance(found, list):
+        found = shlex.join(map(str, found))
+    if found is not None and (not isinstance(found, str) or not is_writable(found)):
+        raise ValueError(f"command is of the wrong kind; found {brief(found)}")
+    return found

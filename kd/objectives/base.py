@@ -1,0 +1,114 @@
+"""What an objective is: a module that turns a student and a batch into losses. The training loop knows nothing else of a task.
+
+Its parameters and buffers are optimised, averaged, synchronised and checkpointed together with the student's
+(``kd.training.learner``). A new objective is a subclass of ``Objective`` in a file of its own, in this package or outside of it
+(docs/add_an_objective.md).
+
+Shapes: B clips, S samples, C classes, M mel bands, T frames.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from audio_datasets.audio.augment import both_of_pair, mix_with_partner
+from audio_datasets.tasks.label_space import LabelSpace
+from kd.data.spectrograms import freq_mixstyle
+from kd.objectives.settings import DistillationConfig, LossConfig
+from students.frontend import LogMel, LogMelConfig, mask_spectrogram, mask_stripes
+from students.interface import StudentOutput
+
+Batch = dict[str, Tensor]
+"""What ``kd.data.examples.TrainingExamples`` gives, collated: each entry has B as its first axis."""
+
+CallStudent = Callable[[Tensor], StudentOutput]
+"""mel (B, 1, M, T) -> logits (B, C) and embedding (B, E), float32, with gradients."""
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """All that an objective is built from, plain enough to be written down and built again."""
+
+    frontend: LogMelConfig
+    label_space: LabelSpace
+    embedding_dim: int
+    """Size of the student's embedding."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    class_weights: tuple[float, ...] | None = None
+    """(C,), from ``label_losses.balanced_class_weights``; None weighs all classes alike."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What else this objective takes, by name."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "frontend": self.frontend.to_dict(),
+            "label_space": self.label_space.to_json(),
+            "embedding_dim": self.embedding_dim,
+            "loss": asdict(self.loss),
+            "distillation": asdict(self.distillation),
+            "class_weights": None if self.class_weights is None else list(self.class_weights),
+            "options": dict(self.options),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "ObjectiveSettings":
+        """What ``to_json`` gave; KeyError, TypeError or ValueError for anything else."""
+        weights = content["class_weights"]
+        return cls(
+            frontend=LogMelConfig.from_dict(content["frontend"]),
+            label_space=LabelSpace.from_json(content["label_space"]),
+            embedding_dim=content["embedding_dim"],
+            loss=LossConfig(**content["loss"]),
+            distillation=DistillationConfig(**content["distillation"]),
+            class_weights=None if weights is None else tuple(map(float, weights)),
+            options=content["options"],
+        )
+
+
+class Inputs(NamedTuple):
+    """A batch as the student is shown it."""
+
+    mel: Tensor
+    """(B, 1, M, T)"""
+    targets: Tensor
+    """(B, C), mixed"""
+    known: Tensor | None
+    """(B, C) bool: which targets are known; None for all"""
+
+
+class Objective(nn.Module):
+    """Turns a student and a batch into a dict of scalar losses; ``"loss"`` is minimised, the others are logged."""
+
+    Options: ClassVar[type | None] = None
+    """A frozen dataclass of the options that ``settings.options`` may hold, or None where there are none."""
+
+    def __init__(self, settings: ObjectiveSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.frontend = LogMel(settings.frontend)  # all of its buffers are computed, and so not part of the state
+
+    def forward(self, student: CallStudent, batch: Batch) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def inputs(self, batch: Batch) -> Inputs:
+        """The batch's spectrograms with everything that was drawn for them, and their targets.
+
+        Batch: ``waveform`` (B, S), ``targets`` (B, C); optionally ``known`` (B, C) bool, ``band_edges`` (B, 2) in Hz,
+        ``stripes`` (B, 4), ``style_weight`` (B,), ``mix_weight`` (B,), ``time_masks`` and ``frequency_masks`` (B, n, 2).
+        A mixed clip's label is known only where those of both parts are.
+        """
+        mel = self.frontend(batch["waveform"], batch.get("band_edges"))
+        targets, known = batch["targets"], batch.get("known")
+        if "stripes" in batch:
+            mel = mask_stripes(mel, batch["stripes"])
+        if "style_weight" in batch:
+            mel = freq_mixstyle(mel, batch["style_weight"])
+        if "mix_weight" in batch:
+            weight = batch["mix_weight"]
+            mel, targets = mix_with_partner(mel, weight), mix_with_partner(targets, weight)
+            known = None if known is None else both_of_pair(known)
+        mel = mask_spectrogram(mel, batch.get("time_masks"), batch.get("frequency_masks"))
+        return Inputs(mel, targets, known)

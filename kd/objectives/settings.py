@@ -1,0 +1,40 @@
+"""The settings of the losses, which the command line shows."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Loss = Literal["bce", "cross-entropy"]
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Loss on the labels."""
+
+    loss: Loss | None = None
+    """bce: each class on its own; cross-entropy: classes exclude each other (by the labels if left out)."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes (cross-entropy only)."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: rare classes count more, as if all were equally frequent in the training clips."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing must be at least 0 and below 1; found {self.label_smoothing}")
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """Weights of labels and teachers in the loss."""
+
+    label_weight: float = 0.1
+    """Weight of the label loss; 1 - label_weight is the weight of the distillation loss (DyMN paper, Eq. 8)."""
+    teacher_temperature: float = 1.0
+    """The teacher's logits are divided by this before the sigmoid (or softmax, for classes that exclude each other)."""
+    mixup_of_teacher: Literal["probabilities", "logits"] = "probabilities"
+    """What mixup mixes of the teacher: its probabilities, which equals mixing the losses, or its logits."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.label_weight <= 1.0:
+            raise ValueError(f"label_weight must lie in [0, 1]; found {self.label_weight}")
+        if not self.teacher_temperature > 0.0:
+            raise ValueError(f"teacher_temperature must be positive; found {self.teacher_temperature}")

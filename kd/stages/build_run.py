@@ -1,0 +1,333 @@
+"""A run built from its configuration and its data, and trained: the same for both stages."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from audio_datasets.audio.bad_clips import ClipList
+from audio_datasets.system.files import digest_of, make_folder
+from audio_datasets.system.messages import listed
+from audio_datasets.system.stop_signals import Stopped, StopSignals, outlive_stop_signals
+from audio_datasets.tasks.label_space import LabelSpace
+from kd.data.examples import TrainingExamples
+from kd.data.replacements import Replacements
+from kd.data.sampling import EpochBatches
+from kd.data.windows import Clips, Window, mask_of
+from kd.objectives.base import ObjectiveSettings
+from kd.objectives.catalog import create_objective
+from kd.objectives.label_losses import balanced_class_weights, loss_space
+from kd.stages.stage_config import StageConfig
+from kd.training.checkpoint import require_checkpoint_space, resume_state
+from kd.training.learner import Learner
+from kd.training.loop import Hooks, Run, fit, stop_message
+from kd.training.metrics_log import MetricsLog
+from kd.training.optimization import create_optimizer
+from kd.training.state import TrainState
+from kd.training.sync_batch_norm import synchronize_batch_norms
+from kd.training.transfer import Freeze, freeze, layer_groups
+from students.frontend import LogMel, LogMelConfig
+from students.interface import Student
+from teacher_logits.processes import any_process
+from teacher_logits.stores.ensemble import LogitEnsemble
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run trains on."""
+
+    clips: Clips
+    rows: np.ndarray
+    """int64: the training clips."""
+    label_space: LabelSpace
+    teachers: LogitEnsemble | None = None
+    impulse_responses: Sequence[np.ndarray] = ()
+
+    def fingerprints(self) -> dict[str, Any]:
+        """What the data are, wherever their files lie; a run goes on with the same only."""
+        teachers = self.teachers.describe() if self.teachers is not None else []
+        return {
+            "clips": self.clips.fingerprint,
+            "rows": digest_of(self.rows.tobytes()),
+            "teachers": [{"logits": teacher["fingerprint"], "weight": teacher["weight"]} for teacher in teachers],
+        }
+
+
+@dataclass(frozen=True)
+class BuiltRun:
+    """All that a run needs, built and checked against one another; nothing is written yet."""
+
+    config: StageConfig
+    accelerator: Accelerator
+    data: TrainingData
+    batches: EpochBatches
+    examples: TrainingExamples
+    loader: DataLoader
+    frontend: LogMel
+    """On the accelerator's device, for evaluation."""
+    state: TrainState
+
+    def tagger(self, student: nn.Module) -> Callable[[Tensor], Tensor]:
+        """waveform (B, S) -> logits (B, C), of the student in evaluation mode."""
+        student = student.to(self.accelerator.device).eval()
+        return lambda waveform: student(self.frontend(waveform)).logits
+
+
+def build_run(
+    config: StageConfig,
+    accelerator: Accelerator,
+    data: TrainingData,
+    student: Student,
+    batches: EpochBatches,
+    *,
+    seed: int,
+    skipped: ClipList,
+    frozen: Freeze = "none",
+    layer_decay: float | None = None,
+) -> BuiltRun:
+    """Builds a run's examples, loader, learner and optimizer.
+
+    Args:
+        student: as it starts; it is trained in place.
+        skipped: where bad clips are listed that another one replaces.
+        layer_decay: each layer learns so many times as fast as the one after it; None: all alike, as one group.
+
+    Raises:
+        ValueError: settings that do not fit together.
+    """
+    frozen_modules = freeze(student, frozen)
+    groups = None if layer_decay is None else layer_groups(student, layer_decay)
+    objective = build_objective(config, data, student.embedding_dim, seed)
+    if config.sync_batch_norm and accelerator.num_processes > 1:
+        student = synchronize_batch_norms(student, accelerator.device)
+    frontend = LogMel(config.frontend).to(accelerator.device)
+    learner = Learner(student, objective, frozen_modules)
+    ema = None
+    if config.loop.ema_decay is not None:
+        ema = ModelEmaV3(learner, decay=config.loop.ema_decay, device=accelerator.device)
+    examples = TrainingExamples(
+        data.clips,
+        data.rows,
+        Window(config.frontend.sample_rate_hz, config.clip_seconds, config.short_clips),
+        frontend=config.frontend,
+        augment=config.augment,
+        seed=seed,
+        teachers=data.teachers,
+        views=data.teachers.views if data.teachers is not None and config.views == "stored" else None,
+        impulse_responses=data.impulse_responses,
+        replacements=Replacements(data.rows, skipped) if config.on_bad_clip == "skip" else None,
+    )
+    loader = training_loader(examples, batches, config.workers, accelerator)
+    optimizer = create_optimizer(config.optimizer, student, objective, groups)
+    learner, optimizer, loader = accelerator.prepare(learner, optimizer, loader)
+    return BuiltRun(config, accelerator, data, batches, examples, loader, frontend, TrainState(learner, optimizer, ema))
+
+
+def build_objective(config: StageConfig, data: TrainingData, embedding_dim: int, seed: int) -> nn.Module:
+    """The objective that the configuration asks for, its own weights drawn from ``seed``."""
+    class_weights = None
+    if config.loss.class_weights == "balanced":
+        class_weights = tuple(class_weights_of(data, config).tolist())
+    settings = ObjectiveSettings(
+        frontend=config.frontend,
+        label_space=data.label_space,
+        embedding_dim=embedding_dim,
+        loss=config.loss,
+        distillation=config.distillation,
+        class_weights=class_weights,
+        options=config.options_of_objective,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return create_objective(config.objective, settings)
+
+
+def class_weights_of(data: TrainingData, config: StageConfig) -> Tensor:
+    """(C,): weights that make all classes count as if they were equally frequent in the training clips."""
+    targets, known = data.clips.targets(data.rows) > 0, mask_of(data.clips, data.rows)
+    positives = torch.from_numpy((targets & known).sum(axis=0))
+    negatives = torch.from_numpy((~targets & known).sum(axis=0))
+    return torch.cat(
+        [
+            balanced_class_weights(group.exclusive, positives[columns], negatives[columns])
+            for group, columns in loss_space(data.label_space, config.loss).parts()
+        ]
+    )
+
+
+def training_loader(dataset: Dataset, batches: EpochBatches, workers: int, accelerator: Accelerator) -> DataLoader:
+    """Loader of whole batches, not yet prepared; its workers live as long as it does."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        worker_init_fn=outlive_stop_signals,
+        persistent_workers=workers > 0,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+
+
+# -- Training ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands, for its hooks."""
+
+    run: Run
+    log: MetricsLog
+    stop_if_asked: Callable[[], None]
+    """Raises Stopped, on all processes alike, if a signal came to one of them."""
+
+
+def train(
+    built: BuiltRun,
+    folder: Path,
+    signals: StopSignals,
+    hooks: Callable[[Progress], Hooks],
+    *,
+    where: str = "",
+    further_runs: int = 0,
+    before_training: Callable[[bool], None] = lambda resumed: None,
+) -> Progress:
+    """Trains a run from the newest checkpoint in its folder, or from the start, to its end.
+
+    Args:
+        hooks: makes what the stage adds to the loop.
+        where: what the run is called in messages, as "fold1: ".
+        further_runs: how many runs come after it, for whose checkpoints there must be room as well.
+        before_training: told whether the run goes on from a checkpoint.
+
+    Raises:
+        Stopped: on request, with the run saved.
+        ValueError: a loss that is not finite, or too little room on the disk.
+    """
+    config, accelerator, state, batches = built.config, built.accelerator, built.state, built.batches
+    make_folder(folder)
+    run = Run(folder, config.loop, config.optimizer, config.schedule)
+    log = MetricsLog(run.metrics_path, accelerator)
+    require_checkpoint_space(accelerator, state, run.checkpoint_folder, config.loop.keep_checkpoints, further_runs)
+    resumed = resume_state(accelerator, state, run.checkpoint_folder, log)
+    if resumed:
+        place = f"epoch {state.epoch}, step {state.step_in_epoch} of {batches.steps_per_epoch}"
+        accelerator.print(f"{where or f'{folder}: '}going on at {place}")
+    before_training(resumed)
+
+    def stop_if_asked() -> None:
+        if any_process(accelerator, signals.requested)[0]:
+            raise Stopped(stop_message(signals, state, run))
+
+    progress = Progress(run, log, stop_if_asked)
+    fit(accelerator, state, batches, built.loader, run, log, hooks(progress), signals)
+    return progress
+
+
+def describe_batch(clips: Clips) -> Callable[[dict[str, Tensor]], str]:
+    """Names the clips of a batch, for the message about a loss that is not finite."""
+    return lambda batch: f"Clips of the batch: {', '.join(clips.clip_id(row) for row in batch['row'].tolist())}"
+
+
+# -- Teachers ----------------------------------------------------------------------------------------------------------
+
+
+def open_teachers(config: StageConfig) -> LogitEnsemble | None:
+    """The teachers' stored logits, if the configuration names any, checked to be of what the student will hear."""
+    if not config.logits:
+        return None
+    teachers = LogitEnsemble.open(config.logits, config.ensemble)
+    check_views(config, teachers)
+    return teachers
+
+
+def check_views(config: StageConfig, teachers: LogitEnsemble) -> None:
+    """Raises ValueError unless the teachers heard what the run will show its student."""
+    views = teachers.views
+    if config.views == "own":
+        if views is not None:
+            raise ValueError(
+                f"{teachers.taking_part[0].path} holds the logits of {views.views} views of each clip; show these to the student "
+                "with --views stored, or run the teacher over the clips as they are"
+            )
+        return
+    if views is None:
+        raise ValueError(
+            f"{teachers.taking_part[0].path} holds the logits of whole clips and of no views; make some with kd teach --views"
+        )
+    if config.clip_seconds != views.view_seconds:
+        raise ValueError(
+            f"the stored views are {views.view_seconds:g} s long; give --clip-seconds {views.view_seconds:g} "
+            f"(found {config.clip_seconds:g})"
+        )
+    frontends = [
+        LogMelConfig.from_dict(store.teacher["frontend"]) for store in teachers.taking_part if views.view_mel_jitter
+    ]
+    if any(frontend != config.frontend for frontend in frontends):
+        raise ValueError(
+            "the teachers heard views with jittered mel bands in a front end with other settings than the student's; "
+            "use the same settings, or make views without --view-mel-jitter"
+        )
+
+
+def rows_with_teachers(
+    config: StageConfig, teachers: LogitEnsemble | None, clips: Clips, rows: np.ndarray, say: Say, where: str = ""
+) -> np.ndarray:
+    """The rows to train on: all, or those that have teacher logits, as ``missing_logits`` says.
+
+    Raises:
+        ValueError: teachers of other classes or other audio; missing logits that are refused.
+    """
+    if teachers is None:
+        return rows
+    missing = teachers.check_against(clips, rows)
+    if not missing.any():
+        return rows
+    examples = listed([clips.clip_id(int(row)) for row in rows[missing]], limit=3)
+    found = f"{where}{int(missing.sum())} of {len(rows)} training clips have no teacher logits (as {examples})"
+    if config.missing_logits == "refuse":
+        raise ValueError(
+            f"{found}; run the teacher over them, train them on their labels with --missing-logits label-only, or train "
+            "without them with --missing-logits leave-out"
+        )
+    if config.missing_logits == "leave-out":
+        say(f"{found}; they are left out")
+        return rows[~missing]
+    say(f"{found}; they are trained on their labels alone")
+    return rows
+
+
+# -- What a run is made of ---------------------------------------------------------------------------------------------
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what decides a result."""
+    return {name: version(name) for name in ("audio-kd", "torch", "torchaudio", "timm", "accelerate", "scikit-learn")}
+
+
+def provenance(
+    built: BuiltRun, as_configured: dict[str, Any], accepted_changes: list[Any], **more: Any
+) -> dict[str, Any]:
+    """What ``student.json`` tells of how the weights came about; ``more`` is what the stage adds."""
+    teachers, state = built.data.teachers, built.state
+    return {
+        "config": as_configured,
+        "accepted_changes": accepted_changes,
+        "clip_seconds": built.config.clip_seconds,
+        "clips": built.data.clips.fingerprint,
+        "teachers": teachers.describe() if teachers is not None else [],
+        "objective": built.config.objective,
+        "steps": state.step,
+        "skipped_steps": state.skipped_steps,
+        "epochs": state.epoch,
+        "versions": package_versions(),
+        **more,
+    }

@@ -1,0 +1,251 @@
+"""Pretraining: a student on a clip store and the logits of teachers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
+from torch import nn
+
+from audio_datasets.audio.bad_clips import ClipList, summary
+from audio_datasets.stores.class_lists import check_same_classes, read_class_names
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.joined import AnyClips, open_clips
+from audio_datasets.stores.manifest import select_rows
+from audio_datasets.system.files import digest_of
+from audio_datasets.system.stop_signals import Stopped, StopSignals
+from audio_datasets.tasks.label_space import LabelSpace
+from kd.data.sampling import EpochBatches
+from kd.data.windows import Window, mask_of
+from kd.evaluation.label_metrics import label_metrics
+from kd.evaluation.predict import ClipEvaluator
+from kd.stages.build_run import (
+    BuiltRun,
+    Progress,
+    TrainingData,
+    build_run,
+    describe_batch,
+    open_teachers,
+    provenance,
+    rows_with_teachers,
+    train,
+)
+from kd.stages.pretraining_config import CHANGES_NOTHING, PretrainConfig
+from kd.training.config import as_json, flat_values, parse_options
+from kd.training.loop import Hooks
+from kd.training.metrics_log import check_trackers
+from kd.training.run_folder import LOCK_FILE, SKIPPED_CLIPS_FILE, EnteredRun, enter_run_folder
+from kd.training.threads import leave_a_core_to_the_workers
+from kd.training.transfer import Start, starting_student
+from students.catalog import options_for
+from students.weights import save_student
+from teacher_logits.processes import locked_by_main_process, on_main_process, start_accelerator
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """A pretraining run that is built, and the clips that it is validated on."""
+
+    built: BuiltRun
+    valid_clips: AnyClips | None
+    valid_rows: np.ndarray | None
+
+    def fingerprints(self) -> dict[str, Any]:
+        """What the data are, wherever their files lie; a run goes on with the same only."""
+        validation = None
+        if self.valid_clips is not None:
+            validation = {"clips": self.valid_clips.fingerprint, "rows": digest_of(self.valid_rows.tobytes())}
+        return {**self.built.data.fingerprints(), "validation": validation}
+
+    def evaluator(self, description: str = "validate") -> ClipEvaluator | None:
+        """For the validation clips; None if there are none."""
+        if self.valid_clips is None:
+            return None
+        config = self.built.config
+        return ClipEvaluator(
+            self.built.accelerator,
+            self.valid_clips,
+            self.valid_rows,
+            Window(config.frontend.sample_rate_hz, config.clip_seconds, config.short_clips),
+            batch_size=config.loop.batch_size,
+            workers=config.workers,
+            description=description,
+            on_bad_clip=config.on_bad_clip,
+            whole_clips=False,
+        )
+
+
+def create_accelerator(config: PretrainConfig) -> Accelerator:
+    """Accelerate as the run wants it; nothing is written yet."""
+    torch.set_flush_denormal(True)
+    check_trackers(config.log_with)
+    accelerator = start_accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.loop.gradient_accumulation_steps),
+        log_with=list(config.log_with) or None,
+        project_config=ProjectConfiguration(project_dir=str(config.out), logging_dir=str(config.out / "trackers")),
+    )
+    leave_a_core_to_the_workers(accelerator)
+    return accelerator
+
+
+def prepare(config: PretrainConfig, accelerator: Accelerator) -> Pretraining:
+    """Opens the data and builds the run.
+
+    Raises:
+        ValueError: data, weights or settings that do not fit together.
+    """
+    class_names = read_class_names(config.class_names) if config.class_names else None
+    clips = open_clips(config.clips, class_names)
+    rows = select_rows(clips, split=config.split, folds=config.folds or None)
+    teachers = open_teachers(config)
+    rows = rows_with_teachers(config, teachers, clips, rows, accelerator.print)
+    data = TrainingData(clips, rows, label_space_of(clips), teachers, config.impulse_responses())
+    valid_clips, valid_rows = open_validation_data(config, clips)
+    batches = EpochBatches(
+        clips,
+        rows,
+        config.sampling,
+        batch_size=config.loop.batch_size,
+        batches_per_step=accelerator.num_processes * config.loop.gradient_accumulation_steps,
+        seed=config.seed,
+    )
+    student = starting_student(
+        Start(config.student, student_options(config), config.weights),
+        clips.class_names,
+        config.frontend,
+        seed=config.seed,
+        prior=batches.class_counts / len(rows),  # a fresh last layer begins at the classes' frequencies
+        keep_classes=True,
+    )
+    skipped = ClipList(config.out / SKIPPED_CLIPS_FILE)
+    built = build_run(config, accelerator, data, student, batches, seed=config.seed, skipped=skipped)
+    return Pretraining(built, valid_clips, valid_rows)
+
+
+def label_space_of(clips: AnyClips) -> LabelSpace:
+    """What the classes of a store mean together; any number of them to a clip, unless the store says otherwise."""
+    return getattr(clips, "label_space", None) or LabelSpace.single(clips.class_names, exclusive=False)
+
+
+def open_validation_data(config: PretrainConfig, clips: AnyClips) -> tuple[AnyClips | None, np.ndarray | None]:
+    """The clip store and rows to validate on; (None, None) if the configuration names none."""
+    if config.valid_clips is None and config.valid_split is None and not config.valid_folds:
+        return None, None
+    store = clips
+    if config.valid_clips is not None:
+        store = ClipStore.open(config.valid_clips, class_names=clips.class_names)
+        check_same_classes(clips.class_names, store.class_names, str(clips.path), str(config.valid_clips))
+    return store, select_rows(store, split=config.valid_split, folds=config.valid_folds or None)
+
+
+def student_options(config: PretrainConfig) -> dict[str, Any]:
+    """The options that the student is built with: those given, and those that follow from the rest of the configuration.
+
+    Raises:
+        ValueError: an unknown student, an option given twice or without a value, or annealing that does not end in time.
+    """
+    return options_for(config.student, parse_options(config.student_options), config.frontend, config.loop.epochs)
+
+
+def pretrain(config: PretrainConfig, command: str = "") -> Path:
+    """Runs the training described by ``config``, or goes on with it, and returns the run folder.
+
+    The folder then holds ``config.json``, ``metrics.jsonl``, ``checkpoints/`` and ``student.safetensors`` with
+    ``student.json``, which tells the ``command`` that was given.
+
+    Raises:
+        ValueError: data, weights or settings that do not fit together, a run folder with another run in it or in use by
+            another process, or a loss that is not finite.
+        Stopped: SIGTERM or SIGUSR1 came; the run is saved.
+    """
+    accelerator = create_accelerator(config)
+    stage = prepare(config, accelerator)
+    description = {**as_json(config), "processes": accelerator.num_processes, "inputs": stage.fingerprints()}
+    with StopSignals() as signals, locked_by_main_process(accelerator, config.out / LOCK_FILE, str(config.out)):
+        folder = on_main_process(
+            accelerator,
+            lambda: enter_run_folder(
+                config.out,
+                description,
+                changes_nothing=CHANGES_NOTHING,
+                accept_changes=config.accept_changes,
+                restart=config.restart,
+                defaults=as_json(PretrainConfig(clips=(), out=Path("runs"))),
+            ),
+        )
+        for note in folder.notes:
+            accelerator.print(note)
+        if folder.state == "finished":
+            accelerator.print(f"the run in {config.out} is finished already: nothing to do")
+            return config.out
+        train_student(stage, config, signals)
+        if accelerator.is_main_process:
+            save_result(stage.built, config, folder, command)
+        accelerator.end_training()
+    accelerator.print(f"student written to {config.out}")
+    return config.out
+
+
+def train_student(stage: Pretraining, config: PretrainConfig, signals: StopSignals) -> None:
+    """Trains to the end; raises as ``build_run.train`` does."""
+    built = stage.built
+    accelerator, state = built.accelerator, built.state
+    skipped = ClipList(config.out / SKIPPED_CLIPS_FILE)
+
+    def before_training(resumed: bool) -> None:
+        if not resumed and accelerator.is_main_process:
+            skipped.replace({})  # of a run that was given up
+        if config.log_with:
+            accelerator.init_trackers("audio-kd", config=flat_values(as_json(config)))
+
+    def hooks(progress: Progress) -> Hooks:
+        evaluator = stage.evaluator()
+
+        def validate(student: nn.Module) -> dict[str, Any]:
+            logits = evaluator.predict(built.tagger(student), progress.stop_if_asked)
+            if accelerator.is_main_process:
+                for clip_id, reason in evaluator.skipped.items():
+                    skipped.add(clip_id, reason)
+            return validation_metrics(stage, logits)
+
+        return Hooks(
+            validate=None if evaluator is None else validate,
+            describe=describe_batch(built.data.clips),
+            before_epoch=lambda epoch: state.start_epoch(accelerator, epoch),
+        )
+
+    try:
+        train(built, config.out, signals, hooks, before_training=before_training)
+    except Stopped:
+        accelerator.end_training()
+        raise
+    if accelerator.is_main_process and (bad_clips := skipped.read()):
+        skipped.replace(dict(sorted(bad_clips.items())))
+        print(f"{summary(bad_clips, len(built.data.rows), 'skipped')}; all are listed in {skipped.path}")
+
+
+def validation_metrics(stage: Pretraining, logits: np.ndarray) -> dict[str, Any]:
+    """What a validation logs: the metrics of the label space, and the classes that have no part in them."""
+    heard = ~np.isnan(logits).any(axis=1)
+    rows, label_space = stage.valid_rows[heard], stage.built.data.label_space
+    found = label_metrics(label_space, stage.valid_clips.targets(rows), mask_of(stage.valid_clips, rows), logits[heard])
+    absent = [name for key, names in found.items() if key.rpartition("/")[2] == "absent" for name in names]
+    numbers = {name: value for name, value in found.items() if value is None or isinstance(value, float)}
+    return {**numbers, "classes_left_out": absent}
+
+
+def save_result(built: BuiltRun, config: PretrainConfig, folder: EnteredRun, command: str) -> None:
+    """Writes the trained student and marks the run as finished."""
+    accepted = folder.description.get("accepted_changes", [])
+    save_student(
+        config.out,
+        built.state.evaluated_student(built.accelerator),
+        built.data.clips.class_names,
+        config.frontend,
+        {"command": command, **provenance(built, as_json(config), accepted)},
+    )
+    folder.finish()

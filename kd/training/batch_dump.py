@@ -1,0 +1,148 @@
+"""A batch whose loss is not finite: kept with the student and the objective that it met, and run again.
+
+A dump is a folder ``non_finite/step-…-process-…`` in the run's: ``batch.safetensors``, ``student.safetensors``,
+``objective.safetensors`` (where the objective has weights) and ``dump.json`` (position, clips, losses, what student and
+objective are built from, and the run's configuration). ``python kd/non_finite.py DUMP`` runs it again.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from audio_datasets.system.files import make_folder, read_json, write_json
+from audio_datasets.system.messages import brief
+from audio_datasets.tasks.label_space import LabelSpace
+from kd.objectives.base import ObjectiveSettings
+from kd.objectives.catalog import create_objective, name_of
+from kd.objectives.settings import DistillationConfig
+from kd.training.learner import Learner
+from kd.training.transfer import freeze
+from students import create_student
+from students.frontend import LogMelConfig
+from teacher_logits.processes import start_accelerator
+
+DUMP_FILE = "dump.json"
+
+
+def write_dump(
+    run: Path,
+    learner: Learner,
+    batch: dict[str, Tensor],
+    losses: dict[str, Tensor],
+    position: dict[str, int],
+    clips: str,
+) -> Path:
+    """Writes ``run/non_finite/step-…-process-…`` and returns it.
+
+    The student is as the forward pass left it: the same weights, and running statistics which that pass does not use.
+
+    Args:
+        position: "epoch", "step" and "process".
+        clips: names the clips of the batch.
+    """
+    folder = run / "non_finite" / f"step-{position['step']:08d}-process-{position['process']}"
+    make_folder(folder)
+    student, objective = learner.student, learner.objective
+    for name, tensors in (("batch", batch), ("student", student.state_dict()), ("objective", objective.state_dict())):
+        if tensors:
+            plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+            save_file(plain, folder / f"{name}.safetensors")
+    config = _nearest_config(run)
+    write_json(
+        folder / DUMP_FILE,
+        {
+            **position,
+            "clips": clips,
+            "losses": {name: str(float(value.detach())) for name, value in losses.items()},  # JSON has no nan
+            "student": asdict(student.config) if student.config else None,
+            "objective": {"name": name_of(objective), "settings": objective.settings.to_json()},
+            "config": read_json(config) if config is not None else None,
+        },
+    )
+    return folder
+
+
+def _nearest_config(run: Path) -> Path | None:
+    """The configuration of a run; a fold's or seed's is that of the whole, above it."""
+    return next(
+        (path for path in (folder / "config.json" for folder in (run, *run.parents[:2])) if path.exists()), None
+    )
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What running a dump again gave."""
+
+    losses: dict[str, float]
+    first: str | None
+    """The first thing that is not finite: "input …", "output of …", "loss"; None if everything is."""
+
+
+def run_dump(dump: Path) -> Findings:
+    """Does the step of a dump once more, on the CPU or GPU that is there, and watches every layer.
+
+    Batch norm sees this one process's clips.
+
+    Raises:
+        ValueError: no dump, or one that is incomplete.
+    """
+    card = read_json(dump / DUMP_FILE)
+    try:
+        config: dict[str, Any] = card["config"] or {}
+        named, (objective_name, settings) = card["student"], _objective_of(card)
+        accelerator = start_accelerator(mixed_precision=config.get("mixed_precision", "no"))
+        student = create_student(named["name"], named["num_classes"], **named["options"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{dump / DUMP_FILE} is incomplete or damaged: {type(error).__name__}: {error}") from error
+    student.load_state_dict(load_file(dump / "student.safetensors"))
+    if not (config.get("weights") and "task" in config) and not config.get("init"):  # what anneals is at its end there
+        student.start_epoch(card["epoch"])
+    objective = create_objective(objective_name, settings)
+    if (dump / "objective.safetensors").exists():
+        objective.load_state_dict(load_file(dump / "objective.safetensors"))
+    batch = {name: value.to(accelerator.device) for name, value in load_file(dump / "batch.safetensors").items()}
+    learner = Learner(student, objective, freeze(student, config.get("freeze", "none")))
+
+    seen = [f"input {name}" for name, value in batch.items() if not is_finite(value)]
+    watched = {f"layer {name}": layer for name, layer in leaves(student)}
+    watched |= {"the log-mel front end": objective.frontend}
+    for name, layer in watched.items():
+        layer.register_forward_hook(
+            lambda layer, inputs, output, name=name: None if is_finite(output) else seen.append(f"output of {name}")
+        )
+    with torch.no_grad():
+        losses = accelerator.prepare(learner).train()(batch)
+    seen += [f"the {name}" for name, value in losses.items() if not is_finite(value)]
+    return Findings({name: float(value) for name, value in losses.items()}, seen[0] if seen else None)
+
+
+def _objective_of(card: dict[str, Any]) -> tuple[str, ObjectiveSettings]:
+    """The objective of a dump. Version 0.1 dumped the configuration of pretraining alone, which gives the rest."""
+    if "objective" in card:
+        return card["objective"]["name"], ObjectiveSettings.from_json(card["objective"]["settings"])
+    config = card["config"] or {}
+    if "distillation" not in config or "task" in config:
+        raise ValueError(
+            f"the dump is of a fine-tuning run of version 0.1, which did not keep its objective; found {brief(config)}"
+        )
+    class_names = [f"class {number}" for number in range(card["student"]["num_classes"])]
+    return "distillation", ObjectiveSettings(
+        frontend=LogMelConfig.from_dict(config["frontend"]),
+        label_space=LabelSpace.single(class_names, exclusive=False),
+        embedding_dim=0,
+        distillation=DistillationConfig(**config["distillation"]),
+    )
+
+
+def leaves(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every layer without layers of its own, under its name."""
+    return [(name, layer) for name, layer in module.named_modules() if not any(layer.children())]
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a tensor is finite throughout; True for what is no tensor of floats."""
+    return not isinstance(value, Tensor) or not value.is_floating_point() or bool(torch.isfinite(value).all())

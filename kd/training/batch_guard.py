@@ -1,0 +1,91 @@
+"""Decides whether a batch is learnt from, and whether a run is to stop."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from audio_datasets.system.stop_signals import StopSignals
+from kd.training.batch_dump import write_dump
+from kd.training.metrics_log import MetricsLog
+from kd.training.state import TrainState
+from teacher_logits.processes import any_process, fail_together
+
+
+class BatchGuard:
+    """All processes decide alike, in one exchange for each batch."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        state: TrainState,
+        run_folder: Path,
+        skip_non_finite: int,
+        log: MetricsLog,
+        describe: Callable[[dict[str, Tensor]], str],
+        signals: StopSignals,
+    ) -> None:
+        """
+        Args:
+            skip_non_finite: how many steps whose loss is not finite may be left out.
+            describe: names the clips of a batch.
+        """
+        self.accelerator = accelerator
+        self.state = state
+        self.run_folder = run_folder
+        self.skip_non_finite = skip_non_finite
+        self.log = log
+        self.describe = describe
+        self.signals = signals
+        self.stop = False
+        """Whether a process has been asked to stop."""
+        self.refused_batch = False
+        """Whether the last batch was left out."""
+        self.refused_step = False
+        """Whether the running step is left out, for one of its batches."""
+        self._buffers: dict[str, Tensor] = {}
+
+    def before_batch(self) -> None:
+        """Keeps the running statistics as they are before a batch that may spoil them."""
+        if self.skip_non_finite:
+            self._buffers = {name: buffer.clone() for name, buffer in self.state.learner.named_buffers()}
+
+    def allows(self, batch: dict[str, Tensor], losses: dict[str, Tensor]) -> bool:
+        """Whether the losses are finite on all processes; if not, the step is left out.
+
+        Raises:
+            ValueError: no more steps may be left out.
+        """
+        not_finite = ~torch.isfinite(losses["loss"])
+        self.refused_batch, self.stop = any_process(self.accelerator, not_finite, self.signals.requested)
+        if self.refused_batch:
+            self._account_for(batch, losses)
+            self.refused_step = True
+            buffers = dict(self.state.learner.named_buffers())
+            for name, value in self._buffers.items():
+                buffers[name].copy_(value)
+        return not self.refused_batch
+
+    def _account_for(self, batch: dict[str, Tensor], losses: dict[str, Tensor]) -> None:
+        """Counts and logs a step that is left out, or ends the run if it has left out as many as it may."""
+        state = self.state
+        skipped = state.skipped_steps + (not self.refused_step)
+        ends = skipped > self.skip_non_finite
+        reports = []
+        if not torch.isfinite(losses["loss"]):
+            reports.append(self.describe(batch))
+            if ends:
+                learner = self.accelerator.unwrap_model(state.learner)
+                position = {"epoch": state.epoch, "step": state.step, "process": self.accelerator.process_index}
+                folder = write_dump(self.run_folder, learner, batch, losses, position, self.describe(batch))
+                reports.append(f"python kd/non_finite.py {folder} shows where it comes from.")
+        reports = gather_object(reports)
+        if ends:
+            before = f" ({state.skipped_steps} such steps were left out before)" if state.skipped_steps else ""
+            found = f"the loss is not finite in epoch {state.epoch}, step {state.step_in_epoch}{before}."
+            fail_together(self.accelerator, " ".join([found, *reports]))
+        state.skipped_steps = skipped
+        self.log.write("skipped", state.step, state.epoch, {"skipped_steps": float(skipped)}, {"clips": reports})

@@ -1,0 +1,48 @@
+"""What a run trains: a student together with the objective that turns it and a batch into losses.
+
+Both are one module, so that Accelerate distributes, the optimizer updates, the moving average follows and a checkpoint keeps
+whatever parameters and buffers an objective has, exactly as the student's.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kd.objectives.base import Batch, Objective
+from students.interface import Student, StudentOutput
+from students.layers.keyed import set_sample_keys
+
+
+class Learner(nn.Module):
+    """batch -> dict of scalar losses."""
+
+    def __init__(self, student: Student, objective: Objective, frozen: Sequence[nn.Module] = ()) -> None:
+        """``frozen``: modules of the student that stay in evaluation mode while it trains."""
+        super().__init__()
+        self.student = student
+        self.objective = objective
+        self._frozen = list(frozen)  # a list, so that they are not registered a second time
+
+    def train(self, mode: bool = True) -> "Learner":
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Batch: what the objective needs, and ``sample_key`` (B,) int64, from which the student's dropout is drawn.
+
+        Accelerate's mixed precision holds for the student alone; the front end and the losses are computed in float32.
+        """
+        device = batch["waveform"].device.type
+        lower_precision = torch.is_autocast_enabled(device)
+        set_sample_keys(self.student, batch["sample_key"])
+
+        def call_student(mel: Tensor) -> StudentOutput:
+            with torch.autocast(device, dtype=torch.get_autocast_dtype(device), enabled=lower_precision):
+                output = self.student(mel)
+            return StudentOutput(output.logits.float(), output.embedding.float())
+
+        with torch.autocast(device, enabled=False):
+            return self.objective(call_student, batch)

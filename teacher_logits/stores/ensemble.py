@@ -1,0 +1,185 @@
+"""Several logit stores read as one teacher: an ensemble is a weighted mean, taken when its logits are read.
+
+Shapes: k clips, C classes.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from scipy.special import expit
+
+from audio_datasets.audio.views import ViewConfig
+from audio_datasets.stores.class_lists import check_same_classes
+from audio_datasets.stores.joined import AnyClips
+from teacher_logits.store import ROWS_PER_BLOCK, LogitStore
+from teacher_logits.stores.joined import JoinedLogits
+
+MeanOf = Literal["logits", "probabilities"]
+
+
+@dataclass(frozen=True)
+class LogitEnsemble:
+    """Several stores read as one teacher: the weighted mean of their logits, or of their probabilities.
+
+    Weights are relative: 2 and 1 stand for 2/3 and 1/3. A store with weight 0 takes no part: it may lack clips. Raises
+    ValueError if the class lists differ, a weight is negative, all are 0, or there is no store.
+    """
+
+    stores: tuple[LogitStore | JoinedLogits, ...]
+    weights: tuple[float, ...]
+    mean: MeanOf = "logits"
+    """What the mean is taken of; ``weighted_mean`` tells more."""
+
+    def __post_init__(self) -> None:
+        if not self.stores:
+            raise ValueError("an ensemble needs at least one logit store; found none")
+        if len(self.stores) != len(self.weights):
+            raise ValueError(f"one weight per store is needed; found {len(self.stores)} and {len(self.weights)}")
+        if self.mean not in get_args(MeanOf):
+            raise ValueError(f"the mean of an ensemble is of one of {list(get_args(MeanOf))}; found {self.mean!r}")
+        for store, weight in zip(self.stores, self.weights, strict=True):
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(
+                    f"the weight of a logit store must be a positive number, or 0; found {weight} for {store.path}"
+                )
+        if not any(self.weights):
+            raise ValueError("every logit store has weight 0; at least one must take part")
+        for store in self.stores[1:]:
+            check_same_classes(self.stores[0].class_names, store.class_names, str(self.stores[0].path), str(store.path))
+
+    @classmethod
+    def open(cls, specs: Sequence[str | Path], mean: MeanOf = "logits") -> "LogitEnsemble":
+        """Stores given as ``path`` or ``path:weight``; the weight is 1 if not given.
+
+        ``a.h5+b.h5`` names two stores of one teacher over different clips, which count as one.
+        """
+        paths, weights = zip(*(parse_weighted_path(str(spec)) for spec in specs), strict=True) if specs else ((), ())
+        return cls(tuple(open_logits(path) for path in paths), weights, mean)
+
+    @property
+    def taking_part(self) -> tuple[LogitStore | JoinedLogits, ...]:
+        """The stores whose weight is not 0."""
+        return tuple(store for store, weight in zip(self.stores, self.weights, strict=True) if weight)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the C columns mean."""
+        return self.stores[0].class_names
+
+    def describe(self) -> list[dict[str, Any]]:
+        """For a run's provenance: each store's teacher, weight and fingerprint, and what the mean is of."""
+        return [
+            {"teacher": store.teacher, "weight": weight, "mean_of": self.mean, "fingerprint": store.fingerprint}
+            for store, weight in zip(self.stores, self.weights, strict=True)
+        ]
+
+    @property
+    def views(self) -> ViewConfig | None:
+        """How the views were made that all teachers heard; None if they heard the clips as they are.
+
+        Raises ValueError if they heard different ones.
+        """
+        first, *others = self.taking_part
+        for store in others:
+            if store.views != first.views:
+                raise ValueError(
+                    f"teachers heard different views: {first.path} has {first.views or 'none'}, "
+                    f"{store.path} has {store.views or 'none'}"
+                )
+        return first.views
+
+    def present(self, ids: Sequence[str]) -> np.ndarray:
+        """bool (k,): whether every store that takes part has the clip."""
+        return np.logical_and.reduce([store.rows(ids) >= 0 for store in self.taking_part])
+
+    def read(self, ids: Sequence[str], views: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Mean logits float32 (k, C), and bool (k,): whether every store that takes part has the clip.
+
+        ``views`` (k,) chooses a view of each clip; without it, logits are the mean over the views that a store has. Zeros
+        where a clip is missing: what to do about it is left to the caller.
+        """
+        stores, weights = self.taking_part, [weight for weight in self.weights if weight]
+        rows = [store.rows(ids) for store in stores]
+        present = np.logical_and.reduce([r >= 0 for r in rows])
+        views = None if views is None else np.asarray(views)[present]
+        logits = [store.read_rows(found[present], views) for store, found in zip(stores, rows, strict=True)]
+        mean = np.zeros((len(ids), len(self.class_names)), dtype=np.float32)
+        mean[present] = weighted_mean(logits, weights, self.mean)
+        return mean, present
+
+    def check_against(self, clip_store: AnyClips, rows: np.ndarray | None = None) -> np.ndarray:
+        """Checks that these logits belong to the clips in ``rows`` (default: all) of a clip store.
+
+        Returns bool (k,): True where a clip has no logits in at least one store that takes part; the caller decides
+        whether that is an error. Raises ValueError if the class lists differ, or if a clip's audio is not what the teacher
+        heard (told by its digest, where both stores have one); the message names the first such clip.
+        """
+        check_same_classes(clip_store.class_names, self.class_names, str(clip_store.path), str(self.stores[0].path))
+        rows = np.arange(len(clip_store)) if rows is None else np.asarray(rows, dtype=np.int64)
+        missing = np.zeros(len(rows), dtype=bool)
+        for start in range(0, len(rows), ROWS_PER_BLOCK):
+            part = rows[start : start + ROWS_PER_BLOCK]
+            ids = [clip_store.clip_id(int(row)) for row in part]
+            heard_now = clip_store.audio_digests(part)
+            for store in self.taking_part:
+                found = store.rows(ids)
+                missing[start : start + len(part)] |= found < 0
+                heard_then = store.audio_digests(np.maximum(found, 0))
+                known = (found >= 0) & heard_now.any(axis=1) & heard_then.any(axis=1)
+                other = np.flatnonzero(known & (heard_now != heard_then).any(axis=1))
+                if len(other):
+                    raise ValueError(
+                        f"clip {ids[other[0]]!r} has other audio in {clip_store.path} than the teacher heard for "
+                        f"{store.path}; run the teacher again over this clip store"
+                    )
+        return missing
+
+
+def open_logits(path: Path) -> LogitStore | JoinedLogits:
+    """The store at ``path``; for ``a.h5+b.h5``, unless there is a file of that name, the stores ``a.h5`` and ``b.h5`` as one."""
+    parts = str(path).split("+")
+    if len(parts) == 1 or path.exists():
+        return LogitStore.open(path)
+    if not all(parts):
+        raise ValueError(f"stores of one teacher are joined as A.h5+B.h5; found {str(path)!r}")
+    return JoinedLogits([LogitStore.open(part) for part in parts])
+
+
+def weighted_mean(logits: Sequence[np.ndarray], weights: Sequence[float], mean: MeanOf) -> np.ndarray:
+    """One array of logits for several of the same shape, float32.
+
+    The mean of logits is the geometric mean of the odds. The mean of probabilities is given as its logit, so that whoever
+    reads it need not know which of the two it was. In it a teacher that is sure of a class counts for more than one that is
+    sure against it: a probability of 10^-6 pulls a mean down hardly further than one of 10^-3. Logits beyond ±700 count as
+    ±700 there, where float64 ends.
+    """
+    shares = np.asarray(weights, dtype=np.float64) / np.sum(weights)
+    if mean == "logits" or len(logits) == 1:
+        result = np.zeros(logits[0].shape, dtype=np.float32)
+        for share, values in zip(shares, logits, strict=True):
+            result += np.float32(share) * values
+        return result
+    # Both the mean of σ(z) and that of 1 - σ(z) = σ(-z): neither rounds to 1, so the logit stays finite and precise.
+    yes, no = np.zeros((2, *logits[0].shape))
+    for share, values in zip(shares, logits, strict=True):
+        values = np.clip(values, -700, 700, dtype=np.float64)
+        yes += share * expit(values)
+        no += share * expit(-values)
+    return (np.log(yes) - np.log(no)).astype(np.float32)
+
+
+def parse_weighted_path(spec: str) -> tuple[Path, float]:
+    """``"path"`` or ``"path:weight"`` as (path, weight); a path that exists as written has weight 1."""
+    head, separator, tail = spec.rpartition(":")
+    if not separator or Path(spec).exists():
+        return Path(spec), 1.0
+    try:
+        return Path(head), float(tail)
+    except ValueError:
+        if Path(head).exists():
+            raise ValueError(f"the weight after the colon in {spec!r} must be a number; found {tail!r}") from None
+        return Path(spec), 1.0

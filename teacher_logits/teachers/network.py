@@ -1,0 +1,69 @@
+"""A student (a PaSST is one, too) as a teacher: from a run folder or from bare weights."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from students import create_student, list_students, load_weights
+from students.catalog import list_families
+from students.frontend import LogMel, LogMelConfig
+from students.interface import Student
+from students.weights import load_student, student_from_weights
+from teacher_logits.teachers.base import DEFAULT_CLIP_SECONDS, Teacher
+
+
+class StudentTeacher(Teacher):
+    """A student with weights, in evaluation mode, as a teacher."""
+
+    def __init__(
+        self,
+        name: str,
+        class_names: Sequence[str],
+        student: Student,
+        frontend: LogMelConfig,
+        clip_seconds: float = DEFAULT_CLIP_SECONDS,
+    ) -> None:
+        super().__init__(
+            name,
+            class_names,
+            sample_rate_hz=frontend.sample_rate_hz,
+            clip_seconds=clip_seconds,
+            frontend=frontend.to_dict(),
+            architecture=dataclasses.asdict(student.config),
+        )
+        self.log_mel = LogMel(frontend)
+        self.student = student
+        self.eval()
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """(batch, samples) -> (batch, classes)"""
+        return self.logits_of_mel(self.log_mel(waveform))
+
+    def logits_of_mel(self, mel: Tensor) -> Tensor:
+        """(batch, 1, bands, frames) -> (batch, classes)"""
+        return self.student(mel).logits
+
+
+def teacher_from_run(folder: Path) -> Teacher:
+    """The student of a run folder. Raises ValueError if there is none, or if weights and card do not belong together."""
+    student, card = load_student(folder)
+    clip_seconds = card.provenance.get("clip_seconds", DEFAULT_CLIP_SECONDS)
+    return StudentTeacher(folder.resolve().name, card.class_names, student, card.frontend, clip_seconds)
+
+
+def teacher_from_weights(spec: str, class_names: Sequence[str] | None) -> Teacher:
+    """``NAME@WEIGHTS``: a student with weights from a file, or FAMILY@WEIGHTS, whose size the weights tell."""
+    student_name, _, weights = spec.partition("@")
+    if class_names is None:
+        raise ValueError(f"the weights of teacher {spec!r} carry no class names; give them with --class-names FILE")
+    if student_name in list_families() and student_name not in list_students():
+        student = student_from_weights(student_name, weights)
+        if student.num_classes != len(class_names):
+            raise ValueError(f"{weights} has {student.num_classes} classes; {len(class_names)} class names were given")
+    else:
+        student = create_student(student_name, len(class_names))
+        load_weights(student, weights)
+    clip_seconds = student.clip_seconds or DEFAULT_CLIP_SECONDS
+    return StudentTeacher(Path(weights).stem, class_names, student, LogMelConfig(), clip_seconds)
