@@ -121,7 +121,7 @@ def finetune_arguments(folder: Path, out: Path, processes: int, epochs: int) -> 
 
 def finetune_result(out: Path) -> dict[str, str]:
     runs = [out / f"seed{seed}" / f"fold{fold}" for seed in (0, 1) for fold in (1, 2)]
-    files = [*out.glob("cache/*.pcm"), *out.glob("cache/*.npy"), *out.glob("probe/fold?/*")]
+    files = [*out.glob("cache/*.h5"), *out.glob("probe/fold?/*")]
     names = ("student", "best", "metrics", "predictions", "validation_predictions", "result")
     for run in runs:
         files += [path for path in run.iterdir() if path.stem in names and path.name != "student.json"]

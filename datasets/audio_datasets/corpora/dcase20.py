@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 
 from audio_datasets.system.tables import read_csv_rows
 from audio_datasets.tasks.listing import AudioFolder, Clip, Listing
-from audio_datasets.tasks.task import Settings, Task
+from audio_datasets.tasks.task import Task
 
 
 def read(folder: Path) -> Listing:
@@ -57,7 +57,6 @@ DCASE20 = Task(
     licence="Tampere University's own: free for scientific, non-commercial use",
     layout="a folder with meta.csv, evaluation_setup/fold1_{train,evaluate}.csv (separated by tabs) and audio/*.wav",
     read=read,
-    settings={"mn": Settings(8e-4, 64), "dymn": Settings(3e-4, 32)},
     exclusive=True,
     clip_seconds=10.0,
     metric="macro_accuracy",

@@ -5,7 +5,7 @@ from pathlib import Path
 from audio_datasets.audio.codec import AUDIO_SUFFIXES
 from audio_datasets.system.tables import read_csv_rows, whole_number
 from audio_datasets.tasks.listing import Clip, Listing
-from audio_datasets.tasks.task import Settings, Task
+from audio_datasets.tasks.task import Task
 
 
 def read(folder: Path) -> Listing:
@@ -55,7 +55,6 @@ ESC50 = Task(
     licence="CC BY-NC 3.0 (its subset ESC-10: CC BY 3.0)",
     layout="a folder with meta/esc50.csv (filename, fold, target, category, src_file) and audio/*.wav (or another format)",
     read=read,
-    settings={"mn": Settings(6e-5, 128), "dymn": Settings(4e-5, 64)},
     exclusive=True,
     clip_seconds=5.0,
     metric="accuracy",

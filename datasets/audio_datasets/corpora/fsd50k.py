@@ -7,7 +7,7 @@ from pathlib import Path
 from audio_datasets.system.files import read_text
 from audio_datasets.system.tables import read_csv_rows
 from audio_datasets.tasks.listing import AudioFolder, Clip, Listing
-from audio_datasets.tasks.task import Settings, Task
+from audio_datasets.tasks.task import Task
 
 SPLITS = {"train": "train", "val": "valid"}
 
@@ -51,7 +51,6 @@ FSD50K = Task(
     licence="CC BY 4.0 (each clip has a Creative Commons licence of its own)",
     layout="a folder with FSD50K.ground_truth/{dev,eval,vocabulary}.csv, FSD50K.dev_audio/ and FSD50K.eval_audio/",
     read=read,
-    settings={"mn": Settings(7e-5, 64), "dymn": Settings(4e-5, 32)},
     exclusive=False,
     clip_seconds=10.0,
     metric="mAP",

@@ -6,10 +6,10 @@ A task is one file in ``audio_datasets.corpora``, or in a module of your own, wi
 Shapes: n clips, C classes, k rows asked for.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 
@@ -32,13 +32,6 @@ from audio_datasets.tasks.listing import (
 )
 
 MissingAudio = Literal["refuse", "leave-out"]
-
-
-class Settings(NamedTuple):
-    """What differs between tasks in the one recipe that they share."""
-
-    learning_rate: float
-    batch_size: int
 
 
 class ReadPart(Protocol):
@@ -64,10 +57,6 @@ class Task:
     """What the folder (or file) given by the user holds; shown when it does not."""
     read: Callable[[Path], Listing]
     """Reads that layout. Raises ValueError, saying what was expected where."""
-    settings: Mapping[str, Settings] = field(
-        default_factory=lambda: {"mn": Settings(1e-4, 16), "dymn": Settings(1e-4, 16)}
-    )
-    """Learning rate and batch size for pre-trained students of the families "mn" (also for all others) and "dymn"."""
     exclusive: bool | None = None
     """Whether the classes exclude each other, so that each clip has exactly one; None: decided from the data. Of no meaning where
     the reader gives groups of classes (``Listing.label_space``)."""
@@ -83,14 +72,6 @@ class Task:
     """What a corpus must be for fine-tuning besides; returns it with the splits called train, valid and test, or raises ValueError."""
     read_part: ReadPart | None = None
     """Reads with the audio in another folder and only some of the lists; None where the layout has no such thing."""
-
-    @property
-    def labels(self) -> Literal["one", "several"] | None:
-        return None if self.exclusive is None else "one" if self.exclusive else "several"
-
-    def settings_for(self, student: str) -> Settings:
-        """Published learning rate and batch size for a student of the catalog."""
-        return self.settings["dymn" if student.startswith("dymn") else "mn"]
 
     def read_checked(
         self, path: Path, *, allow_outside: bool = False, audio_root: Path | None = None, segments: Sequence[str] = ()

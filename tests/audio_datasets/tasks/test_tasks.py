@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from audio_datasets.stores.pcm_cache import CachedClips, fill_cache
 from audio_datasets.tasks.catalog import get_task, list_tasks
 from audio_datasets.tasks.listing import Clip
 from audio_datasets.tasks.task import MissingAudio, TaskClips, read_task
@@ -177,26 +176,6 @@ def test_ids_that_repeat_are_refused(tmp_path: Path) -> None:
     clip = Clip("a", tmp_path / "a.wav", ("dog",))
     with pytest.raises(ValueError, match=r"more than once: 'a'"):
         TaskClips(tmp_path, ("dog",), [clip, clip])
-
-
-def test_a_cache_gives_the_same_sound_to_16_bits(make_task_folder: Callable[..., Path], tmp_path: Path) -> None:
-    clips = read("folder", make_task_folder("folder"))
-    with pytest.raises(ValueError, match="no cache"):
-        CachedClips(clips, tmp_path / "cache", 16000)
-    fill_cache(clips, tmp_path / "cache", 16000)
-    cached = pickle.loads(pickle.dumps(CachedClips(clips, tmp_path / "cache", 16000)))
-    for row in range(len(clips)):
-        for part in ({}, {"start_seconds": 0.1, "seconds": 0.2}, {"start_seconds": 0.2, "seconds": 9.0}):
-            np.testing.assert_allclose(
-                cached.waveform(row, 16000, **part), clips.waveform(row, 16000, **part), atol=1e-4
-            )
-        assert cached.duration_seconds(row) == pytest.approx(clips.duration_seconds(row), abs=1e-3)
-    np.testing.assert_array_equal(cached.targets([0, 9]), clips.targets([0, 9]))
-    with pytest.raises(ValueError, match="16000 Hz; 32000 Hz"):
-        cached.waveform(0, 32000)
-    files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
-    fill_cache(clips, tmp_path / "cache", 16000)
-    assert files == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
 
 
 def test_a_list_names_no_files_outside_of_its_folder(make_task_folder: Callable[..., Path]) -> None:
