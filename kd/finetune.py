@@ -41,7 +41,7 @@ def configure(arguments: Sequence[str]) -> FinetuneConfig:
     task = get_task(given.task)
     trained: dict[str, Any] = {}
     if given.init is not None:
-        start, card = start_from_run(given.init)
+        start, card = start_from_run(given.init, allow=() if given.student is None else (given.student,))
         trained = {"student": start.name, "frontend": card.frontend, "init": given.init}
     names = ("student", "weights", "recipe", "views", "epochs")
     settings = {name: value for name in names if (value := getattr(given, name)) is not None}

@@ -115,7 +115,7 @@ def profile_students(config: ProfileConfig) -> list[StudentCost]:
     builders = [student_builder(name, config) for name in names]  # a wrong name or option shows before anything is run
     costs = []
     for name, build in zip(names, progress(builders, desc="profile", leave=False), strict=True):
-        costs.append(student_cost(name, *build(), config))
+        costs.append(measured_cost(name, *build(), config))
     print(description(costs, config))
     print(table(costs))
     if config.chart is not None:
@@ -160,7 +160,7 @@ def student_builder(name: str, config: ProfileConfig) -> Callable[[], tuple[Stud
     return lambda: (create_student(name, config.num_classes, **options), config.frontend)
 
 
-def student_cost(name: str, student: Student, frontend: LogMelConfig, config: ProfileConfig) -> StudentCost:
+def measured_cost(name: str, student: Student, frontend: LogMelConfig, config: ProfileConfig) -> StudentCost:
     """Everything in a line of the table; the time is measured on ``config.device``."""
     student.eval()
     frames = frontend.frames(round(config.clip_seconds * frontend.sample_rate_hz))

@@ -1,4 +1,7 @@
-"""The students by name. Each file in ``students.families`` registers the names of its own family."""
+"""The students by name. Each file in ``students.families`` registers the names of its own family.
+
+A student from outside this package is named ``module:Class`` (see ``students.outside``) and can be used like the others.
+"""
 
 import dataclasses
 import functools
@@ -8,9 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from students import families
+import students.families as families
 from students.frontend import LogMelConfig
 from students.interface import Student, StudentConfig
+from students.outside import is_outside, outside_family
 
 
 @dataclass(frozen=True)
@@ -65,14 +69,18 @@ def _registered() -> dict[str, Variant]:
 
 
 def _variant(name: str) -> Variant:
+    """What a name of the catalog, or ``module:Class``, stands for."""
+    if is_outside(name):
+        family = outside_family(name)
+        return Variant(name, family, family.Options(), family, place=0)
     known = _registered()
     if name not in known:
-        raise ValueError(f"unknown student {name!r}; choices: {', '.join(known)}")
+        raise ValueError(f"unknown student {name!r}; choices: {', '.join(known)}, or module:Class")
     return known[name]
 
 
 def list_students() -> list[str]:
-    """The names that ``create_student`` knows."""
+    """The names in the catalog."""
     return list(_registered())
 
 
@@ -112,6 +120,7 @@ def pretraining_learning_rate(name: str, **options: Any) -> float | None:
 def create_student(name: str, num_classes: int, **options: Any) -> Student:
     """A freshly initialised student: mel (batch, 1, n_mels, frames) -> StudentOutput(logits, embedding).
 
+    ``name`` is one of ``list_students()``, or ``module:Class`` for a student from elsewhere, whose module is imported.
     ``options`` are the family's options by keyword (see ``default_options`` and, for MN, ``students.families.mn.MNOptions``).
     ``student.config`` holds all that is needed to build it again. Weights are drawn from torch's default generator.
 

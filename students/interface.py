@@ -44,16 +44,21 @@ class FineTuning(NamedTuple):
     batch_size: int
 
 
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a family that has none."""
+
+
 class Student(nn.Module):
     """Base of all students: mel (B, 1, n_mels, frames) -> StudentOutput.
 
     A subclass is a family: it takes the number of classes and its options (``Options``), and says here what is known of it.
-    A family needs ``Options``, ``forward``, a ``classifier`` and ``output_biases``; everything else has a default.
+    A family needs ``forward``, a ``classifier`` and ``output_biases``; everything else has a default.
 
     ``create_student`` sets ``config``; a student built by hand has none and can be neither saved nor matched to weights.
     """
 
-    Options: ClassVar[type]
+    Options: ClassVar[type] = NoOptions
     """The family's options: a frozen dataclass with defaults, which raises ValueError for a value that is not allowed."""
     fine_tuning: ClassVar[Mapping[str, FineTuning]] = {}
     """Published learning rate and batch size for trained students, by the name of the task."""
@@ -142,8 +147,11 @@ class Student(nn.Module):
         self.output_biases().copy_(torch.logit(frequencies.clamp(1e-3, 1.0 - 1e-3)))
 
     def feature_maps(self, mel: Tensor) -> list[Tensor]:
-        """The map (B, C, F, T) after every stage, in order; the last one is what ``classifier`` takes."""
-        raise NotImplementedError
+        """The map (B, C, F, T) after every stage, in order; the last one is what ``classifier`` takes.
+
+        Raises ValueError for a student that gives no maps.
+        """
+        raise ValueError(f"{type(self).__name__} gives no feature maps, and so no logits of single frames")
 
     def frame_logits(self, mel: Tensor) -> Tensor:
         """Logits of every time position on its own, (B, K, T): the last map, column by column, through the classifier.

@@ -1,19 +1,16 @@
 """What a student costs: parameters, multiply-accumulates and memory for an input size, without running it."""
 
 import copy
-import math
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
-from students.families.dymn import DynamicConv, SequenceConv
 from students.interface import Student
 
 
@@ -24,22 +21,10 @@ class StudentProfile:
     parameters: int
     """Trained numbers; the running statistics of batch norms are not among them."""
     macs: int
-    """Multiply-accumulates of convolutions, linear layers and a transformer's attention, as the field counts them: biases,
-    norms, activations and pooling are left out."""
+    """Multiply-accumulates of convolutions and matrix products, as the field counts them: biases, norms, activations and
+    pooling are left out. A dynamic convolution is one convolution with the mixed kernel, and the mixing of its kernels."""
     activation_bytes: int
     """Most memory that inputs, outputs and intermediate maps occupy at the same time in inference, in float32."""
-
-
-# A layer that computes in its own way (such as a dynamic convolution) adds its type and its count here.
-MAC_COUNTERS: dict[type[nn.Module], Callable[[Any, Tensor], int]] = {
-    nn.Conv2d: lambda layer, output: output.numel() * layer.weight[0].numel(),
-    SequenceConv: lambda layer, output: output.numel() * layer.in_channels,
-    nn.Linear: lambda layer, output: output.numel() * layer.in_features,
-    # One convolution with the mixed kernel, and for each clip the mixing, which is a product of all kernels' numbers.
-    DynamicConv: lambda layer, output: (
-        output.numel() * math.prod(layer.kernel_shape[1:]) + len(output) * layer.weight.numel()
-    ),
-}
 
 
 def profile_student(student: Student, n_mels: int = 128, frames: int = 1000, channels: int = 1) -> StudentProfile:
@@ -51,27 +36,14 @@ def profile_student(student: Student, n_mels: int = 128, frames: int = 1000, cha
     mel = torch.empty(1, channels, n_mels, frames, device="meta")
     with (
         torch.inference_mode(),
-        _counted_macs(copied) as macs,
-        _PeakMemory(ignored=copied.state_dict().values()) as memory,
+        FlopCounterMode(display=False) as counter,
+        _PeakMemory(
+            ignored=copied.state_dict().values()
+        ) as memory,  # innermost: sees operations before they are split up
     ):
         copied(mel.clone())  # a clone, so that the input is seen as it comes into being
-    return StudentProfile(sum(p.numel() for p in student.parameters()), sum(macs), memory.peak_bytes)
-
-
-@contextmanager
-def _counted_macs(module: nn.Module) -> Iterator[list[int]]:
-    """Yields a list that receives the multiply-accumulates of every counted layer that runs."""
-    macs: list[int] = []
-
-    def count(layer: nn.Module, _: Any, output: Tensor) -> None:
-        macs.append(MAC_COUNTERS[type(layer)](layer, output))
-
-    hooks = [layer.register_forward_hook(count) for layer in module.modules() if type(layer) in MAC_COUNTERS]
-    try:
-        yield macs
-    finally:
-        for hook in hooks:
-            hook.remove()
+    macs = counter.get_total_flops() // 2  # it counts a multiplication and an addition as two
+    return StudentProfile(sum(p.numel() for p in student.parameters()), macs, memory.peak_bytes)
 
 
 class _PeakMemory(TorchDispatchMode):

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from students.catalog import create_student, family_of, list_families, list_students
 from students.frontend import LogMelConfig
 from students.interface import StateDict, Student, StudentConfig
+from students.outside import check_allowed
 
 FORMAT = "kd-student"
 FORMAT_VERSION = 1
@@ -289,18 +290,27 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
         aside.unlink(missing_ok=True)
 
 
-def read_card(folder: str | Path) -> StudentCard:
-    """A saved student's card without its weights. Raises ValueError if the folder holds no student."""
-    return _card(*_read_card_file(folder))
+def read_card(folder: str | Path, allow: Sequence[str] = ()) -> StudentCard:
+    """A saved student's card without its weights.
 
+    ``allow``: names of the form ``module:Class`` that the card may ask for (see ``students.outside``).
 
-def load_student(folder: str | Path) -> tuple[Student, StudentCard]:
-    """A saved student on the CPU in evaluation mode, and its card.
-
-    Raises ValueError if the folder holds no student, or if weights and card do not belong together.
+    Raises ValueError if the folder holds no student, or one from outside this package that is not allowed.
     """
     path, content = _read_card_file(folder)
-    card = _card(path, content)
+    return _card(path, content, allow)
+
+
+def load_student(folder: str | Path, allow: Sequence[str] = ()) -> tuple[Student, StudentCard]:
+    """A saved student on the CPU in evaluation mode, and its card.
+
+    ``allow``: names of the form ``module:Class`` that the card may ask for (see ``students.outside``).
+
+    Raises ValueError if the folder holds no student, one from outside this package that is not allowed, or if weights and
+    card do not belong together.
+    """
+    path, content = _read_card_file(folder)
+    card = _card(path, content, allow)
     weights = path.with_name(WEIGHTS_FILE)
     state = read_state_dict(weights)
     _refuse_other_shapes(outline(folder, card), state, str(weights))
@@ -341,7 +351,7 @@ def _read_card_file(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     return path, content
 
 
-def _card(path: Path, content: Mapping[str, Any]) -> StudentCard:
+def _card(path: Path, content: Mapping[str, Any], allow: Sequence[str]) -> StudentCard:
     try:
         config = StudentConfig(**content["student"])
         class_names = tuple(content["class_names"])
@@ -352,10 +362,13 @@ def _card(path: Path, content: Mapping[str, Any]) -> StudentCard:
             class_names
         ):
             raise TypeError("class names are unique text")
+        if not isinstance(config.name, str):
+            raise TypeError("the student's name is text")
     except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"{path} is incomplete or damaged: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    check_allowed(config.name, path, allow)
     bands = config.options.get("n_mels", card.frontend.n_mels)
     if bands != card.frontend.n_mels:
         raise ValueError(

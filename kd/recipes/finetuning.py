@@ -1,7 +1,7 @@
 """The recipes of fine-tuning: what a run is configured with unless the command line says otherwise.
 
-A recipe is a function from a configuration to a changed one. ``dymn`` is the one that all tasks share; they differ in
-learning rate and batch size, which are the task's own (``Task.settings``).
+A recipe is a function from a configuration to a changed one. ``dymn`` is the one that all tasks share; learning rate and
+batch size are those that the student's family was published with for the task (``Student.fine_tuning``).
 """
 
 from collections.abc import Callable
@@ -16,12 +16,17 @@ from kd.training.loop import LoopConfig
 from kd.training.optimization import OptimizerConfig
 from kd.training.schedule import ScheduleConfig
 from students.catalog import family_of
-from students.families.mergenet import mergenet_frontend
+from students.families.image_backbones import EfficientNet
+from students.families.mergenet import MergeNet, mergenet_frontend
+from students.families.mn import MN
 from students.frontend import LogMelConfig
+from students.interface import FineTuning
 
 EPOCHS = 80
-AS_MERGENET = ("mergenet", "efficientnet")
-"""Students that the MergeNet paper trains, on its front end."""
+AS_MERGENET = (MergeNet, EfficientNet)
+"""Families that the MergeNet paper trains, on its front end."""
+FOR_ANY_TASK = FineTuning(1e-4, 16)
+"""For a task that MN was not published with: what is used for one's own sounds."""
 SCRATCH_LEARNING_RATE = 1e-3
 """Peak learning rate of a student without trained weights: the published ones are for pre-trained students."""
 
@@ -32,7 +37,7 @@ def dymn(config: FinetuneConfig, task: Task, epochs: int | None) -> FinetuneConf
     The phases of the learning rate are 10, 65 and 5 of 80 epochs; a run of another length has the same shares.
     """
     epochs = epochs or EPOCHS
-    published = task.settings_for(config.student)
+    published = family_of(config.student).fine_tuning.get(task.name) or as_mn(task)
     learning_rate = published.learning_rate if config.is_pretrained else SCRATCH_LEARNING_RATE
     return replace(
         config,
@@ -40,6 +45,26 @@ def dymn(config: FinetuneConfig, task: Task, epochs: int | None) -> FinetuneConf
         optimizer=OptimizerConfig(learning_rate=learning_rate),
         schedule=shared_schedule(epochs),
     )
+
+
+def as_mn(task: Task) -> FineTuning:
+    """Learning rate and batch size for a student whose family has none for the task."""
+    return MN.fine_tuning.get(task.name, FOR_ANY_TASK)
+
+
+def unpublished_settings(config: FinetuneConfig, task: Task) -> list[str]:
+    """Says, of settings that were neither given nor published for the student and the task, what is used in their place."""
+    if config.recipe != "dymn" or task.name in family_of(config.student).fine_tuning:
+        return []
+    used = {"batch size": (config.loop.batch_size, as_mn(task).batch_size)}
+    if config.is_pretrained:
+        used["learning rate"] = (config.optimizer.learning_rate, as_mn(task).learning_rate)
+    why = "as for MN" if task.name in MN.fine_tuning else "as for your own sounds"
+    return [
+        f"no {what} is known for {config.student} on {task.name}: using {value:g}, {why}"
+        for what, (value, default) in used.items()
+        if value == default
+    ]
 
 
 def mergenet(config: FinetuneConfig, task: Task, epochs: int | None) -> FinetuneConfig:
@@ -51,7 +76,7 @@ def mergenet(config: FinetuneConfig, task: Task, epochs: int | None) -> Finetune
     """
     several = task.labels == "several"
     # Weights of another student were not trained to hear what MergeNet hears.
-    own_ears = config.init is not None or (config.weights is not None and not config.student.startswith(AS_MERGENET))
+    own_ears = config.init is not None or (config.weights is not None and family_of(config.student) not in AS_MERGENET)
     epochs = epochs or (30 if several else 5 if config.is_pretrained else 10)
     return replace(
         config,

@@ -15,7 +15,7 @@ from kd.objectives.settings import DistillationConfig
 from kd.training.loop import LoopConfig
 from kd.training.optimization import OptimizerConfig
 from kd.training.schedule import ScheduleConfig
-from students.catalog import default_options, list_students
+from students.catalog import default_options, list_students, pretraining_learning_rate
 from students.frontend import LogMelConfig
 
 
@@ -47,13 +47,17 @@ GLOBAL_BATCH = 120
 def offline_distillation(student: str) -> Recipe:
     """What MN and DyMN have in common: DyMN paper (Schmid et al., 2023), Sections IV-A and IV-B.
 
+    The peak learning rate is the one that the student's family was published with.
+
     The schedule's phases are left to ``ScheduleConfig``, whose shares are the paper's 8, 80 and 95 of 200 epochs, so that they
     scale with ``--epochs``; so does the annealing of DyMN's temperature, 30 to 1 over the first 30 of 200.
     """
+    learning_rate = pretraining_learning_rate(student)
+    assert learning_rate is not None, f"no learning rate is known for {student}"
     return Recipe(
         student=student,
         loop=LoopConfig(epochs=200, batch_size=GLOBAL_BATCH),
-        optimizer=OptimizerConfig(optimizer="adam", weight_decay=0.0),
+        optimizer=OptimizerConfig(optimizer="adam", learning_rate=learning_rate, weight_decay=0.0),
         schedule=ScheduleConfig(last_factor=0.01),
         distillation=DistillationConfig(label_weight=0.1, teacher_temperature=1.0),
         sampling=SamplingConfig(sampler="label-frequency", clips_per_epoch=100_000),
@@ -62,7 +66,7 @@ def offline_distillation(student: str) -> Recipe:
 
 
 def mn(width: float) -> Recipe:
-    """MN of any width from 0.1 to 4 (Schmid et al., "Efficient large-scale audio tagging …", 2023): peak learning rate 8e-4.
+    """MN of any width from 0.1 to 4 (Schmid et al., "Efficient large-scale audio tagging …", 2023).
 
     The paper begins with ImageNet weights. There are such for width 1 alone, which takes them; other widths begin at random.
     """
@@ -73,32 +77,27 @@ def mn(width: float) -> Recipe:
         recipe = offline_distillation(name)
     else:
         recipe = replace(offline_distillation("mn10"), student_options=(f"width={width:g}",))
-    return replace(
-        recipe,
-        weights="imagenet" if width == 1.0 else None,
-        optimizer=replace(recipe.optimizer, learning_rate=8e-4),
-    )
+    return replace(recipe, weights="imagenet" if width == 1.0 else None)
 
 
-DYMN_LEARNING_RATES = {"s": 2e-3, "m": 1e-3, "l": 5e-4}
+DYMN_SIZES = ("s", "m", "l")
 
 
 def dymn(size: Literal["s", "m", "l"]) -> Recipe:
-    """DyMN-S, -M or -L with its peak learning rate (DyMN paper, Section IV-A).
+    """DyMN-S, -M or -L (DyMN paper, Section IV-A).
 
     The paper begins with ImageNet weights of its authors' making. We have none: students begin at random.
     """
-    if size not in DYMN_LEARNING_RATES:
-        raise ValueError(f"sizes are {list(DYMN_LEARNING_RATES)}; found {size!r}")
-    recipe = offline_distillation(f"dymn_{size}")
-    return replace(recipe, optimizer=replace(recipe.optimizer, learning_rate=DYMN_LEARNING_RATES[size]))
+    if size not in DYMN_SIZES:
+        raise ValueError(f"sizes are {list(DYMN_SIZES)}; found {size!r}")
+    return offline_distillation(f"dymn_{size}")
 
 
 RecipeName = Literal["mn01", "mn02", "mn04", "mn05", "mn10", "mn20", "mn30", "mn40", "dymn_s", "dymn_m", "dymn_l"]
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     **{name: partial(mn, int(name.removeprefix("mn")) / 10) for name in get_args(RecipeName) if name.startswith("mn")},
-    **{f"dymn_{size}": partial(dymn, size) for size in DYMN_LEARNING_RATES},
+    **{f"dymn_{size}": partial(dymn, size) for size in DYMN_SIZES},
 }
 
 

@@ -10,6 +10,7 @@ from audio_datasets.system.stop_signals import Stopped, StopSignals
 from audio_datasets.tasks.catalog import get_task
 from audio_datasets.tasks.task import TaskClips, read_task
 from kd.data.splits import partitions
+from kd.recipes.finetuning import unpublished_settings
 from kd.stages.build_run import open_teachers
 from kd.stages.cross_validation import CrossValidation
 from kd.stages.finetuning_config import ASKS_FOR, CHANGES_NOTHING, FinetuneConfig, decided_by_data
@@ -47,6 +48,7 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
     every_part, _ = partitions(clips, test_share=config.test_share, valid_share=config.valid_share)
     runs = CrossValidation(config, task, clips, parts, open_teachers(config), accelerator, StopSignals())
     loss = config.loss.loss or "cross-entropy or bce, by group"
+    notes = (*notes, *unpublished_settings(config, task))
     for note in (*notes, told, f"{len(clips)} clips, {config.clip_seconds:g} s each, loss {loss}"):
         accelerator.print(note)
     if not config.is_pretrained:

@@ -32,9 +32,14 @@ class Start:
     """The classes of the weights' last layer, where they are known."""
 
 
-def start_from_run(folder: Path) -> tuple[Start, StudentCard]:
-    """The trained student of a run folder as a start, and its card. ValueError if the folder holds none."""
-    card = read_card(folder)
+def start_from_run(folder: Path, allow: Sequence[str] = ()) -> tuple[Start, StudentCard]:
+    """The trained student of a run folder as a start, and its card.
+
+    ``allow``: names of the form ``module:Class`` that the card may ask for.
+
+    Raises ValueError if the folder holds no student, or one that is not allowed.
+    """
+    card = read_card(folder, allow)
     weights = str(folder / WEIGHTS_FILE)
     return Start(card.config.name, dict(card.config.options), weights, card.class_names), card
 

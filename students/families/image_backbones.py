@@ -18,7 +18,6 @@ from students.interface import StateDict, Student, StudentOutput, checked_mel
 from students.layers.convolutions import initialize_weights
 from students.layers.folding import folded_convolution
 from students.layers.keyed import KeyedDropout
-from students.profile import MAC_COUNTERS
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,10 @@ class EfficientNet(Student):
     def __init__(self, architecture: str, num_classes: int, options: EfficientNetOptions) -> None:
         """``architecture``: timm's name of the network, whose pretrained weights fit it."""
         import timm  # here, since it takes longer to import than all else, and most students do without
-        from timm.layers import Conv2dSame
 
         network = timm.create_model(architecture, in_chans=1)
         super().__init__(num_classes, embedding_dim=network.num_features)
         self.imagenet_architecture = architecture
-        MAC_COUNTERS[Conv2dSame] = MAC_COUNTERS[nn.Conv2d]  # a convolution that pads as TensorFlow does
         layers = ("conv_stem", "bn1", "blocks", "conv_head", "bn2")
         self.features = nn.Sequential(OrderedDict((name, getattr(network, name)) for name in layers))
         self.classifier = nn.Sequential(

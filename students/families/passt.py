@@ -19,7 +19,6 @@ from students.catalog import register
 from students.frontend import LogMelConfig
 from students.interface import StateDict, Student, StudentConfig, StudentOutput, checked_mel
 from students.layers.keyed import KeyedModule
-from students.profile import MAC_COUNTERS
 
 PATCH = 16
 """Bands, and frames, that a patch covers."""
@@ -170,12 +169,9 @@ class Passt(Student):
     Options = PasstOptions
 
     def __init__(self, num_classes: int, options: PasstOptions) -> None:
-        from timm.layers import Attention  # here, since timm takes longer to import than all else
         from timm.models.vision_transformer import Block
 
         super().__init__(num_classes, embedding_dim=options.width)
-        # Per block, each query meets each key, and each of the weights that come of it a value: 2 N² E.
-        MAC_COUNTERS[Attention] = lambda layer, output: 2 * output.numel() * output.shape[1]
         width = options.width
         self.options = options
         self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(1, width, PATCH, options.stride)))
@@ -272,10 +268,6 @@ class Passt(Student):
     def output_biases(self) -> Tensor:
         """(K,)"""
         return self.head[-1].bias
-
-    def feature_maps(self, mel: Tensor) -> list[Tensor]:
-        """Raises ValueError: the head takes two tokens, not a map."""
-        raise ValueError("PaSST has no feature maps that its classifier takes, and so no logits of single frames")
 
 
 def window_starts(frames: int, options: PasstOptions) -> list[int]:
