@@ -13,9 +13,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from kd.data.finetune_data import EvaluationWindows
-from kd.objectives.finetune_objective import FinetuneObjective
-from kd.training.runlog import read_metrics
 from safetensors.torch import load_file
 
 from audio_datasets.audio.bad_clips import ClipList
@@ -24,10 +21,13 @@ from audio_datasets.system.locks import locked
 from audio_datasets.tasks.catalog import get_task
 from audio_datasets.tasks.task import TaskClips, read_task
 from kd.data.splits import partitions
+from kd.data.windows import EvaluationWindows
 from kd.evaluation import probe as probe_module
 from kd.finetune import configure, main
+from kd.objectives.distillation import DistillationObjective
 from kd.recipes.finetuning import unpublished_settings
 from kd.training.checkpoint import checkpoints
+from kd.training.metrics_log import read_metrics
 from students import create_student
 from students.families.dymn import DyMN
 from students.frontend import LogMelConfig
@@ -95,10 +95,10 @@ def test_folds_start_alike_and_test_on_other_recordings(
     starts = []
 
     def remember(*arguments: Any, **settings: Any) -> None:
-        student = arguments[1].student
+        student = arguments[1].learner.student
         starts.append({name: value.clone() for name, value in student.state_dict().items()})
 
-    monkeypatch.setattr("kd.training.finetune_job.fit", remember)
+    monkeypatch.setattr("kd.stages.build_run.fit", remember)
     data, out = make_task_folder("esc50"), tmp_path / "run"
     assert main(arguments("esc50", data, out)) == 0
     assert len(starts) == 3
@@ -415,9 +415,9 @@ def test_two_runs_do_not_write_into_one_folder(
 @pytest.mark.parametrize(
     ("number", "kind", "call", "told"),
     [
-        (signal.SIGTERM, FinetuneObjective, 2, "fold1 is saved at step 2"),
+        (signal.SIGTERM, DistillationObjective, 2, "fold1 is saved at step 2"),
         (signal.SIGUSR1, EvaluationWindows, 6, "fold1 is saved at step 6"),  # in the test of fold 1
-        (signal.SIGTERM, FinetuneObjective, 7, "fold2 is saved at step 1"),
+        (signal.SIGTERM, DistillationObjective, 7, "fold2 is saved at step 1"),
         (signal.SIGUSR1, EvaluationWindows, 1, "came in the linear probe"),
     ],
 )
@@ -434,7 +434,7 @@ def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(
     data = make_task_folder("esc50")
     options = ["--fold", "1", "2", "--batch-size", "4", "--log-every-steps", "1"]
     options += ["--probe"] if "probe" in told else []
-    method = "__call__" if kind is FinetuneObjective else "__getitem__"
+    method = "forward" if kind is DistillationObjective else "__getitem__"
     original, calls = getattr(kind, method), []
 
     def signalled(*inputs: object) -> object:

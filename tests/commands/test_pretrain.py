@@ -18,7 +18,7 @@ from audio_datasets.stores.clip_store import ClipRecord, ClipStore, write_clip_s
 from kd.evaluate import EvaluateConfig, evaluate
 from kd.pretrain import main
 from kd.training.checkpoint import checkpoints
-from kd.training.runlog import read_metrics
+from kd.training.metrics_log import read_metrics
 from students.families.dymn import DyMN
 from students.weights import load_student
 from teacher_logits.compact import write_compact
