@@ -187,7 +187,8 @@ def test_labels_and_teachers_share_the_loss_of_every_group(space: LabelSpace) ->
     logits, teacher = draws(CLIPS, classes), draws(CLIPS, classes, seed=3)
     has_teacher = torch.tensor([True] * 5 + [False] * 3)
     found = objective(space)(
-        lambda mel: StudentOutput(logits, logits[:, :2]), batch(targets, teacher_logits=teacher, has_teacher=has_teacher)
+        lambda mel: StudentOutput(logits, logits[:, :2]),
+        batch(targets, teacher_logits=teacher, has_teacher=has_teacher),
     )
     labels, taught = [], []
     for group, columns in space.parts():
@@ -219,7 +220,9 @@ def test_mixup_mixes_every_groups_labels_and_teachers() -> None:
 
     def loss_against(values: Tensor) -> Tensor:
         """Cross entropy is linear in its target, so the loss of a mixture is the mixture of the losses."""
-        parts = [F.cross_entropy(logits[:, part], values[:, part], reduction="none") for part in (slice(3), slice(3, 7))]
+        parts = [
+            F.cross_entropy(logits[:, part], values[:, part], reduction="none") for part in (slice(3), slice(3, 7))
+        ]
         return sum(parts) / 2
 
     for name, values in (("label_loss", VERBS_AND_NOUNS), ("distillation_loss", soft)):
