@@ -12,9 +12,12 @@ import torch
 from audio_datasets.audio.augment import AugmentConfig
 from audio_datasets.audio.bad_clips import ClipList
 from audio_datasets.pack import main as pack
-from audio_datasets.stores.clip_store import ClipRecord, ClipStore, write_clip_store
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
+from kd.data.examples import TrainingExamples
+from kd.data.replacements import Replacements
 from kd.data.sampling import ClipRequest
-from kd.data.training_data import Replacements, TrainingClips
+from kd.data.windows import Window
 from kd.evaluate import main as evaluate
 from kd.inspect_student import main as inspect
 from kd.pretrain import main as pretrain
@@ -203,11 +206,11 @@ def test_training_draws_other_clips_in_their_place(
 def test_the_clip_drawn_in_place_of_another_brings_its_own_labels(store: Path, tmp_path: Path) -> None:
     clips = ClipStore.open(store)
     rows = np.arange(len(clips))
-    dataset = TrainingClips(
+    dataset = TrainingExamples(
         clips,
-        None,
+        rows,
+        Window(32000, 0.5),
         frontend=LogMelConfig(),
-        clip_seconds=0.5,
         augment=AugmentConfig(),
         seed=3,
         replacements=Replacements(rows, ClipList(tmp_path / "skipped.txt")),

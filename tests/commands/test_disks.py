@@ -17,7 +17,7 @@ from audio_datasets.audio.codec import encode
 from audio_datasets.system.disk_space import readable_bytes, require_space
 from kd import finetune as finetuning
 from kd import pretrain as pretraining
-from kd.training import building
+from kd.training import checkpoint
 from kd.training.checkpoint import checkpoints, load_checkpoint
 from students import create_student
 from students.frontend import LogMelConfig
@@ -70,7 +70,7 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path,
 @pytest.fixture
 def no_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Room that is there when a command begins and is taken by others later."""
-    for module in (packing, precompute, building):
+    for module in (packing, precompute, checkpoint):
         monkeypatch.setattr(module, "require_space", lambda *_: None)
 
 
@@ -198,7 +198,7 @@ def test_room_is_asked_for_before_a_long_write(
         asked[what] = needed_bytes
         require_space(folder, needed_bytes + 10**18, what)
 
-    for module in (packing, precompute, building):
+    for module in (packing, precompute, checkpoint):
         monkeypatch.setattr(module, "require_space", too_little)
     sound = tmp_path / "sounds" / "dog" / "a.wav"
     sound.parent.mkdir(parents=True)

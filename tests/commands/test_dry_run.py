@@ -5,9 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from timm.utils import ModelEmaV3
+from torch import nn
 
 from kd.pretrain import main
-from kd.training.dry_run import MeasuredSteps, checkpoint_bytes
+from kd.stages.dry_run import MeasuredSteps
+from kd.training.checkpoint import checkpoint_bytes
+from kd.training.learner import Learner
+from kd.training.optimization import OptimizerConfig, create_optimizer
+from kd.training.state import TrainState
 from students import create_student
 
 
@@ -47,7 +53,9 @@ def test_the_size_of_a_checkpoint_is_what_a_run_writes(tiny_store: Path, tmp_pat
     folder = next((tmp_path / "run" / "checkpoints").iterdir())
     written = sum(file.stat().st_size for file in folder.iterdir())
     student = create_student("mn01", 3)
-    numbers = checkpoint_bytes(student, keeps_average=True)
+    learner = Learner(student, nn.Module())
+    state = TrainState(learner, create_optimizer(OptimizerConfig(), student), ModelEmaV3(learner))
+    numbers = checkpoint_bytes(state)
     tensors = 2 * len(student.state_dict()) + 3 * len(list(student.parameters()))
     assert numbers <= written <= numbers + 1000 * tensors
 

@@ -13,9 +13,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from kd.data.finetune_data import EvaluationWindows
-from kd.objectives.finetune_objective import FinetuneObjective
-from kd.training.runlog import read_metrics
 from safetensors.torch import load_file
 
 from audio_datasets.audio.bad_clips import ClipList
@@ -24,9 +21,12 @@ from audio_datasets.system.locks import locked
 from audio_datasets.tasks.catalog import get_task
 from audio_datasets.tasks.task import TaskClips, read_task
 from kd.data.splits import partitions
+from kd.data.windows import EvaluationWindows
 from kd.evaluation import probe as probe_module
 from kd.finetune import configure, main
+from kd.objectives.distillation import DistillationObjective
 from kd.training.checkpoint import checkpoints
+from kd.training.metrics_log import read_metrics
 from students import create_student
 from students.families.dymn import DyMN
 from students.frontend import LogMelConfig
@@ -48,7 +48,15 @@ def results(out: Path) -> dict[str, Any]:
     return json.loads((out / "results.json").read_text())
 
 
-HEADLINES = {"esc50": "accuracy", "fsd50k": "mAP", "openmic": "mAP", "dcase20": "macro_accuracy", "folder": "accuracy"}
+HEADLINES = {
+    "audioset": "mAP",
+    "dcase20": "macro_accuracy",
+    "esc50": "accuracy",
+    "folder": "accuracy",
+    "fsd50k": "mAP",
+    "manifest": "mAP",
+    "openmic": "mAP",
+}
 
 
 @pytest.mark.parametrize("task", HEADLINES)
@@ -87,6 +95,32 @@ def test_every_task_trains_two_steps_and_evaluates(
         assert run["folder"] == "."
 
 
+OWN_TASK = """
+from dataclasses import replace
+from audio_datasets.tasks.catalog import get_task
+
+MINE = replace(get_task("folder"), name="mine", clip_seconds=0.3)
+"""
+
+
+def test_a_task_from_a_module_of_the_user(
+    make_task_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    data = make_task_folder("folder", clips=3)
+    (tmp_path / "tasks_of_mine.py").write_text(OWN_TASK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    command = ["--task", "tasks_of_mine:MINE", "--data", str(data), "--probe-only", "--workers", "0"]
+    assert main([*command, "--student", "mn01"]) == 0
+    assert "0.3 s each" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "mine" / "probe" / "results.json").exists()
+    assert main([*command[:1], "tasks_of_mine:YOURS", *command[2:]]) == 2
+    assert "YOURS must be a Task; tasks_of_mine has nothing of that name" in capsys.readouterr().err
+
+
 def test_folds_start_alike_and_test_on_other_recordings(
     make_task_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,10 +128,10 @@ def test_folds_start_alike_and_test_on_other_recordings(
     starts = []
 
     def remember(*arguments: Any, **settings: Any) -> None:
-        student = arguments[1].student
+        student = arguments[1].learner.student
         starts.append({name: value.clone() for name, value in student.state_dict().items()})
 
-    monkeypatch.setattr("kd.training.finetune_job.fit", remember)
+    monkeypatch.setattr("kd.stages.build_run.fit", remember)
     data, out = make_task_folder("esc50"), tmp_path / "run"
     assert main(arguments("esc50", data, out)) == 0
     assert len(starts) == 3
@@ -384,9 +418,9 @@ def test_two_runs_do_not_write_into_one_folder(
 @pytest.mark.parametrize(
     ("number", "kind", "call", "told"),
     [
-        (signal.SIGTERM, FinetuneObjective, 2, "fold1 is saved at step 2"),
+        (signal.SIGTERM, DistillationObjective, 2, "fold1 is saved at step 2"),
         (signal.SIGUSR1, EvaluationWindows, 6, "fold1 is saved at step 6"),  # in the test of fold 1
-        (signal.SIGTERM, FinetuneObjective, 7, "fold2 is saved at step 1"),
+        (signal.SIGTERM, DistillationObjective, 7, "fold2 is saved at step 1"),
         (signal.SIGUSR1, EvaluationWindows, 1, "came in the linear probe"),
     ],
 )
@@ -403,7 +437,7 @@ def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(
     data = make_task_folder("esc50")
     options = ["--fold", "1", "2", "--batch-size", "4", "--log-every-steps", "1"]
     options += ["--probe"] if "probe" in told else []
-    method = "__call__" if kind is FinetuneObjective else "__getitem__"
+    method = "forward" if kind is DistillationObjective else "__getitem__"
     original, calls = getattr(kind, method), []
 
     def signalled(*inputs: object) -> object:
@@ -473,7 +507,7 @@ def test_a_signal_before_training_begins(
     assert told in capsys.readouterr().err
     assert not (out / "run.lock").exists()
     assert not list(tmp_path.rglob("*.tmp"))
-    assert len(list(cache.glob("*"))) == (2 if module is probe_module else 0)
+    assert len(list(cache.glob("*"))) == (1 if module is probe_module else 0)
     assert main(command) == 0
     assert results(out / "probe")["headline"]["mean"] >= 0.0
 

@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kd.data.training_data import TrainingClips
 from torch.utils.data import DataLoader
 
 from audio_datasets.audio.augment import AugmentConfig
 from audio_datasets.audio.views import ViewConfig
 from audio_datasets.stores.clip_store import ClipStore
 from kd import pretrain
+from kd.data.examples import TrainingExamples
 from kd.data.sampling import EpochBatches, SamplingConfig
+from kd.data.windows import Window
 from students.frontend import LogMel, LogMelConfig, mask_stripes
 from teacher_logits import precompute
 from teacher_logits.precompute import TeachConfig, teach
@@ -77,11 +78,12 @@ def taught(store: Path, teacher: str, out: Path, views: ViewConfig = VIEWS, **se
 def shown(store: Path, logits: Path, workers: int, processes: int = 1, process: int = 0) -> list[dict]:
     """All examples of two epochs of a process, as a training loop gets them."""
     ensemble = LogitEnsemble.open([logits])
-    clips = TrainingClips(
+    clips = TrainingExamples(
         ClipStore.open(store),
-        ensemble,
+        np.arange(12),
+        Window(32000, 0.3),
+        teachers=ensemble,
         frontend=LogMelConfig(),
-        clip_seconds=0.3,
         augment=AugmentConfig(),
         seed=5,
         views=ensemble.views,

@@ -21,7 +21,7 @@ import pytest
 from safetensors.torch import load_file
 
 from kd.training.checkpoint import checkpoints
-from kd.training.runlog import read_metrics
+from kd.training.metrics_log import read_metrics
 
 ROBUSTNESS = Path(__file__).parents[1] / "robustness"
 

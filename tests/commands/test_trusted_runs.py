@@ -16,11 +16,12 @@ from audio_datasets.system.command import STOPPED
 from audio_datasets.system.files import read_json
 from audio_datasets.system.locks import locked
 from kd import non_finite
-from kd.data.training_data import EvaluationClips
+from kd.data.windows import EvaluationWindows
 from kd.objectives.distillation import DistillationObjective
 from kd.pretrain import main
+from kd.training import batch_dump
 from kd.training.checkpoint import checkpoints
-from kd.training.runlog import read_metrics
+from kd.training.metrics_log import read_metrics
 
 STEPS = 12
 
@@ -56,7 +57,7 @@ def assert_same_result(one: Path, other: Path) -> None:
     [
         (signal.SIGTERM, DistillationObjective, 3, 3, 1),  # the data-loading worker gets it as well
         (signal.SIGUSR1, DistillationObjective, 6, 6, 0),  # an epoch's last step: its validation is still to come
-        (signal.SIGTERM, EvaluationClips, 2, 6, 0),  # in the first epoch's validation
+        (signal.SIGTERM, EvaluationWindows, 2, 6, 0),  # in the first epoch's validation
         (signal.SIGTERM, DistillationObjective, 12, 12, 0),
     ],
 )
@@ -157,7 +158,7 @@ def test_two_runs_do_not_write_into_one_folder(
 @pytest.fixture
 def break_steps(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """The waveforms of the given calls of the objective, counted from 1, hold a nan."""
-    original = DistillationObjective.__call__
+    original = DistillationObjective.forward
 
     def break_(*which: int) -> None:
         calls = []
@@ -168,7 +169,7 @@ def break_steps(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 batch["waveform"][0, 100] = torch.nan
             return original(self, student, batch)
 
-        monkeypatch.setattr(DistillationObjective, "__call__", broken)
+        monkeypatch.setattr(DistillationObjective, "forward", broken)
 
     return break_
 
@@ -191,7 +192,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_dump_that_shows_it_again
     assert checkpoints(out / "checkpoints")[-1].name == "step-00000003"
     monkeypatch.undo()
 
-    findings = non_finite.look_into(dump)
+    findings = batch_dump.run_dump(dump)
     assert findings.first == "input waveform"
     assert not torch.isfinite(torch.tensor(findings.losses["loss"]))
     assert non_finite.main([str(dump)]) == 0
@@ -204,7 +205,7 @@ def test_a_dump_is_the_step_again(
     tiny_store: Path, tiny_logits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A loss that is declared not finite after it was computed: looking into the dump gives exactly that loss."""
-    original, losses = DistillationObjective.__call__, []
+    original, losses = DistillationObjective.forward, []
 
     def declared(self: DistillationObjective, student: torch.nn.Module, batch: dict) -> dict:
         result = original(self, student, batch)
@@ -212,10 +213,10 @@ def test_a_dump_is_the_step_again(
         return {**result, "loss": result["loss"] * (torch.nan if len(losses) == 4 else 1.0)}
 
     with monkeypatch.context() as patch:
-        patch.setattr(DistillationObjective, "__call__", declared)
+        patch.setattr(DistillationObjective, "forward", declared)
         assert main(arguments(tiny_store, tiny_logits, tmp_path / "run")) == 2
-    findings = non_finite.look_into(tmp_path / "run" / "non_finite" / "step-00000003-process-0")
-    assert findings == non_finite.Findings({**findings.losses, "loss": losses[3]}, None)
+    findings = batch_dump.run_dump(tmp_path / "run" / "non_finite" / "step-00000003-process-0")
+    assert findings == batch_dump.Findings({**findings.losses, "loss": losses[3]}, None)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

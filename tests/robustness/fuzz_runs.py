@@ -25,12 +25,15 @@ from kd.cli import COMMANDS
 from kd.compare import CompareConfig, compare
 from kd.report import write_report
 from kd.reports.run_reader import RunFolder
-from kd.training.checkpoint import DIGESTS, digests_of, load_checkpoint
+from kd.training.checkpoint import DIGESTS, digests_of, load_checkpoint, resume_state, save_state
 from kd.training.early_stopping import BEST_FILE, EarlyStopping
-from kd.training.loop import LoopConfig, OptimizerConfig, Run, TrainState, create_optimizer, resume_state, save_state
+from kd.training.learner import Learner
+from kd.training.loop import LoopConfig, Run
 from kd.training.metrics_log import MetricsLog
+from kd.training.optimization import OptimizerConfig, create_optimizer
 from kd.training.run_folder import enter_run_folder
 from kd.training.schedule import ScheduleConfig
+from kd.training.state import TrainState
 from students import create_student
 from students.frontend import LogMelConfig
 from students.weights import save_student
@@ -57,16 +60,17 @@ def begun(folder: Path) -> tuple[TrainState, Run, MetricsLog]:
     torch.manual_seed(0)
     network = Network()
     config = OptimizerConfig(optimizer="adamw", weight_decay=0.01)
-    state = TrainState(network, create_optimizer(network, config), ModelEmaV3(network, decay=0.9))
+    learner = Learner(network, nn.Module())
+    state = TrainState(learner, create_optimizer(config, network), ModelEmaV3(learner, decay=0.9))
     run = Run(folder, LoopConfig(), config, ScheduleConfig())
     return state, run, MetricsLog(run.metrics_path, cpu())
 
 
 def step(state: TrainState) -> None:
-    state.student(torch.arange(24.0).reshape(6, 4).sin()).square().mean().backward()
+    state.learner.student(torch.arange(24.0).reshape(6, 4).sin()).square().mean().backward()
     state.optimizer.step()
     state.optimizer.zero_grad()
-    state.ema.update(state.student)
+    state.ema.update(state.learner)
     state.step += 1
     state.step_in_epoch += 1
 
@@ -79,8 +83,8 @@ def values_of(state: TrainState) -> dict[str, object]:
     ]
     position = (state.epoch, state.step_in_epoch, state.step, state.skipped_steps)
     return {
-        "student": state.student.state_dict(),
-        "ema": state.ema.module.state_dict(),
+        "student": state.learner.student.state_dict(),
+        "ema": state.ema.module.student.state_dict(),
         "averages": averages,
         "position": (position, groups, state.losses.batches, {k: float(v) for k, v in state.losses.sums.items()}),
     }
@@ -95,7 +99,7 @@ def checkpoint_files(folder: Path) -> list[Path]:
         step(state)
         state.losses.add({"loss": torch.tensor(0.5)})
     log.write("validation", 2, 0, {"mAP": 0.5})
-    save_state(cpu(), state, run, log)
+    save_state(cpu(), state, run.checkpoint_folder, 2, log)
     log.write("train", 3, 0, {"loss": 0.1})  # after the checkpoint: cut off when the run goes on
     checkpoint = next(run.checkpoint_folder.iterdir())
     names = ("student.safetensors", "ema.safetensors", "optimizer.pt", "state.json", DIGESTS)
@@ -108,11 +112,11 @@ def read_checkpoint(path: Path, good: Path) -> None:
     checkpoint = next((tree / "checkpoints").iterdir())
     load_checkpoint(checkpoint)
     state, run, log = begun(tree)
-    need(resume_state(cpu(), state, run, log), "the checkpoint is not found")
+    need(resume_state(cpu(), state, run.checkpoint_folder, log), "the checkpoint is not found")
     # The good run's log is cut back as well, when it goes on: for the first input and for good.
     original = next(parent for parent in good.parents if parent.name == TREE)
     expected, good_run, good_log = begun(original)
-    resume_state(cpu(), expected, good_run, good_log)
+    resume_state(cpu(), expected, good_run.checkpoint_folder, good_log)
     torch.testing.assert_close(values_of(state), values_of(expected), rtol=0, atol=0, msg="another state")
     need(run.metrics_path.read_bytes() == good_run.metrics_path.read_bytes(), "another log")
 
@@ -124,14 +128,14 @@ def read_sealed_checkpoint(path: Path, good: Path) -> None:
     write_json(checkpoint / DIGESTS, digests_of(checkpoint))
     state, run, log = begun(tree)
     settings = [group["betas"] for group in state.optimizer.param_groups]
-    resume_state(cpu(), state, run, log)
+    resume_state(cpu(), state, run.checkpoint_folder, log)
     need(all(type(number) is int and number >= 0 for number in values_of(state)["position"][0]), "no position")
     need([group["betas"] for group in state.optimizer.param_groups] == settings, "other settings of the optimizer")
     shapes = {name: value.shape for name, value in Network().state_dict().items()}
     step(state)
     state.losses.add({"loss": torch.tensor(0.5)})
     state.losses.take(cpu())
-    need({name: value.shape for name, value in state.student.state_dict().items()} == shapes, "other shapes")
+    need({name: value.shape for name, value in state.learner.student.state_dict().items()} == shapes, "other shapes")
 
 
 def best_files(folder: Path) -> list[Path]:

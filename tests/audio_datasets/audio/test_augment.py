@@ -71,16 +71,6 @@ def test_waveform_augmentation_pads_rolls_and_changes_the_gain() -> None:
     assert (rolled != wave).any()
 
 
-def test_crops_at_the_start_unless_asked_to_choose() -> None:
-    wave = np.arange(100, dtype=np.float32)
-    assert augment_waveform(wave, 10, 100, AugmentConfig(), generator(0, "w"))[0] == 0
-    starts = {
-        augment_waveform(wave, 10, 100, AugmentConfig(crop="random"), generator(0, "w", 0, k))[0] for k in range(300)
-    }
-    assert min(starts) == 0
-    assert max(starts) == 90
-
-
 @pytest.mark.parametrize("wrong", [{"mixup_alpha": -0.1}, {"gain_db": -1}, {"roll_seconds": -1}])
 def test_wrong_values_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from audio_datasets.stores.clip_store import ClipStore
-from kd.data.sampling import EpochBatches, SamplingConfig, count_classes, draw_epoch, label_frequency_weights
+from audio_datasets.tasks.task import TaskClips
+from kd.data.sampling import (
+    EpochBatches,
+    SamplingConfig,
+    count_classes,
+    draw_epoch,
+    equal_batches,
+    label_frequency_weights,
+)
 
 
 def test_weights_are_the_papers_formula(tiny_store: Path) -> None:
@@ -155,3 +164,39 @@ def test_any_sampler_any_position_any_number_of_processes(
     assert list(batches) == whole[first * per_step :]
     shares = [list(BatchSamplerShard(batches, processes, rank)) for rank in range(processes)]
     assert [batch for turn in zip(*shares, strict=True) for batch in turn] == whole[first * per_step :]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(2, 400), st.integers(2, 130), st.integers(1, 4), st.booleans())
+def test_batches_are_equal_and_leave_little_over(clips: int, largest: int, per_step: int, pairs: bool) -> None:
+    try:
+        size = equal_batches(clips, largest, per_step, pairs)
+    except ValueError:
+        assert clips < 2 * per_step
+        return
+    assert 2 <= size <= largest
+    assert not (pairs and size % 2)
+    steps = clips // (size * per_step)
+    assert steps >= 1
+    assert clips - steps * size * per_step < 2 * steps * per_step
+
+
+def test_equal_batches() -> None:
+    assert equal_batches(320, 128, 1, pairs=True) == 106
+    assert equal_batches(320, 32, 1, pairs=True) == 32
+    assert equal_batches(129, 128, 1, pairs=True) == 64  # not 128 and 1
+    with pytest.raises(ValueError, match="1 training clips are too few"):
+        equal_batches(1, 8, 1, pairs=False)
+
+
+def test_the_balanced_sampler_shows_all_classes_equally_often(clips_with_labels: Callable[..., TaskClips]) -> None:
+    clips = clips_with_labels([("common",)] * 95 + [("rare",)] * 5)
+    batches = EpochBatches(
+        clips, np.arange(100), SamplingConfig(sampler="balanced"), batch_size=50, batches_per_step=1, seed=0
+    )
+    rows = []
+    for epoch in range(20):
+        batches.start_at(epoch, 0)
+        rows += [request.row for batch in batches for request in batch]
+    assert len(rows) == 2000
+    assert abs(np.mean(np.array(rows) >= 95) - 0.5) < 0.05

@@ -1,9 +1,12 @@
 import pytest
 import torch
-from kd.objectives.losses import distillation_targets, tagging_loss
 from torch import Tensor, nn
 
-from kd.objectives.distillation import DistillationConfig, DistillationObjective
+from audio_datasets.tasks.label_space import LabelSpace
+from kd.objectives.base import ObjectiveSettings
+from kd.objectives.distillation import DistillationObjective, distillation_targets, weighted_loss
+from kd.objectives.label_losses import bce_per_clip
+from kd.objectives.settings import DistillationConfig
 from students.frontend import LogMel, LogMelConfig
 from students.interface import StudentOutput
 
@@ -35,7 +38,9 @@ def batch(has_teacher: tuple[bool, ...] = (True, True, True, True)) -> dict[str,
 
 
 def objective(**options: float) -> DistillationObjective:
-    return DistillationObjective(LogMel(LogMelConfig()), DistillationConfig(**options))
+    space = LabelSpace.single(("a", "b", "c"), exclusive=False)
+    distillation = DistillationConfig(**options)
+    return DistillationObjective(ObjectiveSettings(LogMelConfig(), space, embedding_dim=128, distillation=distillation))
 
 
 def test_mixup_equals_mixing_the_losses_of_the_two_clips() -> None:
@@ -48,8 +53,8 @@ def test_mixup_equals_mixing_the_losses_of_the_two_clips() -> None:
         loss = 0.0
         for share, clip in ((mix, index), (1 - mix, partner)):
             teacher = distillation_targets(data["teacher_logits"][clip : clip + 1], 2.0)
-            loss += share * 0.3 * tagging_loss(one, data["targets"][clip : clip + 1])
-            loss += share * 0.7 * tagging_loss(one, teacher)
+            loss += share * 0.3 * bce_per_clip(one, data["targets"][clip : clip + 1])
+            loss += share * 0.7 * bce_per_clip(one, teacher)
         expected.append(loss)
     torch.testing.assert_close(losses["loss"], torch.cat(expected).mean())
 
@@ -85,3 +90,42 @@ def test_label_weight_one_is_training_without_a_teacher() -> None:
 def test_wrong_values_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         DistillationConfig(**wrong)
+
+
+# -- The losses of single clips ------------------------------------------------------------------------------------------
+
+
+def plain_bce(probability: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The formula written out, in double precision."""
+    return -(target * probability.log() + (1 - target) * (1 - probability).log()).mean(dim=1)
+
+
+def test_the_loss_is_the_papers_equation() -> None:
+    torch.manual_seed(0)
+    student, teacher = torch.randn(5, 7, dtype=torch.float64), 3 * torch.randn(5, 7, dtype=torch.float64)
+    labels = (torch.rand(5, 7) < 0.3).double()
+    expected = 0.1 * plain_bce(student.sigmoid(), labels) + 0.9 * plain_bce(student.sigmoid(), (teacher / 2).sigmoid())
+    found = weighted_loss(
+        bce_per_clip(student, labels),
+        bce_per_clip(student, distillation_targets(teacher, temperature=2.0)),
+        torch.ones(5, dtype=torch.bool),
+        label_weight=0.1,
+    )
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_clip_without_teacher_has_the_whole_label_loss_and_no_gradient_from_the_teacher() -> None:
+    label_loss = torch.tensor([1.0, 2.0])
+    distillation_loss = torch.tensor([10.0, 20.0], requires_grad=True)
+    found = weighted_loss(label_loss, distillation_loss, torch.tensor([True, False]), label_weight=0.25)
+    assert found.tolist() == [0.25 * 1.0 + 0.75 * 10.0, 2.0]
+    found.sum().backward()
+    assert distillation_loss.grad.tolist() == [0.75, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_logits_give_a_finite_float32_loss(dtype: torch.dtype) -> None:
+    logits = torch.tensor([[60.0, -60.0]], dtype=dtype)
+    loss = bce_per_clip(logits, torch.tensor([[0.0, 1.0]]))
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(60.0)

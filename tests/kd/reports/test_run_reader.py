@@ -154,7 +154,7 @@ def test_settings_as_one_level() -> None:
         ({"runs": [{"folder": "../other", "metrics": {}}]}, "a part's folder lies in the run folder; found '../other'"),
         ({"runs": [{"folder": "/etc", "metrics": {}}]}, "a part's folder lies in the run folder"),
         ({"runs": [{"folder": "fold1", "metrics": [], "seed": 0}]}, "metrics is of the wrong kind"),
-        ({"runs": []}, "no values, or no runs"),
+        ({"runs": []}, "there are no runs"),
         ({"class_names": ["a", "a"]}, "class names must be unique"),
         ({"class_names": ["\ud800"]}, "must be text"),
         ({"headline": {"metric": "mAP", "mean": 10**400, "values": [0.5]}}, "the headline's mean is a number"),

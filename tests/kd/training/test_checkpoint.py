@@ -10,41 +10,34 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from kd.training.checkpoint import DIGESTS, digests_of, load_checkpoint
-from kd.training.loop import (
-    LoopConfig,
-    OptimizerConfig,
-    Run,
-    TrainState,
-    create_optimizer,
-    fit,
-    load_optimizer,
-    resume_state,
-    save_state,
-)
-from kd.training.runlog import RunLog
+from kd.training.checkpoint import DIGESTS, digests_of, load_checkpoint, resume_state, save_state
+from kd.training.learner import Learner
+from kd.training.loop import Hooks, LoopConfig, Run, fit
+from kd.training.metrics_log import MetricsLog
+from kd.training.optimization import OptimizerConfig, create_optimizer, load_optimizer
 from kd.training.schedule import ScheduleConfig
+from kd.training.state import TrainState
 
 
-def begun(folder: Path, weight_decay: float = 0.1, outputs: int = 2) -> tuple[TrainState, Run, RunLog]:
+def begun(folder: Path, weight_decay: float = 0.1, outputs: int = 2) -> tuple[TrainState, Run, MetricsLog]:
     """A run of a tiny network after one step."""
     torch.manual_seed(3)
     network = nn.Linear(3, outputs)
     config = OptimizerConfig(weight_decay=weight_decay)
-    state = TrainState(network, create_optimizer(network, config), None)
+    state = TrainState(Learner(network, nn.Module()), create_optimizer(config, network), None)
     network(torch.ones(1, 3)).sum().backward()
     state.optimizer.step()
     state.optimizer.zero_grad()
     state.step = state.step_in_epoch = 1
     run = Run(folder, LoopConfig(epochs=1), config, ScheduleConfig())
-    return state, run, RunLog(run.metrics_path, Accelerator(cpu=True))
+    return state, run, MetricsLog(run.metrics_path, Accelerator(cpu=True))
 
 
-def saved(folder: Path) -> tuple[Path, RunLog]:
+def saved(folder: Path) -> tuple[Path, MetricsLog]:
     """A run folder with a checkpoint, and what was logged before it and after."""
     state, run, log = begun(folder)
     log.write("train", 1, 0, {"loss": 0.75})
-    save_state(log.accelerator, state, run, log)
+    save_state(log.accelerator, state, run.checkpoint_folder, 2, log)
     log.write("train", 2, 0, {"loss": 0.5})
     return next(run.checkpoint_folder.iterdir()), log
 
@@ -71,9 +64,9 @@ def test_the_log_is_cut_back_to_the_checkpoint_unless_it_was_changed(tmp_path: P
     text = run.metrics_path.read_text()
     run.metrics_path.write_text(text.replace("0.75", "0.25"))
     with pytest.raises(ValueError, match="metrics.jsonl was changed"):
-        resume_state(log.accelerator, state, run, log)
+        resume_state(log.accelerator, state, run.checkpoint_folder, log)
     run.metrics_path.write_text(text)
-    assert resume_state(log.accelerator, state, run, log)
+    assert resume_state(log.accelerator, state, run.checkpoint_folder, log)
     assert run.metrics_path.read_text() == text.splitlines(keepends=True)[0]
 
 
@@ -90,14 +83,14 @@ def test_a_position_that_is_none_is_refused(tmp_path: Path, state: dict[str, Any
     changed(checkpoint, **state)
     fresh, run, log = begun(tmp_path)
     with pytest.raises(ValueError, match="step-00000001 does not fit this run"):
-        resume_state(log.accelerator, fresh, run, log)
+        resume_state(log.accelerator, fresh, run.checkpoint_folder, log)
 
 
 def test_a_checkpoint_of_another_student_is_refused(tmp_path: Path) -> None:
     saved(tmp_path)
     fresh, run, log = begun(tmp_path, outputs=4)
     with pytest.raises(ValueError, match=r"(?s)step-00000001 does not fit this run .*size mismatch"):
-        resume_state(log.accelerator, fresh, run, log)
+        resume_state(log.accelerator, fresh, run.checkpoint_folder, log)
 
 
 def test_an_optimizer_keeps_the_settings_that_the_run_goes_on_with(tmp_path: Path) -> None:
@@ -117,6 +110,6 @@ def test_a_run_that_stands_behind_the_end_of_a_shorter_epoch_validates_it(tmp_pa
     state, run, log = begun(tmp_path)
     state.step_in_epoch = 30
     batches = SimpleNamespace(steps_per_epoch=20, start_at=lambda epoch, step: None)
-    fit(log.accelerator, state, lambda student, batch: {}, batches, [], run, log, validate=lambda student: {"mAP": 0.5})
+    fit(log.accelerator, state, batches, [], run, log, Hooks(validate=lambda student: {"mAP": 0.5}))
     assert state.epoch == 1
     assert json.loads(run.metrics_path.read_text())["mAP"] == 0.5

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kd.training.run_start import RunFolder, enter_run_folder
 
 from audio_datasets.system.files import read_json, write_json
+from kd.training.run_folder import EnteredRun, enter_run_folder
 
 
 def description(seed: int = 0, batch_size: int = 8, accumulated: int = 1, processes: int = 1, **more: Any) -> dict:
@@ -14,11 +14,11 @@ def description(seed: int = 0, batch_size: int = 8, accumulated: int = 1, proces
     return {"seed": seed, "workers": 2, "loop": loop, "processes": processes, "inputs": {"clips": "abc"}, **more}
 
 
-def enter(folder: Path, config: dict, **options: bool) -> RunFolder:
+def enter(folder: Path, config: dict, **options: bool) -> EnteredRun:
     return enter_run_folder(folder, config, changes_nothing=("workers",), **options)
 
 
-def finish(run: RunFolder) -> None:
+def finish(run: EnteredRun) -> None:
     for name in ("student.safetensors", "student.json"):
         (run.path / name).write_text("")
     run.finish()
@@ -96,7 +96,7 @@ def test_a_run_half_given_up_is_a_run_at_its_start(tmp_path: Path, monkeypatch: 
         def killed(path: Path) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr("kd.training.run_start.shutil.rmtree", killed)
+        patch.setattr("kd.training.run_folder.shutil.rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             enter(tmp_path, description(seed=4), restart=True)
     assert not (tmp_path / "checkpoints").exists()

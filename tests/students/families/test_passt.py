@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kd.objectives.distillation import DistillationConfig, DistillationObjective
+from audio_datasets.tasks.label_space import LabelSpace
+from kd.objectives.base import ObjectiveSettings
+from kd.objectives.distillation import DistillationObjective
+from kd.objectives.settings import DistillationConfig
+from kd.training.learner import Learner
 from students import create_student, load_weights
 from students.families.passt import PATCH, STRIDES, Passt, PasstOptions, Patchout, window_starts
 from students.frontend import LogMel, LogMelConfig
@@ -285,7 +289,13 @@ def test_patchout_that_leaves_nothing_is_refused() -> None:
 
 def test_the_objective_of_the_training_loop_trains_it() -> None:
     network = small_passt(patchout_rows=1, patchout_columns=1).train()
-    objective = DistillationObjective(LogMel(LogMelConfig()), DistillationConfig(label_weight=0.5))
+    settings = ObjectiveSettings(
+        LogMelConfig(),
+        LabelSpace.single(CLASSES, exclusive=False),
+        1,
+        distillation=DistillationConfig(label_weight=0.5),
+    )
+    learner = Learner(network, DistillationObjective(settings)).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     torch.manual_seed(0)
     batch = {
@@ -296,7 +306,7 @@ def test_the_objective_of_the_training_loop_trains_it() -> None:
     }
     losses = []
     for step in range(8):
-        loss = objective(network, {**batch, "sample_key": torch.arange(4) + 4 * step})["loss"]
+        loss = learner({**batch, "sample_key": torch.arange(4) + 4 * step})["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,20 +1,18 @@
-"""The losses of fine-tuning, each against a formula written another way."""
+"""The losses of labels, each against a formula written another way."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from kd.objectives.finetune_objective import (
-    FinetuneObjective,
-    LossConfig,
-    balanced_weights,
-    cross_entropy,
-    freq_mixstyle,
-    mask_mel,
-    masked_bce,
-)
+from audio_datasets.tasks.label_space import LabelSpace
+from kd.data.spectrograms import freq_mixstyle
+from kd.objectives.base import ObjectiveSettings
+from kd.objectives.distillation import DistillationObjective
+from kd.objectives.label_losses import balanced_class_weights, bce_per_clip, cross_entropy_per_clip
+from kd.objectives.settings import DistillationConfig, LossConfig
+from kd.training.learner import Learner
 from students import create_student
-from students.frontend import LogMel
+from students.frontend import LogMel, LogMelConfig, mask_spectrogram
 
 
 def draws(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -28,22 +26,24 @@ ONE_HOT = F.one_hot(torch.tensor([0, 1, 2, 3, 1, 1]), 4).float()
 def test_cross_entropy_is_torchs() -> None:
     classes = ONE_HOT.argmax(1)
     weights = torch.tensor([1.0, 0.2, 3.0, 0.5])
-    torch.testing.assert_close(cross_entropy(LOGITS, ONE_HOT), F.cross_entropy(LOGITS, classes))
+    torch.testing.assert_close(cross_entropy_per_clip(LOGITS, ONE_HOT).mean(), F.cross_entropy(LOGITS, classes))
     torch.testing.assert_close(
-        cross_entropy(LOGITS, ONE_HOT, label_smoothing=0.1), F.cross_entropy(LOGITS, classes, label_smoothing=0.1)
+        cross_entropy_per_clip(LOGITS, ONE_HOT, label_smoothing=0.1).mean(),
+        F.cross_entropy(LOGITS, classes, label_smoothing=0.1),
     )
     torch.testing.assert_close(
-        cross_entropy(LOGITS, ONE_HOT, class_weights=weights), F.cross_entropy(LOGITS, classes, weight=weights)
+        cross_entropy_per_clip(LOGITS, ONE_HOT, class_weights=weights).mean(),
+        F.cross_entropy(LOGITS, classes, weight=weights),
     )
     mixed = 0.7 * ONE_HOT + 0.3 * ONE_HOT.flip(0)
-    torch.testing.assert_close(cross_entropy(LOGITS, mixed), F.cross_entropy(LOGITS, mixed))
+    torch.testing.assert_close(cross_entropy_per_clip(LOGITS, mixed).mean(), F.cross_entropy(LOGITS, mixed))
 
 
 def test_masked_bce_is_the_mean_over_what_is_known() -> None:
     known = torch.rand(6, 4, generator=torch.Generator().manual_seed(1)) < 0.5
     expected = F.binary_cross_entropy_with_logits(LOGITS[known], ONE_HOT[known])
-    torch.testing.assert_close(masked_bce(LOGITS, ONE_HOT, known), expected)
-    assert masked_bce(LOGITS, ONE_HOT, torch.zeros(6, 4, dtype=torch.bool)) == 0.0
+    torch.testing.assert_close(bce_per_clip(LOGITS, ONE_HOT, known).mean(), expected)
+    assert bce_per_clip(LOGITS, ONE_HOT, torch.zeros(6, 4, dtype=torch.bool)).mean() == 0.0
 
 
 def batch(**more: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -56,6 +56,12 @@ def batch(**more: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
+def objective(loss: str, **distillation: float) -> DistillationObjective:
+    space = LabelSpace.single(("a", "b", "c"), exclusive=loss == "cross-entropy")
+    settings = {"loss": LossConfig(loss=loss), "distillation": DistillationConfig(**distillation)}
+    return DistillationObjective(ObjectiveSettings(LogMelConfig(), space, embedding_dim=1, **settings))
+
+
 @pytest.fixture(scope="module")
 def student() -> torch.nn.Module:
     with torch.random.fork_rng():
@@ -66,12 +72,12 @@ def student() -> torch.nn.Module:
 @pytest.mark.parametrize("wrong", [1.0, 7.0, float("nan")])
 def test_an_unlabelled_target_has_no_influence(student: torch.nn.Module, wrong: float) -> None:
     """Neither on the loss nor on any gradient, not even through mixup."""
-    objective = FinetuneObjective(LogMel(), "bce")
+    bce = objective("bce")
     known = torch.tensor([[1, 0, 1], [1, 1, 0], [0, 0, 1], [1, 1, 1]], dtype=torch.bool)
 
     def result(targets: torch.Tensor) -> tuple[float, torch.Tensor]:
         student.zero_grad()
-        loss = objective(student, batch(targets=targets, known=known))["loss"]
+        loss = bce(student, batch(targets=targets, known=known))["loss"]
         loss.backward()
         return loss.item(), student.classifier[-1].weight.grad.clone()
 
@@ -82,24 +88,25 @@ def test_an_unlabelled_target_has_no_influence(student: torch.nn.Module, wrong: 
     assert torch.equal(first[1], second[1])
     known_changed = plain.clone()
     known_changed[0, 0] = 1 - known_changed[0, 0]
-    assert result(known_changed)[0] != first[0]
+    assert not torch.equal(result(known_changed)[1], first[1])  # a fresh student's loss is ln 2, whatever the labels
 
 
 def test_a_mixed_clip_has_a_label_only_where_both_parts_do(student: torch.nn.Module) -> None:
     known = torch.ones(4, 3, dtype=torch.bool)
     known[0] = False  # clips 0 and 1 are mixed with each other
-    found = FinetuneObjective(LogMel(), "bce")(student, batch(known=known))["loss"]
+    found = objective("bce")(student, batch(known=known))["loss"]
     both = known.clone()
     both[1] = False
-    torch.testing.assert_close(FinetuneObjective(LogMel(), "bce")(student, batch(known=both))["loss"], found)
+    torch.testing.assert_close(objective("bce")(student, batch(known=both))["loss"], found)
 
 
 @pytest.mark.parametrize("loss", ["bce", "cross-entropy"])
 def test_teachers_share_the_loss_with_the_labels(student: torch.nn.Module, loss: str) -> None:
-    teacher = torch.softmax(draws(4, 3, seed=3), 1)
-    content = batch(teacher=teacher, has_teacher=torch.tensor([True, True, False, True]))
+    teacher_logits = draws(4, 3, seed=3)
+    teacher = torch.softmax(teacher_logits, 1) if loss == "cross-entropy" else torch.sigmoid(teacher_logits)
+    content = batch(teacher_logits=teacher_logits, has_teacher=torch.tensor([True, True, False, True]))
     del content["mix_weight"]
-    losses = FinetuneObjective(LogMel(), loss, label_weight=0.25)(student, content)
+    losses = objective(loss, label_weight=0.25)(student, content)
     logits = student(LogMel()(content["waveform"])).logits
     expected = []
     for index in range(4):
@@ -116,26 +123,25 @@ def test_teachers_share_the_loss_with_the_labels(student: torch.nn.Module, loss:
         share = torch.tensor([0.25, 0.25, 1.0, 0.25])
         label_part = -(content["targets"] * F.log_softmax(logits, 1)).sum(1) * share
         rest = 0.75 * torch.stack([F.cross_entropy(logits[i], teacher[i]) for i in (0, 1, 3)]).sum() / 4
-        torch.testing.assert_close(losses["loss"], label_part.sum() / 3 + rest)
+        torch.testing.assert_close(losses["loss"], label_part.sum() / 4 + rest)
     else:
         torch.testing.assert_close(losses["loss"], torch.stack(expected).mean())
 
 
 def test_frozen_modules_stay_in_evaluation_mode(student: torch.nn.Module) -> None:
-    objective = FinetuneObjective(LogMel(), "bce", frozen=[student.features])
-    student.train()
+    learner = Learner(student, objective("bce"), frozen=[student.features]).train()
     before = student.features[0][1].running_mean.clone()
-    objective(student, batch())
+    learner(batch())
     assert torch.equal(student.features[0][1].running_mean, before)
     assert student.classifier.training
     student.eval()
 
 
-def test_balanced_weights() -> None:
+def test_balanced_class_weights() -> None:
     positives, negatives = torch.tensor([10, 30, 0]), torch.tensor([30, 10, 40])
-    torch.testing.assert_close(balanced_weights("cross-entropy", positives, negatives), torch.tensor([2.0, 2 / 3, 1.0]))
-    torch.testing.assert_close(balanced_weights("bce", positives, negatives), torch.tensor([3.0, 1 / 3, 1.0]))
-    assert balanced_weights("bce", torch.tensor([1]), torch.tensor([10_000])) == 100.0
+    torch.testing.assert_close(balanced_class_weights(True, positives, negatives), torch.tensor([2.0, 2 / 3, 1.0]))
+    torch.testing.assert_close(balanced_class_weights(False, positives, negatives), torch.tensor([3.0, 1 / 3, 1.0]))
+    assert balanced_class_weights(False, torch.tensor([1]), torch.tensor([10_000])) == 100.0
 
 
 def test_freq_mixstyle_changes_statistics_and_nothing_else() -> None:
@@ -154,11 +160,11 @@ def test_freq_mixstyle_changes_statistics_and_nothing_else() -> None:
 def test_masks_hide_ranges() -> None:
     mel = draws(2, 1, 10, 20) + 5.0
     time = torch.tensor([[[0.5, 0.75]], [[0.0, 0.0]]])
-    masked = mask_mel(mel, time, None)
+    masked = mask_spectrogram(mel, time, None)
     assert torch.equal(masked[1], mel[1])
     torch.testing.assert_close(masked[0, :, :, 10:15], mel[0].mean().expand(1, 10, 5))
     assert torch.equal(masked[0, :, :, :10], mel[0, :, :, :10])
-    both = mask_mel(mel, None, torch.tensor([[[0.0, 0.1], [0.9, 1.0]]] * 2))
+    both = mask_spectrogram(mel, None, torch.tensor([[[0.0, 0.1], [0.9, 1.0]]] * 2))
     changed = (both != mel).any(dim=3)[:, 0]
     assert changed.tolist() == [[True, *[False] * 8, True]] * 2
 
