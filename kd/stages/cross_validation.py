@@ -42,10 +42,10 @@ from kd.training.early_stopping import EarlyStopping
 from kd.training.loop import Hooks
 from kd.training.run_folder import SKIPPED_CLIPS_FILE, EnteredRun
 from kd.training.transfer import Start, start_from_run, starting_student
+from students.card import save_student
 from students.catalog import family_of
 from students.frontend import LogMel
 from students.interface import Student
-from students.weights import save_student
 from teacher_logits.processes import any_process
 from teacher_logits.stores.ensemble import LogitEnsemble
 
