@@ -20,7 +20,8 @@ import torch
 from machine import processor_name
 
 from audio_datasets.audio.codec import encode, resample, to_pcm16
-from audio_datasets.stores.clip_store import ClipRecord, ClipStore, write_clip_store
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from audio_datasets.system.randomness import generator
 
 SAMPLE_RATE_HZ = 32000

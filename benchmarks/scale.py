@@ -26,7 +26,8 @@ from machine import machine
 from torch.utils.data import DataLoader
 
 from audio_datasets.audio.augment import AugmentConfig
-from audio_datasets.stores.clip_store import ClipRecord, ClipStore, concatenate, write_clip_store
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.clip_writer import ClipRecord, concatenate, write_clip_store
 from audio_datasets.system.command import parse
 from kd.data.examples import TrainingExamples
 from kd.data.sampling import ClipRequest, EpochBatches, SamplingConfig

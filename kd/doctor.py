@@ -26,7 +26,8 @@ from audio_datasets.audio.augment import AugmentConfig
 from audio_datasets.audio.bad_clips import BadClipError, summary
 from audio_datasets.audio.codec import encode
 from audio_datasets.stores.class_lists import read_class_names
-from audio_datasets.stores.clip_store import ClipRecord, ClipStore, write_clip_store
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from audio_datasets.system.command import parse, progress, run_command
 from audio_datasets.system.disk_space import readable_bytes
 from audio_datasets.system.randomness import generator

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from audio_datasets.corpora.sources import AUDIO_SUFFIXES
+from audio_datasets.audio.codec import AUDIO_SUFFIXES
 from audio_datasets.stores.class_lists import is_writable, read_class_names
 from audio_datasets.stores.hdf5_arrays import encode_ids, find_ids, id_order
 from audio_datasets.stores.joined import AnyClips, open_clips

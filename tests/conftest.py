@@ -11,7 +11,8 @@ import soundfile
 import torch
 from hypothesis import settings
 
-from audio_datasets.stores.clip_store import ClipRecord, ClipStore, write_clip_store
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from audio_datasets.stores.manifest import ManifestRow, manifest_path, write_manifest
 from audio_datasets.system.randomness import generator
 from teacher_logits.store import write_logit_store
@@ -267,16 +268,55 @@ def write_own_folder(folder: Path, clips: int = 5) -> Path:
     return folder
 
 
+def write_own_manifest(folder: Path) -> Path:
+    """The same files in a list, with splits, groups and devices; one clip has two labels and one has none."""
+    write_own_folder(folder)
+    lines = ["clip_id,path,labels,split,group,device"]
+    for number, file in enumerate(sorted(folder.rglob("take *"))):
+        labels = {3: "fan;loud", 8: ""}.get(number, file.parent.name)
+        split = ("train", "val", "Training", "eval")[number % 4]
+        lines.append(
+            f"{file.parent.name}-{number},{file.relative_to(folder).as_posix()},{labels},{split},g{number},phone"
+        )
+    (folder / "list.csv").write_text("\n".join(lines) + "\n")
+    return folder / "list.csv"
+
+
+def write_audioset_layout(folder: Path) -> Path:
+    """Two lists of segments, three classes, and audio named by YouTube id below a folder."""
+    classes = {
+        "/m/09x0r": ("Speech", 300.0),
+        "/m/05zppz": ("Male speech, man speaking", 900.0),
+        "/m/0bt9lr": ("Dog", 2500.0),
+    }
+    folder.mkdir(parents=True)
+    rows = "".join(f'{index},{class_id},"{name}"\n' for index, (class_id, (name, _)) in enumerate(classes.items()))
+    (folder / "class_labels_indices.csv").write_text(f"index,mid,display_name\n{rows}")
+    for number, (name, count) in enumerate({"balanced_train": 6, "eval": 3}.items()):
+        lines = [
+            "# Segments csv created Sun Mar  5 10:54:31 2017",
+            "# YTID, start_seconds, end_seconds, positive_labels",
+        ]
+        for index in range(count):
+            class_id, youtube_id = list(classes)[index % 3], f"{'-_'[number]}{'abcdefghi'}{index}"
+            lines.append(f'{youtube_id}, 30.000, 40.000, "{class_id}"')
+            write_sound(folder / "audio" / f"{index % 2:02d}" / f"Y{youtube_id}.flac", classes[class_id][1], 0.5)
+        (folder / f"{name}_segments.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
 LAYOUTS = {
     "esc50": write_esc50_layout,
     "fsd50k": write_fsd50k_layout,
     "openmic": write_openmic_layout,
     "dcase20": write_dcase20_layout,
     "folder": write_own_folder,
+    "manifest": write_own_manifest,
+    "audioset": write_audioset_layout,
 }
 
 
 @pytest.fixture
 def make_task_folder(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a task's layout: ``make_task_folder("esc50")``; the folder is called like the task."""
+    """Writes a task's layout: ``make_task_folder("esc50")``; the folder is called like the task. For "manifest" it is a file."""
     return lambda task, **options: LAYOUTS[task](tmp_path / "data" / task, **options)

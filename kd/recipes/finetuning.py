@@ -74,7 +74,7 @@ def mergenet(config: FinetuneConfig, task: Task, epochs: int | None) -> Finetune
     from scratch or 5 from trained weights, no mixup. Short clips are repeated. Unlike there, every fold begins afresh.
     The learning rate's schedule is not given; a constant one is the plainest reading.
     """
-    several = task.labels == "several"
+    several = task.exclusive is False
     # Weights of another student were not trained to hear what MergeNet hears.
     own_ears = config.init is not None or (config.weights is not None and family_of(config.student) not in AS_MERGENET)
     epochs = epochs or (30 if several else 5 if config.is_pretrained else 10)

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
-from audio_datasets.stores.pcm_cache import CachedClips, fill_cache
 from audio_datasets.system.stop_signals import Stopped, StopSignals
+from audio_datasets.tasks.cache import CachedClips, fill_cache
 from audio_datasets.tasks.catalog import get_task
 from audio_datasets.tasks.task import TaskClips, read_task
 from kd.data.splits import partitions

@@ -13,9 +13,10 @@ import soundfile
 
 import audio_datasets
 from audio_datasets import pack as packing
+from audio_datasets import pack_shards
 from audio_datasets.audio.codec import decode, to_pcm16
 from audio_datasets.pack import PackConfig, PackResult, main, pack
-from audio_datasets.stores import clip_store
+from audio_datasets.stores import clip_writer
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.manifest import select_rows
 from audio_datasets.system.command import STOPPED
@@ -246,7 +247,7 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_bytes(
     break_some(source)
     run_pack(source, tmp_path / "whole.h5", shard_clips=3)
     owner, _, name = step.rpartition(".")
-    module = getattr(packing, owner) if owner else packing
+    module = pack_shards if name == "_pack_shard" else getattr(packing, owner) if owner else packing
     original, calls = getattr(module, name), []
 
     def stopping(*arguments, **options):
@@ -263,7 +264,7 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_bytes(
     assert len(shards) == (2 if name == "_pack_shard" else 4)
     if step in ("ClipList", "concatenate", "write_manifest"):
         with monkeypatch.context() as patched:
-            patched.setattr(packing, "_pack_shard", lambda task: pytest.fail("a finished shard was packed again"))
+            patched.setattr(pack_shards, "_pack_shard", lambda task: pytest.fail("a finished shard was packed again"))
             run_pack(source, tmp_path / "clips.h5", shard_clips=3)
     else:
         run_pack(source, tmp_path / "clips.h5", shard_clips=3)
@@ -324,7 +325,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, workers: int, sh
     ("number", "step", "call", "shards"),
     [
         (signal.SIGTERM, "_stored_audio", 8, 2),  # inside the third shard
-        (signal.SIGUSR1, "_audio_digest", 4, 1),  # while the second one is written
+        (signal.SIGUSR1, "audio_digest", 4, 1),  # while the second one is written
         (signal.SIGTERM, "_write_arrays", 5, 4),  # while the four shards are merged
     ],
 )
@@ -340,7 +341,7 @@ def test_a_signal_ends_packing_and_the_same_command_goes_on(
     source, work = write_source(tmp_path / "source"), tmp_path / "clips.h5.partial"
     run_pack(source, tmp_path / "whole.h5", shard_clips=3)
     arguments = [str(source), "--out", str(tmp_path / "clips.h5"), "--workers", "1", "--shard-clips", "3"]
-    module = packing if step == "_stored_audio" else clip_store
+    module = pack_shards if step == "_stored_audio" else clip_writer
     original, calls = getattr(module, step), []
 
     def signalled(*values, **settings):

@@ -12,7 +12,8 @@ import torch
 from audio_datasets.audio.augment import AugmentConfig
 from audio_datasets.audio.bad_clips import ClipList
 from audio_datasets.pack import main as pack
-from audio_datasets.stores.clip_store import ClipRecord, ClipStore, write_clip_store
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from kd.data.examples import TrainingExamples
 from kd.data.replacements import Replacements
 from kd.data.sampling import ClipRequest

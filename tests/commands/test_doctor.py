@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from audio_datasets.audio.codec import to_pcm16
-from audio_datasets.stores.clip_store import ClipRecord, ClipStore, write_clip_store
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from kd import doctor
 from kd.doctor import bottleneck, main
 

@@ -49,7 +49,15 @@ def results(out: Path) -> dict[str, Any]:
     return json.loads((out / "results.json").read_text())
 
 
-HEADLINES = {"esc50": "accuracy", "fsd50k": "mAP", "openmic": "mAP", "dcase20": "macro_accuracy", "folder": "accuracy"}
+HEADLINES = {
+    "audioset": "mAP",
+    "dcase20": "macro_accuracy",
+    "esc50": "accuracy",
+    "folder": "accuracy",
+    "fsd50k": "mAP",
+    "manifest": "mAP",
+    "openmic": "mAP",
+}
 
 
 @pytest.mark.parametrize("task", HEADLINES)
@@ -86,6 +94,32 @@ def test_every_task_trains_two_steps_and_evaluates(
     if task == "folder":
         assert "single-label" in shown
         assert run["folder"] == "."
+
+
+OWN_TASK = """
+from dataclasses import replace
+from audio_datasets.tasks.catalog import get_task
+
+MINE = replace(get_task("folder"), name="mine", clip_seconds=0.3)
+"""
+
+
+def test_a_task_from_a_module_of_the_user(
+    make_task_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    data = make_task_folder("folder", clips=3)
+    (tmp_path / "tasks_of_mine.py").write_text(OWN_TASK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    command = ["--task", "tasks_of_mine:MINE", "--data", str(data), "--probe-only", "--workers", "0"]
+    assert main([*command, "--student", "mn01"]) == 0
+    assert "0.3 s each" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "mine" / "probe" / "results.json").exists()
+    assert main([*command[:1], "tasks_of_mine:YOURS", *command[2:]]) == 2
+    assert "YOURS must be a Task; tasks_of_mine has nothing of that name" in capsys.readouterr().err
 
 
 def test_folds_start_alike_and_test_on_other_recordings(
@@ -504,7 +538,7 @@ def test_a_signal_before_training_begins(
     assert told in capsys.readouterr().err
     assert not (out / "run.lock").exists()
     assert not list(tmp_path.rglob("*.tmp"))
-    assert len(list(cache.glob("*"))) == (2 if module is probe_module else 0)
+    assert len(list(cache.glob("*"))) == (1 if module is probe_module else 0)
     assert main(command) == 0
     assert results(out / "probe")["headline"]["mean"] >= 0.0
 

@@ -241,7 +241,7 @@ def test_fine_tuning(make_task_folder: Callable[..., Path], tmp_path: Path, monk
     names = ("student.safetensors", "best.safetensors", "metrics.jsonl", "predictions.npz", "result.json")
 
     def result(disk: Path) -> dict[str, bytes]:
-        return content(disk, "cache/*.pcm", "cache/*.npy", *(f"run/fold?/{name}" for name in names))
+        return content(disk, "cache/*.h5", *(f"run/fold?/{name}" for name in names))
 
     stage = Stage(run, result, newest_steps, tmp_path, monkeypatch)
     assert len(stage.whole) == 2 + 2 * len(names)

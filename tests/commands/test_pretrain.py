@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from audio_datasets.stores.clip_store import ClipRecord, ClipStore, write_clip_store
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from kd.evaluate import EvaluateConfig, evaluate
 from kd.pretrain import main
 from kd.training.checkpoint import checkpoints

@@ -18,12 +18,13 @@ from fuzz_damage import change_content
 from fuzz_targets import Target, need, noise
 
 from audio_datasets.audio.codec import LOUDEST, decode, to_pcm16
-from audio_datasets.corpora.sources import read_source
 from audio_datasets.pack import PackConfig, pack
 from audio_datasets.stores.class_lists import read_class_names, read_label_map
-from audio_datasets.stores.clip_store import ClipRecord, ClipStore, write_clip_store
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from audio_datasets.stores.manifest import ManifestRow, manifest_path, select_rows, write_manifest
 from audio_datasets.system.randomness import generator
+from audio_datasets.tasks.catalog import read_listing
 from students import create_student
 from students.frontend import LogMelConfig
 from students.weights import load_student, read_state_dict, save_student
@@ -204,7 +205,7 @@ def manifests(folder: Path) -> list[Path]:
 
 def read_source_manifest(path: Path, good: Path) -> None:
     """Text has no checksum: what is accepted has unique, printable ids and stays in its folder."""
-    source = read_source(path)
+    source = read_listing(path)
     ids = [clip.clip_id for clip in source.clips]
     need(len(set(ids)) == len(ids) and all(ids), "ids that are not unique or empty")
     need(all(clip_id.isprintable() for clip_id in ids), "ids that cannot be printed")

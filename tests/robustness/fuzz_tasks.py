@@ -11,13 +11,14 @@ from fuzz_damage import ODD_TEXTS, change_content
 from fuzz_stores import CLASSES, RATE
 from fuzz_targets import TREE, Target, in_its_place, need, noise
 
-from audio_datasets.audio.codec import to_pcm16
+from audio_datasets.audio.codec import AUDIO_SUFFIXES, to_pcm16
 from audio_datasets.corpora.audioset import index_audio
-from audio_datasets.corpora.sources import AUDIO_SUFFIXES, Source, read_source
-from audio_datasets.stores.clip_store import ClipRecord, ClipStore, write_clip_store
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from audio_datasets.stores.joined import JoinedClips
 from audio_datasets.system.randomness import generator
-from audio_datasets.tasks.catalog import get_task
+from audio_datasets.tasks.catalog import get_task, read_listing
+from audio_datasets.tasks.listing import Listing
 from audio_datasets.tasks.task import TaskClips, read_task
 from teacher_logits.store import write_logit_store
 from teacher_logits.stores.ensemble import LogitEnsemble
@@ -190,7 +191,7 @@ def read_names(path: Path, good: Path) -> None:
     listed = [name for names in found.files.values() for name in names]
     need(len(set(listed)) == len(listed) and set(listed) | set(found.ignored) <= made, "files that are not there")
     refusals = []
-    for read in (lambda: check_source(read_source(tree, "folders"), tree, made), lambda: check_folder(tree, made)):
+    for read in (lambda: check_source(read_listing(tree, "folders"), tree, made), lambda: check_folder(tree, made)):
         try:
             read()
         except ValueError as error:
@@ -218,7 +219,7 @@ def check_folder(tree: Path, made: set[str]) -> None:
     need(set(clips.clip_ids) == sounding(made), "clips are lost")
 
 
-def check_source(source: Source, tree: Path, made: set[str] | None = None) -> None:
+def check_source(source: Listing, tree: Path, made: set[str] | None = None) -> None:
     ids = [clip.clip_id for clip in source.clips]
     need(
         len(set(ids)) == len(ids) > 0 and all(clip_id.isprintable() and clip_id for clip_id in ids), "ids unfit for use"
@@ -226,7 +227,7 @@ def check_source(source: Source, tree: Path, made: set[str] | None = None) -> No
     need(made is None or set(ids) == sounding(made), "clips are lost")
     for clip in source.clips:
         need(os.path.normpath(clip.path).startswith(f"{tree}{os.sep}"), "a path that leads out")
-        need(set(clip.labels) <= set(source.label_names), "labels of no class")
+        need(set(clip.labels) <= set(source.class_names), "labels of no class")
         json.dumps([clip.split, clip.group, *clip.labels], ensure_ascii=False).encode()
         need(clip.seconds is None or 0 < clip.seconds < float("inf"), f"a clip of {clip.seconds} s")
 
@@ -253,9 +254,9 @@ def audioset_files(folder: Path) -> list[Path]:
 
 def read_audioset_lists(path: Path, good: Path) -> None:
     tree = in_its_place(path, good)
-    source = read_source(tree, audio_root=tree / "audio")
+    source = read_listing(tree, audio_root=tree / "audio")
     check_source(source, tree)
-    need(len(set(source.label_names)) == len(source.label_names), "classes that are not unique")
+    need(len(set(source.class_names)) == len(source.class_names), "classes that are not unique")
 
 
 # -- Joined stores -----------------------------------------------------------------------------------------------------

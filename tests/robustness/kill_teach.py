@@ -25,7 +25,7 @@ import numpy as np
 import psutil
 import torch
 
-from audio_datasets.stores.clip_store import ClipRecord, write_clip_store
+from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from audio_datasets.system.command import parse
 from students import create_student
 from students.frontend import LogMelConfig

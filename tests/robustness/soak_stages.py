@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from audio_datasets.stores.clip_store import ClipRecord, ClipStore, write_clip_store
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from audio_datasets.stores.manifest import ManifestRow, manifest_path, write_manifest
 from audio_datasets.system.files import read_json
 from kd.training.checkpoint import checkpoints
@@ -120,7 +121,7 @@ def finetune_arguments(folder: Path, out: Path, processes: int, epochs: int) -> 
 
 def finetune_result(out: Path) -> dict[str, str]:
     runs = [out / f"seed{seed}" / f"fold{fold}" for seed in (0, 1) for fold in (1, 2)]
-    files = [*out.glob("cache/*.pcm"), *out.glob("cache/*.npy"), *out.glob("probe/fold?/*")]
+    files = [*out.glob("cache/*.h5"), *out.glob("probe/fold?/*")]
     names = ("student", "best", "metrics", "predictions", "validation_predictions", "result")
     for run in runs:
         files += [path for path in run.iterdir() if path.stem in names and path.name != "student.json"]

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from audio_datasets.stores.clip_store import ClipRecord, ClipStore, write_clip_store
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from audio_datasets.system.command import STOPPED
 from audio_datasets.system.locks import locked
 from teacher_logits import precompute

@@ -20,6 +20,9 @@ from torchaudio.transforms import Resample
 PCM16_FULL_SCALE = 32768
 CLIPPED = 1 - 1.5 / PCM16_FULL_SCALE  # the largest 16-bit values, of either sign
 EMPTY = "audio is empty: it has a header and no samples"
+# Suffixes of files that libsndfile can be expected to read. A list of files may name others as well.
+_READABLE = "wav wave w64 rf64 flac ogg oga opus mp3 aif aiff aifc au snd caf voc sph nist sf paf"
+AUDIO_SUFFIXES = frozenset(f".{name}" for name in _READABLE.split())
 ENCODED_FORMATS = {"mp3": ("MP3", "MPEG_LAYER_III"), "flac": ("FLAC", "PCM_16"), "wav": ("WAV", "PCM_16")}
 
 # Formats in which a seek lands on the exact sample and decodes the same values as a read from the start. After a seek

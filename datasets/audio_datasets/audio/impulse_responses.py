@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from audio_datasets.audio import codec as audio_codec
-from audio_datasets.corpora.sources import AUDIO_SUFFIXES
+from audio_datasets.audio.codec import AUDIO_SUFFIXES
 
 
 def load_impulse_responses(folder: Path, sample_rate_hz: int) -> list[np.ndarray]:

@@ -13,11 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from audio_datasets.audio.codec import AUDIO_SUFFIXES
 from audio_datasets.stores.class_lists import read_class_names
 from audio_datasets.system.messages import listed
+from audio_datasets.tasks.listing import Clip, Listing, in_our_splits
+from audio_datasets.tasks.task import Task
 
 CLASS_LIST = "class_labels_indices.csv"
 LIST_SUFFIX = "_segments.csv"
+SPLITS = {"balanced_train": "train", "unbalanced_train": "train", "eval": "test"}
+"""The official lists, and what they are in fine-tuning."""
 
 # An id has 11 characters, of which any may be "-" or "_". The leading Y of some files (for which a name may not begin with
 # "-") and the segment's start and end, in seconds or milliseconds, leave the id unambiguous: after the id comes "_" and a digit.
@@ -166,3 +171,67 @@ def _files_below(root: Path) -> Iterator[str]:
 def _starts_at(name: str, start_seconds: float) -> bool:
     found = _FILE_STEM.fullmatch(os.path.splitext(os.path.basename(name))[0])["start"]
     return found is None or any(abs(float(found) - start) < 1 for start in (start_seconds, 1000 * start_seconds))
+
+
+def read(path: Path, audio_root: Path | None = None, segments: Sequence[str] = ()) -> Listing:
+    """AudioSet's lists of segments and whatever share of the audio is there.
+
+    Args:
+        path: the folder with the lists and ``class_labels_indices.csv``, or one list that lies beside it.
+        audio_root: folder with the audio files at any depth, named by YouTube id; the lists' folder if left out.
+        segments: names of the lists to take (``balanced_train`` …); all that are there if left out.
+
+    Clip ids are ``Y`` and the YouTube id, whatever the files are called; labels are display names; a clip's split is the
+    name of its list. Raises ValueError for a file in another format, and a class that is not in the class list.
+    """
+    lists = segment_lists(path, segments)
+    folder = path if path.is_dir() else path.parent
+    name_of = read_class_ids(folder)
+    index = index_audio(audio_root or folder, AUDIO_SUFFIXES)
+    clips, missing = [], []
+    for split, file in lists.items():
+        for segment in read_segments(file):
+            unknown = [class_id for class_id in segment.class_ids if class_id not in name_of]
+            if unknown:
+                raise ValueError(
+                    f"{file}: segment {segment.youtube_id} has classes of no class list: {listed(unknown)}"
+                )
+            name = index.find(segment)
+            if name is None:
+                missing.append(segment.clip_id)
+                continue
+            clips.append(
+                Clip(
+                    clip_id=segment.clip_id,
+                    path=index.root / name,
+                    source=name,
+                    labels=tuple(name_of[class_id] for class_id in segment.class_ids),
+                    split=split,
+                    seconds=segment.end_seconds - segment.start_seconds,
+                )
+            )
+    if missing and not clips:
+        raise ValueError(
+            f"no audio in {index.root} for any of the {len(missing)} clips that {path} lists, the first: {listed(missing, limit=3)}"
+        )
+    return Listing(tuple(name_of.values()), tuple(clips), ignored=index.ignored, missing=tuple(missing))
+
+
+def _has_segment_lists(path: Path) -> bool:
+    return is_segment_list(path) or (path.is_dir() and any(map(is_segment_list, path.iterdir())))
+
+
+AUDIOSET = Task(
+    name="audioset",
+    title="AudioSet",
+    source="https://research.google.com/audioset/download.html",
+    licence="CC BY 4.0 for the lists; each video has a licence of its own",
+    layout=f"a folder with lists of segments (eval{LIST_SUFFIX} …), {CLASS_LIST}, and audio files named by YouTube id at any depth",
+    read=read,
+    exclusive=False,
+    clip_seconds=10.0,
+    metric="mAP",
+    recognises=_has_segment_lists,
+    for_training=lambda listing, path: in_our_splits(listing, path, SPLITS),
+    read_part=read,
+)

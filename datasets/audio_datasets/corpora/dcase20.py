@@ -4,14 +4,15 @@ which are only in the test split (Heittola, Mesaros and Virtanen, 2020)."""
 from pathlib import Path, PurePosixPath
 
 from audio_datasets.system.tables import read_csv_rows
-from audio_datasets.tasks.task import AudioFolder, Listing, Settings, Task, TaskClip
+from audio_datasets.tasks.listing import AudioFolder, Clip, Listing
+from audio_datasets.tasks.task import Task
 
 
 def read(folder: Path) -> Listing:
     """``meta.csv``, ``evaluation_setup/fold1_{train,evaluate}.csv`` (tab-separated) and ``audio/``.
 
-    Clips that neither list names, as the official split leaves some out, take no part. A place where was recorded is a
-    group, since all devices recorded there at once.
+    Clips that neither list names, as the official split leaves some out, take no part. Each place of recording is a group, since
+    all devices recorded there at once.
     """
     meta = folder / "meta.csv"
     lists = {split: folder / "evaluation_setup" / f"fold1_{name}.csv" for split, name in _LISTS.items()}
@@ -34,7 +35,7 @@ def read(folder: Path) -> Listing:
                     f"{file}, line {line}: {name} is {row['scene_label']!r}, and {about[name]['scene_label']!r} in {meta}"
                 )
             clips.append(
-                TaskClip(
+                Clip(
                     PurePosixPath(name).stem,
                     audio.find(PurePosixPath(name).name),
                     (row["scene_label"],),
@@ -56,8 +57,8 @@ DCASE20 = Task(
     licence="Tampere University's own: free for scientific, non-commercial use",
     layout="a folder with meta.csv, evaluation_setup/fold1_{train,evaluate}.csv (separated by tabs) and audio/*.wav",
     read=read,
-    settings={"mn": Settings(8e-4, 64), "dymn": Settings(3e-4, 32)},
-    labels="one",
+    exclusive=True,
     clip_seconds=10.0,
     metric="macro_accuracy",
+    recognises=lambda path: (path / "meta.csv").is_file() and (path / "evaluation_setup").is_dir(),
 )

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from audio_datasets.system.files import read_text
 from audio_datasets.system.tables import read_csv_rows
-from audio_datasets.tasks.task import AudioFolder, Listing, Settings, Task, TaskClip
+from audio_datasets.tasks.listing import AudioFolder, Clip, Listing
+from audio_datasets.tasks.task import Task
 
 SPLITS = {"train": "train", "val": "valid"}
 
@@ -27,9 +28,7 @@ def read(folder: Path) -> Listing:
             if part == "dev" and split not in SPLITS:
                 raise ValueError(f"{truth / 'dev.csv'}, line {line}: split is train or val; found {split!r}")
             labels = tuple(label.strip() for label in row["labels"].split(",") if label.strip())
-            clips.append(
-                TaskClip(row["fname"], audio.find(row["fname"]), labels, split=SPLITS[split] if split else "test")
-            )
+            clips.append(Clip(row["fname"], audio.find(row["fname"]), labels, split=SPLITS[split] if split else "test"))
     return Listing(class_names, tuple(clips))
 
 
@@ -52,8 +51,8 @@ FSD50K = Task(
     licence="CC BY 4.0 (each clip has a Creative Commons licence of its own)",
     layout="a folder with FSD50K.ground_truth/{dev,eval,vocabulary}.csv, FSD50K.dev_audio/ and FSD50K.eval_audio/",
     read=read,
-    settings={"mn": Settings(7e-5, 64), "dymn": Settings(4e-5, 32)},
-    labels="several",
+    exclusive=False,
     clip_seconds=10.0,
     metric="mAP",
+    recognises=lambda path: (path / "FSD50K.ground_truth").is_dir(),
 )

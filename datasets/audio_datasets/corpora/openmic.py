@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from audio_datasets.corpora.sources import AUDIO_SUFFIXES
+from audio_datasets.audio.codec import AUDIO_SUFFIXES
 from audio_datasets.system.files import read_arrays, read_json, read_text
 from audio_datasets.system.plain_pickle import plain_pickle
-from audio_datasets.tasks.task import Listing, Settings, Task, TaskClip
+from audio_datasets.tasks.listing import Clip, Listing
+from audio_datasets.tasks.task import Task
 
 PRESENT = 0.5
 """A label above this likelihood counts as present."""
@@ -38,7 +39,7 @@ def read(folder: Path) -> Listing:
 
     names = np.array(class_names)
     clips = tuple(
-        TaskClip(
+        Clip(
             key,
             _audio_file(folder / "audio", key),
             labels=tuple(names[mask & (values > PRESENT)].tolist()),
@@ -99,8 +100,8 @@ OPENMIC = Task(
     licence="CC BY 4.0 (each clip has a Creative Commons licence of its own)",
     layout="a folder with openmic-2018.npz, class-map.json, partitions/split01_{train,test}.csv and audio/000/*.ogg …",
     read=read,
-    settings={"mn": Settings(1e-5, 64), "dymn": Settings(2e-5, 32)},
-    labels="several",
+    exclusive=False,
     clip_seconds=10.0,
     metric="mAP",
+    recognises=lambda path: (path / "openmic-2018.npz").is_file(),
 )

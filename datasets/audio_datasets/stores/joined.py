@@ -11,9 +11,11 @@ import numpy as np
 import pyarrow
 
 from audio_datasets.stores.class_lists import check_same_classes
-from audio_datasets.stores.clip_store import DIGEST_BYTES, ROWS_AT_ONCE, ClipStore, all_found
+from audio_datasets.stores.clip_contents import DIGEST_BYTES
+from audio_datasets.stores.clip_store import ROWS_AT_ONCE, ClipStore, all_found
 from audio_datasets.system.files import digest_of
 from audio_datasets.system.messages import listed
+from audio_datasets.tasks.label_space import LabelSpace
 
 
 class JoinedClips:
@@ -31,14 +33,19 @@ class JoinedClips:
     def open(cls, paths: Sequence[str | Path], class_names: Sequence[str] | None = None) -> "JoinedClips":
         """The stores at ``paths``; ``class_names`` as for ``ClipStore.open``.
 
-        Raises ValueError, besides where ``ClipStore.open`` does, for class lists that differ and for a clip id that is in
-        two stores.
+        Raises ValueError, besides where ``ClipStore.open`` does, for class lists or label spaces that differ and for a clip id
+        that is in two stores.
         """
         stores = [ClipStore.open(path, class_names) for path in paths]
         if not stores:
             raise ValueError("give at least one clip store; found none")
         for store in stores[1:]:
             check_same_classes(stores[0].class_names, store.class_names, str(stores[0].path), str(store.path))
+            if stores[0].label_space != store.label_space:
+                raise ValueError(
+                    f"{stores[0].path} and {store.path} have the same classes in other label groups "
+                    f"({_groups(stores[0])} and {_groups(store)}); pack both with --task, or both without"
+                )
         for one, other in combinations(stores, 2):
             shared = _shared_ids(one, other)
             if shared:
@@ -59,6 +66,15 @@ class JoinedClips:
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.stores[0].class_names
+
+    @property
+    def label_space(self) -> LabelSpace:
+        return self.stores[0].label_space
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether any label is unknown."""
+        return any(store.is_masked for store in self.stores)
 
     @property
     def fingerprint(self) -> str:
@@ -90,8 +106,12 @@ class JoinedClips:
         return all_found(self.find(clip_ids), clip_ids, self.path)
 
     def targets(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """float32 (k, C): 1.0 where the clip has the class."""
+        """float32 (k, C): 1.0 where the clip has the class; of no meaning where ``mask`` is false."""
         return self._gather(rows, lambda store, part: store.targets(part), len(self.class_names), np.float32)
+
+    def mask(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """bool (k, C): true where it is known whether the clip has the class."""
+        return self._gather(rows, lambda store, part: store.mask(part), len(self.class_names), np.bool_)
 
     def class_counts(self) -> np.ndarray:
         """int64 (C,): how many clips have each class."""
@@ -159,6 +179,11 @@ AnyClips = ClipStore | JoinedClips
 def open_clips(paths: Sequence[str | Path], class_names: Sequence[str] | None = None) -> AnyClips:
     """One store as it is, several as one; errors as for ``JoinedClips.open``."""
     return ClipStore.open(paths[0], class_names) if len(paths) == 1 else JoinedClips.open(paths, class_names)
+
+
+def _groups(store: ClipStore) -> str:
+    groups = store.label_space.groups
+    return ", ".join(f"{group.name} {'exclusive' if group.exclusive else 'not exclusive'}".strip() for group in groups)
 
 
 def _shared_ids(one: ClipStore, other: ClipStore) -> list[str]:

@@ -1,9 +1,10 @@
 """The manifest of a clip store: what is known of each clip besides audio and targets, as Parquet beside the store."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import pyarrow
@@ -11,9 +12,6 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from audio_datasets.system.files import written_aside
-
-if TYPE_CHECKING:
-    from audio_datasets.stores.clip_store import ClipStore
 
 SCHEMA = pyarrow.schema(
     [
@@ -24,11 +22,14 @@ SCHEMA = pyarrow.schema(
         pyarrow.field("split", pyarrow.string()),
         pyarrow.field("fold", pyarrow.int32()),
         pyarrow.field("group", pyarrow.string()),
+        pyarrow.field("device", pyarrow.string()),
         pyarrow.field("duration_seconds", pyarrow.float64()),
         pyarrow.field("sample_rate_hz", pyarrow.int32()),
         pyarrow.field("channels", pyarrow.int32()),
     ]
 )
+ADDED_LATER = ("device",)
+"""Columns that manifests of earlier versions lack; read as empty there."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class ManifestRow:
     fold: int | None = None
     group: str | None = None
     """Clips of one group, for example of one recording, belong on the same side of a split."""
+    device: str | None = None
+    """What the clip was recorded with."""
     duration_seconds: float | None = None
     sample_rate_hz: int | None = None
     """Rate of the source, in Hz; the store may hold another."""
@@ -73,12 +76,15 @@ def read_manifest(store_path: str | Path, columns: Sequence[str] | None = None) 
     path = manifest_path(store_path)
     if not path.exists():
         return None
-    table = read_parquet(path, columns)
-    needed = SCHEMA if columns is None else pyarrow.schema([SCHEMA.field(name) for name in columns])
-    there = pyarrow.parquet.read_schema(path).names
-    missing = [name for name in SCHEMA.names if name not in there]
+    there = _column_names(path)
+    missing = [name for name in SCHEMA.names if name not in there and name not in ADDED_LATER]
     if missing:
         raise ValueError(f"{path} is no manifest of a clip store: it lacks {missing}; found {there}")
+    needed = SCHEMA if columns is None else pyarrow.schema([SCHEMA.field(name) for name in columns])
+    table = read_parquet(path, None if columns is None else [name for name in columns if name in there])
+    for name in ADDED_LATER:
+        if name in needed.names and name not in there:
+            table = table.append_column(needed.field(name), pyarrow.nulls(len(table), needed.field(name).type))
     try:
         # Only what our types can hold: a fold that is text would be compared with numbers, and never be equal.
         return table.select(needed.names).cast(needed)
@@ -91,15 +97,35 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pyarrow.Ta
 
     Raises ValueError, with the path, if it is damaged or holds no UTF-8.
     """
-    try:
+    with _plain_errors(path):
         table = pyarrow.parquet.read_table(path, partitioning=None, columns=None if columns is None else list(columns))
         table.validate(full=True)
         return table
+
+
+def _column_names(path: Path) -> list[str]:
+    with _plain_errors(path):
+        return pyarrow.parquet.read_schema(path).names
+
+
+@contextmanager
+def _plain_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{path} is not a Parquet file, or a damaged one: {error}") from error
 
 
-def select_rows(store: "ClipStore", split: str | None = None, folds: Sequence[int] | None = None) -> np.ndarray:
+class HasManifest(Protocol):
+    """A clip store, or several read as one."""
+
+    @property
+    def path(self) -> Path | str: ...
+    def __len__(self) -> int: ...
+    def manifest(self, columns: Sequence[str] | None = None) -> pyarrow.Table | None: ...
+
+
+def select_rows(store: HasManifest, split: str | None = None, folds: Sequence[int] | None = None) -> np.ndarray:
     """The rows of ``store`` in one split and in any of some folds, int64 ascending; None selects all.
 
     Raises ValueError that lists what there is, if the store has no manifest, or no clip of that split or of one of the
@@ -115,13 +141,13 @@ def select_rows(store: "ClipStore", split: str | None = None, folds: Sequence[in
     selected = np.ones(len(store), dtype=bool)
     for what, wanted in (("split", None if split is None else [split]), ("fold", folds)):
         if wanted is not None:
-            selected &= _is_any_of(table.column(what), what, list(wanted), store.path)
+            selected &= _is_any_of(table.column(what), what, list(wanted), str(store.path))
     if not selected.any():
         raise ValueError(f"{store.path} has no clip that is in split {split!r} and in folds {list(folds or [])}")
     return np.flatnonzero(selected).astype(np.int64)
 
 
-def _is_any_of(column: pyarrow.ChunkedArray, what: str, wanted: list, path: Path) -> np.ndarray:
+def _is_any_of(column: pyarrow.ChunkedArray, what: str, wanted: list, path: str) -> np.ndarray:
     """bool (n,): whether a clip's value is one of those wanted; ValueError if no clip has one of them."""
     there = sorted(value for value in column.unique().to_pylist() if value is not None)
     absent = [value for value in wanted if value not in there]

@@ -1,8 +1,10 @@
 """Tables in text files, read strictly: a missing column or a ragged line is an error that names the file."""
 
 import csv
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def read_csv_rows(file: Path, required: Sequence[str], delimiter: str = ",") -> Iterator[tuple[int, dict[str, str]]]:
@@ -28,3 +30,16 @@ def require_columns(file: Path, required: Sequence[str], found: list[str]) -> No
     missing = [name for name in required if name not in found]
     if missing:
         raise ValueError(f"{file} lacks the columns {missing}; found {found}")
+
+
+def whole_number(value: Any, where: str) -> int | None:
+    """A cell as a whole number; None where it is empty. Tables often hold whole numbers as floats, with NaN for none."""
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    try:
+        number = float(value)
+        if number != int(number):
+            raise ValueError
+        return int(number)
+    except (ValueError, TypeError, OverflowError):
+        raise ValueError(f"{where} must be a whole number; found {value!r}") from None

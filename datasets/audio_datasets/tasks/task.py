@@ -1,70 +1,52 @@
-"""What a fine-tuning task is, and its clips as they lie in the user's folder.
+"""What a task is: a corpus as `kd pack` and `kd finetune` know it, and its clips as they lie in the user's folder.
 
-A task is one file with a ``Task`` and a function that reads its layout, and one line in ``catalog.py`` (docs/add_a_task.md).
+A task is one file in ``audio_datasets.corpora``, or in a module of your own, with a ``Task`` and a function that reads its layout
+(docs/add_a_task.md).
 
 Shapes: n clips, C classes, k rows asked for.
 """
 
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 
 from audio_datasets.audio import codec as audio_codec
 from audio_datasets.audio.bad_clips import BadClipError, OnBadClip
-from audio_datasets.corpora.sources import AUDIO_SUFFIXES
 from audio_datasets.stores.class_lists import check_class_names
 from audio_datasets.system.files import digest_of
 from audio_datasets.system.messages import listed
 from audio_datasets.tasks.label_space import LabelSpace
+from audio_datasets.tasks.listing import (
+    Clip,
+    Listing,
+    check_ids,
+    check_labels,
+    checked,
+    describe,
+    known_matrix,
+    label_matrix,
+    one_label_each,
+)
 
-Split = Literal["train", "valid", "test"]
-Labels = Literal["one", "several"]
 MissingAudio = Literal["refuse", "leave-out"]
 
 
-@dataclass(frozen=True)
-class TaskClip:
-    """One clip of a task."""
+class ReadPart(Protocol):
+    """A reader for a corpus whose audio may lie elsewhere, and of which only some lists are wanted."""
 
-    clip_id: str
-    """The id that `kd pack` gives the same file, by which teacher logits are found."""
-    path: Path
-    labels: tuple[str, ...]
-    """Its classes."""
-    known: tuple[str, ...] | None = None
-    """The classes of which it is known whether they are there; None for all."""
-    split: Split | None = None
-    fold: int | None = None
-    group: str | None = None
-    """Clips of one group, for example of one recording, belong on the same side of a split."""
-    device: str | None = None
-    """What it was recorded with."""
+    def __call__(self, path: Path, audio_root: Path | None, segments: Sequence[str]) -> Listing: ...
 
 
-@dataclass(frozen=True)
-class Listing:
-    """What a task's reader finds: every clip of the lists, in their order, whether or not its audio is there."""
-
-    class_names: tuple[str, ...]
-    clips: tuple[TaskClip, ...]
-    notes: tuple[str, ...] = ()
-    """What was decided from the data, to be said aloud."""
-
-
-class Settings(NamedTuple):
-    """What differs between tasks in the one recipe that they share."""
-
-    learning_rate: float
-    batch_size: int
+def _as_listed(listing: Listing, path: Path) -> Listing:
+    return listing
 
 
 @dataclass(frozen=True)
 class Task:
-    """A data set to fine-tune on: where it comes from, how it lies on disk, how it is trained and judged."""
+    """A corpus: where it comes from, how it lies on disk, how students are fine-tuned and judged on it."""
 
     name: str
     title: str
@@ -75,18 +57,67 @@ class Task:
     """What the folder (or file) given by the user holds; shown when it does not."""
     read: Callable[[Path], Listing]
     """Reads that layout. Raises ValueError, saying what was expected where."""
-    settings: Mapping[str, Settings]
-    """Learning rate and batch size for pre-trained students of the families "mn" (also for all others) and "dymn"."""
-    labels: Labels | None = None
-    """Whether a clip has exactly one class; None: decided from the data."""
+    exclusive: bool | None = None
+    """Whether the classes exclude each other, so that each clip has exactly one; None: decided from the data. Of no meaning where
+    the reader gives groups of classes (``Listing.label_space``)."""
     clip_seconds: float | None = None
     """Length that training clips are cropped or padded to; None: decided from the data."""
     metric: str | None = None
-    """The headline metric; None: accuracy for one label, mAP for several."""
+    """The headline metric; None: accuracy for exclusive classes, else mAP."""
+    recognises: Callable[[Path], bool] | None = None
+    """Whether a path is in this layout, seen from the names of a few files (`kd pack --layout auto`); None: never guessed."""
+    is_fallback: bool = False
+    """Whether the layout is so general that it is recognised only where no other is, as a folder for each class."""
+    for_training: Callable[[Listing, Path], Listing] = _as_listed
+    """What a corpus must be for fine-tuning besides; returns it with the splits called train, valid and test, or raises ValueError."""
+    read_part: ReadPart | None = None
+    """Reads with the audio in another folder and only some of the lists; None where the layout has no such thing."""
 
-    def settings_for(self, student: str) -> Settings:
-        """Published learning rate and batch size for a student of the catalog."""
-        return self.settings["dymn" if student.startswith("dymn") else "mn"]
+    def read_checked(
+        self, path: Path, *, allow_outside: bool = False, audio_root: Path | None = None, segments: Sequence[str] = ()
+    ) -> Listing:
+        """The clips at ``path`` as the corpus lists them, with whatever splits it has.
+
+        Raises:
+            ValueError: another layout, ids that repeat, files outside of the corpus's own folder unless ``allow_outside``, or an
+                ``audio_root`` or ``segments`` for a layout without.
+        """
+        if audio_root is not None or segments:
+            if self.read_part is None:
+                raise ValueError(
+                    f"--audio-root and --segments are for the layout audioset; {path} has the layout {self.name}"
+                )
+            listing = self.read_part(path, audio_root, segments)
+        else:
+            listing = self.read(path)
+        return checked(listing, path, self.name, allow_outside=allow_outside)
+
+    def read_for_training(
+        self, path: Path, *, allow_outside: bool = False, audio_root: Path | None = None, segments: Sequence[str] = ()
+    ) -> Listing:
+        """The clips at ``path`` as fine-tuning takes them; arguments and errors as for ``read_checked``.
+
+        Raises:
+            ValueError: besides, what fine-tuning cannot work with, as splits that are none of train, valid and test.
+        """
+        if not path.exists():
+            raise ValueError(
+                f"no such folder or file: {path}. Task {self.name} needs {self.layout} (from {self.source})"
+            )
+        try:
+            listing = self.read_checked(path, allow_outside=allow_outside, audio_root=audio_root, segments=segments)
+            return self.for_training(listing, path)
+        except ValueError as error:
+            raise ValueError(f"{error}. Task {self.name} needs {self.layout} (from {self.source})") from error
+
+    def label_space(self, listing: Listing) -> LabelSpace:
+        """What the classes of a listing mean together: as its reader says, as the task says, or as the labels show."""
+        if listing.label_space is not None:
+            return listing.label_space
+        exclusive = self.exclusive
+        if exclusive is None:
+            exclusive = one_label_each(listing.clips, listing.class_names)
+        return LabelSpace.single(listing.class_names, exclusive)
 
 
 class TaskClips:
@@ -95,10 +126,13 @@ class TaskClips:
     Has what training and evaluation use of a ``ClipStore``, so that either can stand behind them. It can be pickled.
 
     Raises:
-        ValueError: no clips, ids that repeat, labels that are no class.
+        ValueError: no clips, ids that repeat, labels that are no class, or not exactly one label of an exclusive group.
     """
 
-    def __init__(self, path: Path, class_names: Sequence[str], clips: Sequence[TaskClip]) -> None:
+    def __init__(
+        self, path: Path, class_names: Sequence[str], clips: Sequence[Clip], label_space: LabelSpace | None = None
+    ) -> None:
+        """``label_space`` None: one group, exclusive if every clip has exactly one label."""
         self.path = path
         self.clips = tuple(clips)
         if not self.clips:
@@ -107,33 +141,15 @@ class TaskClips:
             self.class_names = check_class_names(class_names)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        wrong = next((clip.clip_id for clip in self.clips if not clip.clip_id or not clip.clip_id.isprintable()), None)
-        if wrong is not None:
-            raise ValueError(f"{path}: clip ids must be printable text and not empty; found {wrong!r}")
+        check_ids(path, self.clips)
         self._row_of = {clip.clip_id: row for row, clip in enumerate(self.clips)}
-        if len(self._row_of) < len(self.clips):
-            repeated = [clip.clip_id for row, clip in enumerate(self.clips) if self._row_of[clip.clip_id] != row]
-            raise ValueError(f"{path}: clip ids must be unique; found more than once: {listed(repeated)}")
-        self._targets = self._matrix([clip.labels for clip in self.clips])
-        self._mask = None
-        if any(clip.known is not None for clip in self.clips):
-            everything = self.class_names
-            self._mask = self._matrix([everything if clip.known is None else clip.known for clip in self.clips])
+        self._targets = label_matrix(path, self.clips, self.class_names)
+        self._mask = known_matrix(path, self.clips, self.class_names)
+        self.label_space = label_space
+        if label_space is None:
+            self.label_space = LabelSpace.single(self.class_names, one_label_each(self.clips, self.class_names))
+        check_labels(path, self.clips, self.label_space)
         self._durations: dict[int, float] = {}
-
-    def _matrix(self, names_of_clips: Iterable[Sequence[str]]) -> np.ndarray:
-        """bool (n, C): true where a clip names the class."""
-        index_of = {name: index for index, name in enumerate(self.class_names)}
-        matrix = np.zeros((len(self.clips), len(self.class_names)), dtype=bool)
-        for row, names in enumerate(names_of_clips):
-            unknown = [name for name in names if name not in index_of]
-            if unknown:
-                raise ValueError(
-                    f"{self.path}: clip {self.clips[row].clip_id!r} has labels outside the class list: {listed(unknown)}; "
-                    f"the classes are {listed(self.class_names)}"
-                )
-            matrix[row, [index_of[name] for name in names]] = True
-        return matrix
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -205,7 +221,7 @@ class TaskClips:
 def read_task(
     task: Task, path: str | Path, missing_audio: MissingAudio = "refuse", *, allow_outside: bool = False
 ) -> tuple[TaskClips, tuple[str, ...]]:
-    """The clips of ``task`` at ``path``, and what should be said aloud of them.
+    """The clips of ``task`` at ``path`` for fine-tuning, and notes on them to print.
 
     ``missing_audio``: what to do if files that the lists name are not there. A list may come from a stranger: what it names
     must lie in its own folder, unless ``allow_outside``; symbolic links in the folder are followed.
@@ -216,52 +232,19 @@ def read_task(
     path = Path(path)
     if missing_audio not in get_args(MissingAudio):
         raise ValueError(f"missing_audio must be one of {get_args(MissingAudio)}; found {missing_audio!r}")
-    if not path.exists():
-        raise ValueError(f"no such folder or file: {path}. Task {task.name} needs {task.layout} (from {task.source})")
-    try:
-        listing = task.read(path)
-    except ValueError as error:
-        raise ValueError(f"{error}. Task {task.name} needs {task.layout} (from {task.source})") from error
-    if not allow_outside:
-        _refuse_outside(path, listing.clips)
-    notes = list(listing.notes)
-    absent = [clip for clip in listing.clips if not clip.path.is_file()]
-    if absent:
-        found = (
-            f"{len(absent)} of {len(listing.clips)} audio files are missing, as {absent[0].path} "
-            f"(clip {absent[0].clip_id!r})"
-        )
+    listing = task.read_for_training(path, allow_outside=allow_outside)
+    notes = [describe(listing), *listing.notes]
+    absent = {clip.clip_id: clip.path for clip in listing.clips if not clip.path.is_file()}
+    if absent or listing.missing:
+        total = len(listing.clips) + len(listing.missing)
+        first, where = next(iter(absent.items())) if absent else (listing.missing[0], path)
+        found = f"{len(absent) + len(listing.missing)} of {total} audio files are missing, as {where} (clip {first!r})"
         if missing_audio == "refuse" or len(absent) == len(listing.clips):
             raise ValueError(f"{found}; to train without them: --missing-audio leave-out")
         notes.append(f"{found}; they are left out")
-        gone = {clip.clip_id for clip in absent}
-        listing = Listing(listing.class_names, tuple(clip for clip in listing.clips if clip.clip_id not in gone))
-    clips = TaskClips(path, listing.class_names, listing.clips)
-    if task.labels == "one":
-        wrong = [clip for clip in clips.clips if len(clip.labels) != 1]
-        if wrong:
-            raise ValueError(
-                f"{path}: each clip of {task.name} has exactly one label; clip {wrong[0].clip_id!r} has {list(wrong[0].labels)}"
-            )
-    exclusive = one_label_each(clips) if task.labels is None else task.labels == "one"
-    clips.label_space = LabelSpace.single(clips.class_names, exclusive)
-    return clips, tuple(notes)
-
-
-def _refuse_outside(path: Path, clips: Sequence[TaskClip]) -> None:
-    """ValueError for a clip whose path leads out of the folder that the lists describe."""
-    root = Path(os.path.abspath(path if path.is_dir() else path.parent))
-    outside = [str(clip.path) for clip in clips if root not in Path(os.path.abspath(clip.path)).parents]
-    if outside:
-        raise ValueError(
-            f"{path} names {len(outside)} files outside of its own folder: {listed(outside, limit=3)}; paths are relative to "
-            "it and stay below it. If you trust the list, take them with --allow-outside"
-        )
-
-
-def one_label_each(clips: TaskClips) -> bool:
-    """Whether every clip has exactly one class and all labels are known."""
-    return not clips.is_masked and all(len(clip.labels) == 1 for clip in clips.clips)
+        there = tuple(clip for clip in listing.clips if clip.clip_id not in absent)
+        listing = replace(listing, clips=there)
+    return TaskClips(path, listing.class_names, listing.clips, task.label_space(listing)), tuple(notes)
 
 
 def usable_durations(
@@ -283,32 +266,3 @@ def usable_durations(
             if on_bad_clip == "refuse":
                 raise
     return found
-
-
-# -- What readers of layouts share -------------------------------------------------------------------------------------
-
-
-@dataclass
-class AudioFolder:
-    """The audio files of a folder by name without suffix: a copy in another format stands for the original."""
-
-    folder: Path
-    _by_stem: dict[str, Path] = field(init=False)
-
-    def __post_init__(self) -> None:
-        if not self.folder.is_dir():
-            raise ValueError(f"there is no folder {self.folder}")
-        files = sorted(self.folder.iterdir(), reverse=True)
-        self._by_stem = {file.stem: file for file in files if file.suffix.lower() in AUDIO_SUFFIXES}
-
-    def find(self, name: str) -> Path:
-        """The file of this name or, with another suffix, of this stem; the path where it should be if there is none.
-
-        ValueError for what is no name of a file in a folder.
-        """
-        if not name or "\0" in name or name in (".", "..") or "/" in name:
-            raise ValueError(f"{self.folder} can hold no file that is called {name!r}")
-        named = self.folder / name
-        if named.suffix.lower() in AUDIO_SUFFIXES:
-            return named if named.exists() else self._by_stem.get(named.stem, named)
-        return self._by_stem.get(name, named.with_name(f"{name}.wav"))

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from audio_datasets.audio.codec import encode
 from audio_datasets.corpora.audioset import Segment, index_audio, read_segments, segment_lists
-from audio_datasets.corpora.sources import describe, read_source
 from audio_datasets.pack import PackConfig, main, pack
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.manifest import select_rows
 from audio_datasets.system.randomness import generator
+from audio_datasets.tasks.catalog import read_listing
+from audio_datasets.tasks.listing import describe
 
 CLASSES = (("/m/09x0r", "Speech"), ("/m/05zppz", "Male speech, man speaking"), ("/m/0bt9lr", "Dog"))
 
@@ -66,9 +67,9 @@ def audio(tmp_path: Path) -> Path:
 def test_the_official_lists_and_every_way_of_naming_files(lists: Path, audio: Path) -> None:
     (audio / "notes.txt").write_text("x")
     (audio / ".hidden.flac").write_text("x")
-    source = read_source(lists, audio_root=audio)
+    source = read_listing(lists, audio_root=audio)
     assert source.layout == "audioset"
-    assert source.label_names == ("Speech", "Male speech, man speaking", "Dog")  # the official order, used or not
+    assert source.class_names == ("Speech", "Male speech, man speaking", "Dog")  # the official order, used or not
     assert [(clip.clip_id, clip.labels, clip.split) for clip in source.clips] == [
         ("Y--4gqARaEJE", ("Speech", "Dog"), "balanced_train"),
         ("Y_-0Q8LB5DlA", ("Male speech, man speaking",), "balanced_train"),
@@ -80,8 +81,8 @@ def test_the_official_lists_and_every_way_of_naming_files(lists: Path, audio: Pa
     assert source.missing == ("Yzzzzzzzzzzz",)
     assert source.ignored == ("notes.txt",)
     assert "no audio for 1 more (20.0 % of those listed): 'Yzzzzzzzzzzz'" in describe(source)
-    assert [clip.clip_id for clip in read_source(lists, audio_root=audio, segments=["eval"]).clips] == ["Y-abcdefghi_"]
-    one_list = read_source(lists / "eval_segments.csv", audio_root=audio)
+    assert [clip.clip_id for clip in read_listing(lists, audio_root=audio, segments=["eval"]).clips] == ["Y-abcdefghi_"]
+    one_list = read_listing(lists / "eval_segments.csv", audio_root=audio)
     assert [clip.clip_id for clip in one_list.clips] == ["Y-abcdefghi_"]
 
 
@@ -112,7 +113,7 @@ def test_a_file_of_another_segment_of_the_video_is_not_taken(lists: Path, tmp_pa
     audio.mkdir()
     for name in ("_-0Q8LB5DlA_50.000.flac", "--4gqARaEJE_0.flac", "Y--4gqARaEJE.flac"):
         (audio / name).write_bytes(sound(0))
-    source = read_source(lists, audio_root=audio)
+    source = read_listing(lists, audio_root=audio)
     assert [(clip.clip_id, clip.source) for clip in source.clips] == [("Y--4gqARaEJE", "--4gqARaEJE_0.flac")]
     assert "Y_-0Q8LB5DlA" in source.missing
 
@@ -124,12 +125,12 @@ def test_folders_that_are_links_are_looked_into_once(audio: Path) -> None:
 
 def test_what_is_wrong_with_the_lists_is_said(lists: Path, audio: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no list 'unbalanced_train'; it has 'balanced_train', 'eval'"):
-        read_source(lists, audio_root=audio, segments=["unbalanced_train"])
+        read_listing(lists, audio_root=audio, segments=["unbalanced_train"])
     with pytest.raises(ValueError, match=r"no audio in .*empty for any of the 5 clips .*'Y--4gqARaEJE'"):
         (tmp_path / "empty").mkdir()
-        read_source(lists, audio_root=tmp_path / "empty")
+        read_listing(lists, audio_root=tmp_path / "empty")
     with pytest.raises(ValueError, match="no folder with audio"):
-        read_source(lists, audio_root=tmp_path / "nowhere")
+        read_listing(lists, audio_root=tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no lists of segments"):
         segment_lists(audio)
     table = lists / "eval_segments.csv"
@@ -138,17 +139,17 @@ def test_what_is_wrong_with_the_lists_is_said(lists: Path, audio: Path, tmp_path
         list(read_segments(table))
     table.write_text(EVAL.replace("/m/09x0r", "/m/unknown"))
     with pytest.raises(ValueError, match="segment -abcdefghi_ has classes of no class list: '/m/unknown'"):
-        read_source(lists, audio_root=audio)
+        read_listing(lists, audio_root=audio)
     (lists / "class_labels_indices.csv").unlink()
     with pytest.raises(ValueError, match="has no class_labels_indices.csv"):
-        read_source(lists, audio_root=audio)
+        read_listing(lists, audio_root=audio)
 
 
 def test_audio_root_is_refused_where_it_has_no_effect(tmp_path: Path) -> None:
     (tmp_path / "dog").mkdir()
     (tmp_path / "dog" / "a.wav").write_bytes(b"x")
-    with pytest.raises(ValueError, match="are for the layout audioset; .* has the layout folders"):
-        read_source(tmp_path, audio_root=tmp_path)
+    with pytest.raises(ValueError, match="are for the layout audioset; .* has the layout folder"):
+        read_listing(tmp_path, audio_root=tmp_path)
 
 
 youtube_ids = st.text("ABYZabyz019-_", min_size=11, max_size=11)

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audio_datasets.audio.codec import decode, encode, from_pcm16, resample
-from audio_datasets.stores.clip_store import ClipRecord, ClipStore, concatenate, write_clip_store
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.clip_writer import ClipRecord, concatenate, write_clip_store
 from audio_datasets.stores.hdf5_arrays import SEAL, BytesOfVaryingLength
 from audio_datasets.system.randomness import generator
+from audio_datasets.tasks.label_space import LabelGroup, LabelSpace
 
 CLASSES = tuple(f"class {index}, of some" for index in range(11))
 
@@ -339,3 +341,82 @@ def test_damage_that_hdf5_would_be_given_is_noticed_before(tmp_path: Path) -> No
     with h5py.File(path, "r+") as file:
         file.attrs["note"] = "by someone else"
     assert ClipStore.open(path).attributes["note"] == "by someone else"
+
+
+# -- Unknown labels and groups of classes ------------------------------------------------------------------------------
+
+VERBS_AND_NOUNS = LabelSpace((LabelGroup("verb", CLASSES[:4], True), LabelGroup("noun", CLASSES[4:], True)))
+
+
+def write_masked(path: Path, known: list[tuple[str, ...] | None], first: int = 0) -> Path:
+    records = [ClipRecord(f"clip {first + i}", b"x", CLASSES[:1], names) for i, names in enumerate(known)]
+    write_clip_store(path, records, CLASSES)
+    return path
+
+
+def test_what_is_known_of_each_clip_is_read_as_written(tmp_path: Path) -> None:
+    known = [CLASSES[:3], None, CLASSES[:1], CLASSES]
+    store = pickle.loads(pickle.dumps(ClipStore.open(write_masked(tmp_path / "clips.h5", known))))
+    assert store.is_masked
+    expected = np.array([[names is None or name in names for name in CLASSES] for names in known])
+    np.testing.assert_array_equal(store.mask([0, 1, 2, 3]), expected)
+    np.testing.assert_array_equal(store.mask(np.array([2, 0])), expected[[2, 0]])
+    with pytest.raises(ValueError, match="clip 'clip 0' has labels that are not among its known ones"):
+        write_masked(tmp_path / "wrong.h5", [CLASSES[1:]])
+
+
+def test_a_store_in_which_all_is_known_has_the_bytes_that_it_always_had(tmp_path: Path) -> None:
+    everything = write_masked(tmp_path / "a.h5", [CLASSES, CLASSES]).read_bytes()
+    assert everything == write_masked(tmp_path / "b.h5", [None, None]).read_bytes()
+    store = ClipStore.open(tmp_path / "a.h5")
+    assert not store.is_masked
+    assert store.mask([1]).all()
+    assert store.label_space == LabelSpace.single(CLASSES, exclusive=False)
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert file.attrs["format_version"] == 2
+        assert "known" not in file
+        assert "label_groups" not in file.attrs
+
+
+def test_shards_with_and_without_unknown_labels_are_concatenated(tmp_path: Path) -> None:
+    known = [None, None, CLASSES[:2], None]
+    parts = [write_masked(tmp_path / f"{i}.h5", known[i : i + 2], i) for i in (0, 2)]
+    concatenate(parts, tmp_path / "joined.h5")
+    assert (tmp_path / "joined.h5").read_bytes() == write_masked(tmp_path / "whole.h5", known).read_bytes()
+
+
+def test_a_changed_mask_is_noticed(tmp_path: Path) -> None:
+    path = write_masked(tmp_path / "clips.h5", [CLASSES[:3], None])
+    with h5py.File(path) as file:
+        offset = file["known"].id.get_offset()
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 0x10
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="ids, targets or offsets have changed"):
+        ClipStore.open(path)
+
+
+def test_groups_of_classes_are_kept(tmp_path: Path) -> None:
+    records = [ClipRecord("a", b"x", (CLASSES[1], CLASSES[7]))]
+    write_clip_store(tmp_path / "one.h5", records, CLASSES, label_space=VERBS_AND_NOUNS)
+    concatenate([tmp_path / "one.h5"], tmp_path / "joined.h5")
+    for name in ("one", "joined"):
+        assert ClipStore.open(tmp_path / f"{name}.h5").label_space == VERBS_AND_NOUNS
+    single = LabelSpace.single(CLASSES, exclusive=True)
+    write_clip_store(tmp_path / "single.h5", [], CLASSES, label_space=single)
+    assert ClipStore.open(tmp_path / "single.h5").label_space == single
+    with pytest.raises(ValueError, match="other groups of classes"):
+        concatenate([tmp_path / "one.h5", tmp_path / "single.h5"], tmp_path / "wrong.h5")
+    with pytest.raises(ValueError, match="other classes than the class list"):
+        write_clip_store(tmp_path / "wrong.h5", [], CLASSES[:5], label_space=single)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "no JSON", "[]", '[["a", 3, true]]', "[[1]]", '[["a", 5, true], ["a", 6, true]]', '[["a", "x", 1]]']
+)
+def test_damaged_groups_of_classes_are_a_value_error(tmp_path: Path, text: str) -> None:
+    write_clip_store(tmp_path / "clips.h5", [], CLASSES)
+    with h5py.File(tmp_path / "clips.h5", "r+") as file:
+        file.attrs["label_groups"] = text
+    with pytest.raises(ValueError, match=r"clips\.h5 is a damaged clip store: its label_groups cannot be read"):
+        ClipStore.open(tmp_path / "clips.h5")

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from audio_datasets.audio.codec import encode
-from audio_datasets.stores.clip_store import ClipRecord, ClipStore, write_clip_store
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from audio_datasets.stores.joined import JoinedClips, open_clips
 from audio_datasets.stores.manifest import manifest_path, select_rows
 from audio_datasets.system.randomness import generator
+from audio_datasets.tasks.label_space import LabelSpace
 
 CLASSES = tuple(f"class {index}" for index in range(527))
 RATE_HZ = 32000
@@ -124,3 +126,18 @@ def test_splits_and_folds_go_through_all_manifests(make_tiny_store: Callable[...
     np.testing.assert_array_equal(select_rows(joined, split="valid"), [4, 5, 10, 11])
     np.testing.assert_array_equal(select_rows(joined, folds=[2]), [1, 4, 7, 10])
     np.testing.assert_array_equal(select_rows(joined), np.arange(12))
+
+
+def test_unknown_labels_and_groups_of_classes_of_joined_stores(tmp_path: Path) -> None:
+    names = ("a", "b", "c")
+    write_clip_store(tmp_path / "plain.h5", [ClipRecord(f"p{i}", b"x", ("a",)) for i in range(2)], names)
+    write_clip_store(tmp_path / "masked.h5", [ClipRecord(f"m{i}", b"x", ("b",), ("b",)) for i in range(2)], names)
+    joined = JoinedClips.open([tmp_path / "plain.h5", tmp_path / "masked.h5"])
+    assert joined.is_masked
+    assert joined.label_space == LabelSpace.single(names, exclusive=False)
+    np.testing.assert_array_equal(joined.mask([3, 0]), [[False, True, False], [True, True, True]])
+    exclusive = LabelSpace.single(names, exclusive=True)
+    write_clip_store(tmp_path / "exclusive.h5", [ClipRecord("e", b"x", ("c",))], names, label_space=exclusive)
+    with pytest.raises(ValueError, match=r"other label groups \(not exclusive and exclusive\); pack both with --task"):
+        JoinedClips.open([tmp_path / "plain.h5", tmp_path / "exclusive.h5"])
+    assert not JoinedClips.open([tmp_path / "plain.h5"]).is_masked

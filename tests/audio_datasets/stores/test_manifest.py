@@ -12,8 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audio_datasets.stores import clip_store
-from audio_datasets.stores.clip_store import ClipRecord, ClipStore, write_clip_store
-from audio_datasets.stores.manifest import ManifestRow, manifest_path, read_manifest, select_rows, write_manifest
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
+from audio_datasets.stores.manifest import (
+    SCHEMA,
+    ManifestRow,
+    manifest_path,
+    read_manifest,
+    select_rows,
+    write_manifest,
+)
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 row = st.builds(
@@ -25,6 +33,7 @@ row = st.builds(
     split=st.none() | text,
     fold=st.none() | st.integers(-(2**31), 2**31 - 1),
     group=st.none() | text,
+    device=st.none() | text,
     duration_seconds=st.none() | st.floats(0, 1e6, allow_subnormal=False),
     sample_rate_hz=st.none() | st.integers(1, 768000),
     channels=st.none() | st.integers(1, 64),
@@ -113,6 +122,15 @@ def test_a_damaged_or_foreign_parquet_file_is_refused(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"clip_id": ["c0"]}), path)
     with pytest.raises(ValueError, match="lacks"):
         store.manifest()
+
+
+def test_a_manifest_from_before_there_were_devices_is_read(tmp_path: Path) -> None:
+    store = store_with_manifest(tmp_path / "clips.h5")
+    path = manifest_path(store.path)
+    pyarrow.parquet.write_table(pyarrow.parquet.read_table(path).drop_columns(["device"]), path)
+    assert store.manifest(["device", "fold"]).column("device").to_pylist() == [None] * 5
+    assert store.manifest().column_names == SCHEMA.names
+    assert select_rows(store, split="test").tolist() == [2]
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from audio_datasets.tasks.task import TaskClip, TaskClips
+from audio_datasets.tasks.listing import Clip
+from audio_datasets.tasks.task import TaskClips
 
 
 def listed(labels: list[tuple[str, ...]], groups: list[str | None] | None = None, **more: list) -> TaskClips:
     """Clips without audio."""
     names = tuple(sorted({name for clip in labels for name in clip}))
     clips = [
-        TaskClip(
+        Clip(
             f"clip{index}",
             Path("nowhere"),
             clip,
@@ -29,7 +30,7 @@ class Ramp(TaskClips):
     """Clips whose samples are their own number, counted at 1000 Hz: what is heard tells where it was read."""
 
     def __init__(self, seconds: list[float]) -> None:
-        clips = [TaskClip(f"clip{index}", Path("nowhere"), ("a",)) for index in range(len(seconds))]
+        clips = [Clip(f"clip{index}", Path("nowhere"), ("a",)) for index in range(len(seconds))]
         super().__init__(Path("ramp"), ("a", "b"), clips)
         self.seconds = seconds
 

@@ -6,7 +6,8 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from audio_datasets.tasks.label_space import LabelSpace
-from audio_datasets.tasks.task import TaskClip, TaskClips
+from audio_datasets.tasks.listing import Clip
+from audio_datasets.tasks.task import TaskClips
 from kd.data.splits import Partition
 from kd.evaluation.label_metrics import multi_label_metrics
 from kd.evaluation.metrics import tagging_metrics
@@ -18,7 +19,7 @@ EXCLUSIVE, INDEPENDENT = (LabelSpace.single(NAMES, exclusive=exclusive) for excl
 
 def labelled(labels: list[tuple[str, ...]], known: list[tuple[str, ...]] | None = None) -> TaskClips:
     clips = [
-        TaskClip(f"clip{index}", Path("nowhere"), names, known[index] if known else None)
+        Clip(f"clip{index}", Path("nowhere"), names, known=known[index] if known else None)
         for index, names in enumerate(labels)
     ]
     return TaskClips(Path("own"), NAMES, clips)

@@ -8,7 +8,8 @@ import h5py
 import numpy as np
 import pytest
 
-from audio_datasets.stores.clip_store import ClipRecord, ClipStore, write_clip_store
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from teacher_logits.store import LogitStore, write_logit_store
 from teacher_logits.stores.ensemble import LogitEnsemble, open_logits
 from teacher_logits.stores.joined import JoinedLogits

@@ -1,0 +1,95 @@
+"""The user's own sounds in a list of files: CSV or Parquet."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from audio_datasets.stores.manifest import read_parquet
+from audio_datasets.system.tables import read_csv_rows, require_columns, whole_number
+from audio_datasets.tasks.listing import Clip, Listing
+from audio_datasets.tasks.own_sounds import for_training
+from audio_datasets.tasks.task import Task
+
+LABEL_SEPARATOR = ";"
+
+
+def read(file: Path) -> Listing:
+    """A CSV or Parquet file with the columns ``clip_id``, ``path``, ``labels`` and perhaps ``split``, ``fold``, ``group``, ``device``.
+
+    Paths are relative to the manifest. Labels are separated by ``;`` (in Parquet also a list); a clip may have none.
+    """
+    suffix = file.suffix.lower()
+    if not file.is_file() or suffix not in (".csv", ".parquet"):
+        raise ValueError(f"a manifest is a .csv or .parquet file; found {file}")
+    required = ("clip_id", "path", "labels")
+    rows = read_csv_rows(file, required) if suffix == ".csv" else _parquet_rows(file, required)
+    clips = []
+    for line, row in rows:
+        where = f"{file}, row {line}"
+        clip_id, path = (_required_text(row[name], f"{where}: {name}") for name in ("clip_id", "path"))
+        clips.append(
+            Clip(
+                clip_id=clip_id,
+                path=file.parent / path,
+                source=path,
+                labels=_labels(row["labels"], where),
+                split=_text(row.get("split"), f"{where}: split"),
+                fold=whole_number(row.get("fold"), f"{where}: fold"),
+                group=_text(row.get("group"), f"{where}: group"),
+                device=_text(row.get("device"), f"{where}: device"),
+            )
+        )
+    return Listing(tuple(sorted({label for clip in clips for label in clip.labels})), tuple(clips))
+
+
+def _parquet_rows(file: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row number from 1, row) of a Parquet file."""
+    table = read_parquet(file)
+    require_columns(file, required, table.column_names)
+    number = 0
+    for batch in table.to_batches():
+        for row in batch.to_pylist():
+            number += 1
+            yield number, row
+
+
+def _labels(value: Any, where: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        value = value.split(LABEL_SEPARATOR)
+    if not isinstance(value, list) or not all(isinstance(label, str) for label in value):
+        raise ValueError(f"{where}: labels must be text, separated by {LABEL_SEPARATOR!r}, or a list; found {value!r}")
+    stripped = (label.strip() for label in value)
+    return tuple(dict.fromkeys(label for label in stripped if label))
+
+
+def _required_text(value: Any, where: str) -> str:
+    """A clip id or a path. ValueError for anything but text: bytes or a float would become a name that nobody meant."""
+    text = str(value) if type(value) is int else value
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ValueError(f"{where} must be text and not empty; found {value!r}")
+    return text
+
+
+def _text(value: Any, where: str) -> str | None:
+    """A split or group, which may be a number; None where there is none."""
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"{where} must be text or a number; found {value!r}")
+    return str(value)
+
+
+MANIFEST = Task(
+    name="manifest",
+    title="own sounds, listed",
+    source="your own recordings",
+    licence="yours",
+    layout="a CSV or Parquet file with the columns clip_id, path, labels (separated by ';') and perhaps split, fold, group, device",
+    read=read,
+    recognises=Path.is_file,
+    is_fallback=True,
+    for_training=for_training,
+)

@@ -1,0 +1,192 @@
+"""The plan of `kd pack`: which classes each clip gets, what a resumed run must share with the first, where shards begin."""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import soundfile
+
+from audio_datasets.stores.class_lists import check_class_names, read_class_names, read_label_map
+from audio_datasets.system.files import digest_of, digest_of_pieces, read_json, remove_asides, write_json
+from audio_datasets.system.messages import listed
+from audio_datasets.tasks.label_space import LabelSpace
+from audio_datasets.tasks.listing import Clip, Listing
+
+SHARD_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class LabelledClip:
+    """A clip of a corpus with the classes of the store that it has."""
+
+    clip: Clip
+    class_names: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        return self.clip.path
+
+
+def with_class_names(
+    listing: Listing, class_list: Path | None = None, label_map: str | None = None
+) -> tuple[tuple[str, ...], list[LabelledClip]]:
+    """The class names of the store, and each clip with its classes.
+
+    Args:
+        class_list: file with the class names; None: those of the listing, or of the label map.
+        label_map: file with, or name of, a map from the listing's labels to class names.
+
+    Raises:
+        ValueError: labels without a class, by name; a label map where some labels are unknown.
+    """
+    names_of = {label: (label,) for label in listing.class_names}
+    if label_map is not None:
+        if any(clip.known is not None for clip in listing.clips):
+            raise ValueError(
+                f"--label-map cannot be used with the layout {listing.layout}: of many of its labels it is not known whether the "
+                "clip has them, which a map cannot carry over"
+            )
+        entries = read_label_map(label_map)
+        unmapped = [label for label in listing.class_names if label not in entries]
+        if unmapped:
+            raise ValueError(f"label map {label_map} has no entry for {len(unmapped)} labels: {listed(unmapped)}")
+        names_of = {label: entries[label] for label in listing.class_names}
+    used = list(dict.fromkeys(name for names in names_of.values() for name in names))
+    if class_list is None:
+        if not used:
+            raise ValueError("the clips have no labels; give the class list with --class-names")
+        class_names = check_class_names(used)
+    else:
+        class_names = read_class_names(class_list)
+        unknown = sorted(set(used) - set(class_names))
+        if unknown:
+            raise ValueError(f"{len(unknown)} labels are not in {class_list}: {listed(unknown)}")
+    clips = []
+    for clip in listing.clips:
+        outside = [label for label in clip.labels if label not in names_of]
+        if outside:
+            raise ValueError(
+                f"clip {clip.clip_id!r} has labels outside the class list: {listed(outside)}; the classes are "
+                f"{listed(listing.class_names)}"
+            )
+        clips.append(
+            LabelledClip(clip, tuple(dict.fromkeys(name for label in clip.labels for name in names_of[label])))
+        )
+    return class_names, clips
+
+
+def packed_label_space(space: LabelSpace, class_names: tuple[str, ...], is_mapped: bool) -> LabelSpace:
+    """A task's label space for a store with these classes.
+
+    A label map may give a label several classes, so mapped classes do not exclude each other.
+
+    Raises:
+        ValueError: several groups of classes, and a store with other classes.
+    """
+    if space.class_names == class_names and not is_mapped:
+        return space
+    if len(space.groups) > 1:
+        groups = [group.name for group in space.groups]
+        raise ValueError(f"--class-names and --label-map cannot be used with the label groups {listed(groups)}")
+    return LabelSpace.single(class_names, space.exclusive and not is_mapped)
+
+
+def size_and_time(path: Path) -> tuple[int, int]:
+    """Bytes and time of change (ns) of a file; zeros if it is not there, which packing reports."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
+def plan_of(
+    options: dict[str, Any],
+    class_names: tuple[str, ...],
+    clips: Sequence[LabelledClip],
+    sizes: Sequence[tuple[int, int]],
+    shard_clips: int,
+) -> tuple[dict[str, Any], str]:
+    """What a resumed run must share with the first, and a digest of the corpus that goes into the store.
+
+    The digest leaves out times, so that the same files give the same store. ``options`` say what the store's content depends on
+    besides classes and clips.
+    """
+    options = options | {
+        "class list": digest_of(*class_names),
+        "labels, files and their sizes": _digest_of_clips(clips, sizes),
+    }
+    source_digest = digest_of(json.dumps(options, sort_keys=True))
+    plan = options | {
+        "version": 1,
+        "times of the files": digest_of(json.dumps([time for _, time in sizes])),
+        "shard_clips": shard_clips,
+        "libsndfile": soundfile.__libsndfile_version__,
+    }
+    return plan, source_digest
+
+
+def _digest_of_clips(clips: Sequence[LabelledClip], sizes: Sequence[tuple[int, int]]) -> str:
+    """``digest_of`` the JSON list of what the corpus says about every clip, with file sizes and classes.
+
+    The list is made piece by piece, and twice, since a digest begins with the length: for millions of clips it would not
+    fit in memory.
+    """
+
+    def pieces() -> Iterator[bytes]:
+        for index, (labelled, (size, _)) in enumerate(zip(clips, sizes, strict=True)):
+            clip = labelled.clip
+            # The order counts. Not the path itself: a corpus that was moved as a whole is the same corpus.
+            description: dict[str, Any] = {
+                "clip_id": clip.clip_id,
+                "path": None,
+                "source": clip.source,
+                "labels": clip.labels,
+                "split": clip.split,
+                "fold": clip.fold,
+                "group": clip.group,
+            }
+            for name in (
+                "seconds",
+                "known",
+                "device",
+            ):  # left out where absent: as in stores packed before there were these
+                if getattr(clip, name) is not None:
+                    description[name] = getattr(clip, name)
+            description |= {"bytes": size, "class_names": labelled.class_names}
+            yield f"{', ' if index else '['}{json.dumps(description)}".encode()
+        yield b"]" if clips else b"[]"
+
+    return digest_of_pieces(pieces)
+
+
+def open_work_folder(work: Path, plan: dict, restart: bool) -> None:
+    """Creates the work folder, or checks that the one that is there belongs to the same plan."""
+    plan_path = work / "plan.json"
+    if work.exists() and (restart or not plan_path.exists()):
+        # Without a plan nothing says what the shards are of: left by a run that was killed while it removed its folder.
+        shutil.rmtree(work)
+    if plan_path.exists():
+        found = read_json(plan_path)
+        changed = sorted(name for name in plan.keys() | found.keys() if plan.get(name) != found.get(name))
+        if changed:
+            raise ValueError(
+                f"{work} holds the unfinished work of a run with another plan (changed: {', '.join(changed)}); "
+                "discard it with --restart, or give the command as it was"
+            )
+    remove_asides(work)
+    write_json(plan_path, plan)
+
+
+def shard_bounds(sizes: Sequence[int], shard_clips: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of each shard: at most ``shard_clips`` clips, and, beyond one, at most ``SHARD_BYTES``."""
+    start, total = 0, 0
+    for index, size in enumerate(sizes):
+        if index > start and (index - start == shard_clips or total + size > SHARD_BYTES):
+            yield start, index
+            start, total = index, 0
+        total += size
+    yield start, len(sizes)

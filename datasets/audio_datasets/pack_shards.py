@@ -1,0 +1,158 @@
+"""The shards of `kd pack`: each a small clip store, packed by worker processes, written aside and renamed."""
+
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from multiprocessing import active_children, connection, get_context, parent_process
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from audio_datasets.audio import codec as audio_codec
+from audio_datasets.audio.bad_clips import one_line, suspicion
+from audio_datasets.pack_plan import LabelledClip
+from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
+from audio_datasets.stores.manifest import ManifestRow
+from audio_datasets.system.command import progress
+from audio_datasets.system.disk_space import readable_bytes
+from audio_datasets.system.files import write_json
+from audio_datasets.system.stop_signals import StopRequested, delayed_stop_signals, outlive_stop_signals
+from audio_datasets.tasks.label_space import LabelSpace
+
+LARGEST_FILE_BYTES = 2**30  # files are read whole: hours of compressed audio, or 93 minutes of 16-bit stereo at 48 kHz
+# Encoders pad a clip to whole frames, and tools cut at key frames: this much is no sign of another clip.
+LONGER_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to pack: everything that a worker process needs."""
+
+    path: Path
+    clips: tuple[LabelledClip, ...]
+    class_names: tuple[str, ...]
+    audio: str
+    sample_rate_hz: int
+    label_space: LabelSpace | None = None
+
+    @property
+    def report_path(self) -> Path:
+        """Manifest rows and skipped files of this shard, as JSON. Written before the shard itself."""
+        return self.path.with_suffix(".json")
+
+
+def pack_shards(tasks: Sequence[ShardTask], workers: int, show_progress: bool) -> None:
+    """Packs the shards that are not there yet."""
+    missing = [task for task in tasks if not task.path.exists()]
+    total = sum(len(task.clips) for task in tasks)
+    done = total - sum(len(task.clips) for task in missing)
+    workers = min(workers, len(missing))
+    with progress(total=total, initial=done, desc="packing", unit="clip", shown=show_progress) as bar:
+        if workers <= 1:
+            for task in missing:
+                bar.update(_pack_shard(task))
+            return
+        # "spawn": torch's threads do not survive a fork.
+        pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
+        try:
+            with delayed_stop_signals():  # which launchers and schedulers send to a whole process group
+                futures = [pool.submit(_pack_shard, task) for task in missing]
+            for future in as_completed(futures):
+                bar.update(future.result())
+        except (StopRequested, KeyboardInterrupt):
+            for worker in active_children():  # their shards are whole or not there
+                worker.kill()
+            raise
+        except BrokenProcessPool as error:
+            raise OSError(
+                "a worker process was killed (out of memory?); run again to go on, with fewer --workers"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle, and so are stop signals
+    outlive_stop_signals()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when the parent is gone: one that was killed cannot say so, and the pool would wait for ever."""
+    connection.wait([parent_process().sentinel])
+    os._exit(1)
+
+
+def _pack_shard(task: ShardTask) -> int:
+    """Writes one shard and its report; returns the number of its clips, skipped ones included."""
+    records, rows, skipped, suspicious = [], [], [], []
+    for clip in task.clips:
+        try:
+            audio, check = _stored_audio(clip.path, task.audio, task.sample_rate_hz, clip.clip.seconds)
+        except (ValueError, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            skipped.append([clip.clip.source, one_line(reason)])
+            continue
+        if odd := suspicion(check):
+            suspicious.append([clip.clip.source, odd])
+        records.append(ClipRecord(clip.clip.clip_id, audio, clip.class_names, clip.clip.known))
+        rows.append(_manifest_row(clip, check.info))
+    write_json(task.report_path, {"rows": [asdict(row) for row in rows], "skipped": skipped, "suspicious": suspicious})
+    kind = "pcm16" if task.audio == "pcm16" else "encoded"
+    write_clip_store(
+        task.path,
+        records,
+        task.class_names,
+        audio_kind=kind,
+        sample_rate_hz=task.sample_rate_hz,
+        label_space=task.label_space,
+    )
+    return len(task.clips)
+
+
+def _stored_audio(
+    path: Path, kind: str, sample_rate_hz: int, listed_seconds: float | None
+) -> tuple[bytes | np.ndarray, audio_codec.AudioCheck]:
+    """One clip's audio as it will be stored, and what the file was. The whole file is decoded, also if it is kept.
+
+    Raises ValueError or OSError for a file that is broken, empty, too large, not there, or much longer than its source says.
+    """
+    size = path.stat().st_size
+    if size > LARGEST_FILE_BYTES:
+        raise ValueError(f"{readable_bytes(size)}: a clip may have {readable_bytes(LARGEST_FILE_BYTES)}; cut it first")
+    data = path.read_bytes()
+    info = audio_codec.audio_info(data)
+    if listed_seconds is not None and info.duration_seconds > listed_seconds + LONGER_SECONDS:
+        raise ValueError(
+            f"{info.duration_seconds:.1f} s long, listed as {listed_seconds:.1f} s: it was not cut to its segment"
+        )
+    if kind == "keep":
+        return data, audio_codec.check_audio(data)
+    waveform = audio_codec.decode(data)
+    check = audio_codec.check_blocks(info, [waveform])
+    waveform = audio_codec.resample(waveform, info.sample_rate_hz, sample_rate_hz)
+    if kind == "pcm16":
+        return audio_codec.to_pcm16(waveform), check
+    return audio_codec.encode(waveform, sample_rate_hz, kind), check
+
+
+def _manifest_row(clip: LabelledClip, info: audio_codec.AudioInfo) -> ManifestRow:
+    return ManifestRow(
+        clip_id=clip.clip.clip_id,
+        source=clip.clip.source,
+        labels=clip.class_names,
+        source_labels=clip.clip.labels,
+        split=clip.clip.split,
+        fold=clip.clip.fold,
+        group=clip.clip.group,
+        device=clip.clip.device,
+        duration_seconds=info.duration_seconds,
+        sample_rate_hz=info.sample_rate_hz,
+        channels=info.channels,
+    )

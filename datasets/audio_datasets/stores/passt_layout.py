@@ -1,0 +1,108 @@
+"""The layout in which users of PaSST and EfficientAT have their clips, read as it is (docs/clip_store.md).
+
+Shapes: n clips, C classes, k rows asked for.
+"""
+
+from functools import cached_property
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from audio_datasets.stores.class_lists import read_class_names
+from audio_datasets.stores.clip_contents import DIGEST_BYTES, fingerprint_of, packed_bytes
+from audio_datasets.stores.hdf5_arrays import BytesOfVaryingLength, decode_ids, id_order, is_mappable, map_array
+from audio_datasets.system.messages import listed
+from audio_datasets.tasks.label_space import LabelSpace
+
+DATASETS = ("audio_name", "mp3", "target")
+
+
+class PasstContents:
+    """The layout of PaSST and EfficientAT: ``audio_name`` S<width>, ``mp3`` bytes of varying length, ``target`` bits."""
+
+    def __init__(self, path: Path, class_names: tuple[str, ...] | None):
+        self.class_names = _class_names(path, class_names)
+        self.label_space = LabelSpace.single(self.class_names, exclusive=False)
+        self.is_masked = False
+        self.audio_kind = "encoded"
+        self.sample_rate_hz = 0
+        self.attributes = {}
+        # Kept open as long as this process uses it: arrays in chunks can only be read through HDF5.
+        self._file = h5py.File(path, "r", locking=False)
+        mp3, target = self._file["mp3"], self._file["target"]
+        clips = len(mp3)
+        packed = packed_bytes(len(self.class_names))
+        if target.shape != (clips, packed) or target.dtype != np.uint8:
+            raise ValueError(
+                f"{path}: target is {target.dtype} {target.shape}; expected packed bits for {clips} clips and "
+                f"{len(self.class_names)} classes, uint8 {(clips, packed)}"
+            )
+        if h5py.check_vlen_dtype(mp3.dtype) != np.uint8:
+            raise ValueError(f"{path}: mp3 is {mp3.dtype}; expected uint8 of varying length")
+        self._mp3 = BytesOfVaryingLength(path, mp3) if BytesOfVaryingLength.lies_plain(mp3) else mp3
+        self._targets = map_array(self._file, "target") if is_mappable(target) else target
+        self._path = path
+        self.ids = _ids(self._file)
+        if self.ids.shape != (clips,) or self.ids.dtype.kind != "S":
+            raise ValueError(
+                f"{path}: audio_name is {self.ids.dtype} {self.ids.shape}; expected a name for {clips} clips"
+            )
+
+    def check(self) -> None:
+        in_order = self.ids[self.order]
+        repeated = np.unique(in_order[1:][in_order[1:] == in_order[:-1]])
+        if len(repeated):
+            raise ValueError(
+                f"{self._path}: audio_name must hold each name once; found again: {listed(decode_ids(repeated))}"
+            )
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        return id_order(self.ids)
+
+    def packed_targets(self, rows: np.ndarray) -> np.ndarray:
+        if isinstance(self._targets, np.ndarray):
+            return self._targets[rows]
+        # HDF5 wants rows in ascending order, each once.
+        unique, inverse = np.unique(np.arange(len(self.ids))[rows], return_inverse=True)
+        return self._targets[unique][inverse]
+
+    def packed_mask(self, rows: np.ndarray) -> np.ndarray:
+        raise AssertionError("every label is known in this layout")
+
+    def audio_digests(self, rows: np.ndarray) -> np.ndarray:
+        return np.zeros((len(rows), DIGEST_BYTES), dtype=np.uint8)
+
+    def audio_length(self, row: int) -> int:
+        return len(self.audio(row))
+
+    def audio(self, row: int, first: int = 0, end: int | None = None) -> np.ndarray:
+        row = range(len(self.ids))[row]
+        try:
+            return self._mp3[row][first:end]
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"its bytes cannot be read from the file: {error}") from error
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint_of(self, np.empty((0, DIGEST_BYTES), dtype=np.uint8))
+
+
+def _class_names(path: Path, class_names: tuple[str, ...] | None) -> tuple[str, ...]:
+    beside = path.with_name("class_labels_indices.csv")
+    if class_names is not None:
+        return class_names
+    if beside.exists():
+        return read_class_names(beside)
+    raise ValueError(
+        f"{path} (layout of PaSST and EfficientAT) does not hold its class names: give a class list, or put AudioSet's "
+        f"{beside.name} beside it"
+    )
+
+
+def _ids(file: h5py.File) -> np.ndarray:
+    names = file["audio_name"]
+    if names.dtype.kind == "S" and is_mappable(names):
+        return map_array(file, "audio_name")
+    return np.array([name if isinstance(name, bytes) else str(name).encode("utf-8") for name in names[:]])

@@ -1,0 +1,144 @@
+"""A task's clips decoded and resampled once, into an ordinary clip store of 16-bit samples, and from then on read from there.
+
+The store is ``KEY.h5``, named by what is in it: clips, labels, sample rate, sizes and times of the audio files. It appears by a
+rename, so it is whole or absent. A clip that cannot be used is not in it; whoever asks for that clip is told why by its file.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from audio_datasets.audio import codec as audio_codec
+from audio_datasets.audio.bad_clips import BadClipError, OnBadClip
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.clip_writer import ClipRecord, concatenate, write_clip_store
+from audio_datasets.system.command import progress
+from audio_datasets.system.disk_space import require_space
+from audio_datasets.system.files import digest_of
+from audio_datasets.system.locks import locked
+from audio_datasets.tasks.task import TaskClips, usable_durations
+
+BYTES_PER_SAMPLE = 2
+SHARD_BYTES = 64 * 2**20
+"""Samples that are held in memory before they are written."""
+
+
+class CachedClips(TaskClips):
+    """The clips of a task with their waveforms from a cache, at one sample rate, rounded to 16 bits."""
+
+    def __init__(self, clips: TaskClips, folder: Path, sample_rate_hz: int) -> None:
+        """``fill_cache`` must have been called; ValueError if it was not, or for other clips."""
+        super().__init__(clips.path, clips.class_names, clips.clips, clips.label_space)
+        path = cache_path(clips, folder, sample_rate_hz)
+        if not path.exists():
+            raise ValueError(f"{folder} holds no cache of these clips at {sample_rate_hz} Hz")
+        self.store = ClipStore.open(path, clips.class_names)
+        self.sample_rate_hz = sample_rate_hz
+        self._store_rows = self.store.find(self.clip_ids)  # -1 for a clip that cannot be used
+
+    def duration_seconds(self, row: int) -> float:
+        stored = int(self._store_rows[row])
+        return super().duration_seconds(row) if stored < 0 else self.store.duration_seconds(stored)
+
+    def waveform(
+        self, row: int, sample_rate_hz: int, start_seconds: float = 0.0, seconds: float | None = None
+    ) -> np.ndarray:
+        """(see TaskClips); ValueError for another rate than the cache's."""
+        if sample_rate_hz != self.sample_rate_hz:
+            raise ValueError(f"the cache holds {self.sample_rate_hz} Hz; {sample_rate_hz} Hz were asked for")
+        stored = int(self._store_rows[row])
+        if stored < 0:
+            return super().waveform(row, sample_rate_hz)
+        return self.store.waveform(stored, sample_rate_hz, start_seconds, seconds)
+
+
+def fill_cache(
+    clips: TaskClips,
+    folder: Path,
+    sample_rate_hz: int,
+    on_bad_clip: OnBadClip = "refuse",
+    before_clip: Callable[[], None] = lambda: None,
+) -> None:
+    """Decodes every clip into ``folder``, unless that was done before. To be called by one process of a run.
+
+    Clips go into small stores that are then joined, so that memory does not grow with their number. If another run is filling
+    the same cache, this waits. ``before_clip`` is called before a clip is looked at, and while it waits; it may raise, which
+    leaves nothing behind.
+
+    Raises:
+        BadClipError: audio that cannot be used, unless it is to be skipped.
+        ValueError: not enough room on the disk.
+    """
+    path = cache_path(clips, folder, sample_rate_hz)
+    if path.exists():
+        return
+    with locked(path.with_suffix(".lock"), f"the cache in {folder}", while_busy=before_clip):
+        if path.exists():  # somebody else has just filled it
+            return
+        work = folder / f".{path.stem}.shards"
+        _remove_leftovers(path, work)
+        seconds = sum(usable_durations(clips, on_bad_clip, before_clip))
+        size = int(seconds * sample_rate_hz) * BYTES_PER_SAMPLE
+        require_space(folder, 2 * size, "filling the cache (shards, then the store; half of it stays)")
+        work.mkdir()
+        try:
+            shards = list(_write_shards(clips, work, sample_rate_hz, on_bad_clip, before_clip))
+            concatenate(shards, path, report=lambda clips: before_clip())
+        finally:
+            shutil.rmtree(work)
+
+
+def cache_path(clips: TaskClips, folder: Path, sample_rate_hz: int) -> Path:
+    """Where the clips' cache lies; changed labels or audio files give another path."""
+    described = [clips.fingerprint, json.dumps(clips.label_space.to_json())]
+    for clip in clips.clips:
+        found = clip.path.stat()
+        described.append(f"{clip.clip_id}\0{found.st_size}\0{found.st_mtime_ns}")
+    return folder / f"{digest_of(str(sample_rate_hz), *described)}.h5"
+
+
+def _remove_leftovers(path: Path, work: Path) -> None:
+    """Removes what a killed process left; nobody else is writing there now."""
+    shutil.rmtree(work, ignore_errors=True)
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        leftover.unlink()
+
+
+def _write_shards(
+    clips: TaskClips, work: Path, sample_rate_hz: int, on_bad_clip: OnBadClip, before_clip: Callable[[], None]
+) -> Iterator[Path]:
+    """Clip stores of about ``SHARD_BYTES`` with all clips that can be used, one after the other; at least one store."""
+    records: list[ClipRecord] = []
+    number, size = 0, 0
+
+    def write() -> Path:
+        path = work / f"{number}.h5"
+        write_clip_store(
+            path,
+            records,
+            clips.class_names,
+            audio_kind="pcm16",
+            sample_rate_hz=sample_rate_hz,
+            label_space=clips.label_space,
+        )
+        return path
+
+    for row in progress(range(len(clips)), desc="decode", unit="clip", leave=False):
+        before_clip()
+        try:
+            samples = audio_codec.to_pcm16(clips.waveform(row, sample_rate_hz))
+        except BadClipError:
+            if on_bad_clip == "refuse":
+                raise
+            continue
+        clip = clips.clips[row]
+        records.append(ClipRecord(clip.clip_id, samples, clip.labels, clip.known))
+        size += samples.nbytes
+        if size >= SHARD_BYTES:
+            yield write()
+            records, number, size = [], number + 1, 0
+    if records or number == 0:
+        yield write()

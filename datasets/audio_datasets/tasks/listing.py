@@ -1,0 +1,228 @@
+"""What a corpus lists: its clips, each with its file, labels and place in the splits, and its classes.
+
+The reader of every corpus (``audio_datasets.corpora``) returns a ``Listing``; ``kd pack`` and ``kd finetune`` both work from it.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from audio_datasets.audio.codec import AUDIO_SUFFIXES
+from audio_datasets.system.messages import listed
+from audio_datasets.tasks.label_space import LabelSpace
+
+Split = Literal["train", "valid", "test"]
+
+CLIPS_AT_ONCE = 8_192
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One clip of a corpus. What is not known of it is None."""
+
+    clip_id: str
+    """The same in `kd pack` and `kd finetune`; teacher logits are found by it."""
+    path: Path
+    labels: tuple[str, ...]
+    """Its classes."""
+    _: KW_ONLY
+    source: str = ""
+    """The file as the corpus names it: relative to its folder, with forward slashes (filled in from ``path`` if empty)."""
+    known: tuple[str, ...] | None = None
+    """The classes for which it is known whether the clip has them; None for all."""
+    split: str | None = None
+    """As the corpus names it; "train", "valid" or "test" in fine-tuning (``Split``)."""
+    fold: int | None = None
+    group: str | None = None
+    """Clips of one group, for example of one recording, belong on the same side of a split."""
+    device: str | None = None
+    """What it was recorded with."""
+    seconds: float | None = None
+    """Length that the corpus gives for the clip; a file that is much longer was not cut to it."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All clips of a corpus in a fixed order, whether or not their audio is there."""
+
+    class_names: tuple[str, ...]
+    """The classes in the order of their numbers."""
+    clips: tuple[Clip, ...]
+    layout: str = ""
+    """Name of the layout in which the corpus was found (filled in with the task's name if empty)."""
+    notes: tuple[str, ...] = ()
+    """What was decided from the data; printed."""
+    ignored: tuple[str, ...] = ()
+    """Files that were passed over: not audio, or not in a place where clips lie."""
+    missing: tuple[str, ...] = ()
+    """Ids of clips that a list names without a file name, and for which no file was found."""
+    label_space: LabelSpace | None = None
+    """The groups of the classes, where there are several; None: one group, and ``Task.exclusive`` says of which kind."""
+
+    def __post_init__(self) -> None:
+        if self.label_space is not None and self.label_space.class_names != self.class_names:
+            raise ValueError("the label groups hold other classes than the class list")
+
+    @property
+    def missing_share(self) -> float:
+        """Share of all clips of the corpus that are missing, from 0 to 1."""
+        return len(self.missing) / max(1, len(self.missing) + len(self.clips))
+
+
+def checked(listing: Listing, path: Path, layout: str, *, allow_outside: bool) -> Listing:
+    """The listing with sources and layout filled in.
+
+    Raises:
+        ValueError: no clips; an id that is empty, unprintable or repeated; a file outside of the corpus's own folder, unless
+            ``allow_outside``.
+    """
+    listing = replace(listing, layout=listing.layout or layout)
+    if not listing.clips:
+        raise ValueError(f"{path} (layout {listing.layout}) has no audio files")
+    folder = path if path.is_dir() else path.parent
+    if not all(clip.source for clip in listing.clips):
+        clips = (clip if clip.source else replace(clip, source=_relative(clip.path, folder)) for clip in listing.clips)
+        listing = replace(listing, clips=tuple(clips))
+    if not allow_outside:
+        _refuse_outside(path, folder, listing.clips)
+    check_ids(path, listing.clips)
+    return listing
+
+
+def check_ids(path: Path | str, clips: Sequence[Clip]) -> None:
+    """ValueError unless every clip has a printable id of its own."""
+    seen: dict[str, Clip] = {}
+    for clip in clips:
+        if not clip.clip_id or not clip.clip_id.isprintable():
+            raise ValueError(f"{path}: clip ids must be printable text and not empty; found {clip.clip_id!r}")
+        if clip.clip_id in seen:
+            files = f"{seen[clip.clip_id].source or seen[clip.clip_id].path} and {clip.source or clip.path}"
+            raise ValueError(f"{path}: clip ids must be unique; found more than once: {clip.clip_id!r} ({files})")
+        seen[clip.clip_id] = clip
+
+
+def label_matrix(path: Path | str, clips: Sequence[Clip], class_names: Sequence[str]) -> np.ndarray:
+    """bool (n, C): true where a clip has the class. ValueError for a label that is none of the classes."""
+    return _matrix(path, clips, [clip.labels for clip in clips], class_names)
+
+
+def known_matrix(path: Path | str, clips: Sequence[Clip], class_names: Sequence[str]) -> np.ndarray | None:
+    """bool (n, C): true where it is known whether a clip has the class; None if no clip says."""
+    if all(clip.known is None for clip in clips):
+        return None
+    return _matrix(path, clips, [class_names if clip.known is None else clip.known for clip in clips], class_names)
+
+
+def _matrix(
+    path: Path | str, clips: Sequence[Clip], names_of_clips: Sequence[Sequence[str]], class_names: Sequence[str]
+) -> np.ndarray:
+    index_of = {name: index for index, name in enumerate(class_names)}
+    matrix = np.zeros((len(clips), len(class_names)), dtype=bool)
+    for row, names in enumerate(names_of_clips):
+        unknown = [name for name in names if name not in index_of]
+        if unknown:
+            raise ValueError(
+                f"{path}: clip {clips[row].clip_id!r} has labels outside the class list: {listed(unknown)}; the classes are "
+                f"{listed(class_names)}"
+            )
+        matrix[row, [index_of[name] for name in names]] = True
+    return matrix
+
+
+def check_labels(path: Path | str, clips: Sequence[Clip], label_space: LabelSpace) -> None:
+    """ValueError, naming a clip, unless each clip whose labels are known has exactly one class of each exclusive group."""
+    if not any(group.exclusive for group in label_space.groups):
+        return
+    for start in range(0, len(clips), CLIPS_AT_ONCE):  # the whole matrix of a large corpus takes gigabytes
+        part = clips[start : start + CLIPS_AT_ONCE]
+        targets, known = (matrix(path, part, label_space.class_names) for matrix in (label_matrix, known_matrix))
+        known = np.ones_like(targets) if known is None else known
+        label_space.check_targets(targets, known, [clip.clip_id for clip in part], path)
+
+
+def in_our_splits(listing: Listing, path: Path, names: Mapping[str, Split]) -> Listing:
+    """The listing with its splits renamed: lower-case name in the corpus -> ours. ValueError for a split that has no entry."""
+    wrong = next((clip for clip in listing.clips if clip.split is not None and clip.split.lower() not in names), None)
+    if wrong is not None:
+        raise ValueError(
+            f"{path}: clip {wrong.clip_id!r} is in split {wrong.split!r}; the splits are train, valid and test (also: "
+            f"{', '.join(sorted(names))})"
+        )
+    clips = (clip if clip.split is None else replace(clip, split=names[clip.split.lower()]) for clip in listing.clips)
+    return replace(listing, clips=tuple(clips))
+
+
+def describe(listing: Listing) -> str:
+    """One line on what was found, for the start of a run."""
+    text = f"{len(listing.clips)} clips with {len(listing.class_names)} labels (layout: {listing.layout})"
+    if listing.ignored:
+        text += f"; skipped, as not audio or not in its place: {listed(listing.ignored, limit=3)}"
+    if listing.missing:
+        text += (
+            f"; no audio for {len(listing.missing)} more ({100 * listing.missing_share:.1f} % of those listed): "
+            f"{listed(listing.missing, limit=3)}"
+        )
+    return text
+
+
+def one_label_each(clips: Iterable[Clip], class_names: Sequence[str]) -> bool:
+    """Whether every clip has exactly one class, and all labels are known."""
+    every = set(class_names)
+    return all(len(clip.labels) == 1 and (clip.known is None or every <= set(clip.known)) for clip in clips)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
+def _refuse_outside(path: Path, folder: Path, clips: Sequence[Clip]) -> None:
+    """ValueError for a clip whose path, as the corpus writes it, leads out of the corpus's folder.
+
+    Symbolic links inside the folder are followed: whoever owns the disk made them, not whoever wrote the list.
+    """
+    root = os.path.abspath(folder)
+    outside = [clip.source for clip in clips if _leads_out(clip.source, root)]
+    if outside:
+        raise ValueError(
+            f"{path} names {len(outside)} files outside of its own folder: {listed(outside, limit=3)}; paths are relative to "
+            "the list and stay below it. If you trust the list, take them with --allow-outside"
+        )
+
+
+def _leads_out(source: str, root: str) -> bool:
+    if os.path.isabs(source):
+        return not os.path.normpath(source).startswith(os.path.join(root, ""))
+    return ".." in os.path.normpath(source).split(os.sep) or os.path.normpath(source) == os.curdir
+
+
+# -- What readers of layouts share -------------------------------------------------------------------------------------
+
+
+@dataclass
+class AudioFolder:
+    """The audio files of a folder by name without suffix: a copy in another format stands for the original."""
+
+    folder: Path
+    _by_stem: dict[str, Path] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.folder.is_dir():
+            raise ValueError(f"there is no folder {self.folder}")
+        files = sorted(self.folder.iterdir(), reverse=True)
+        self._by_stem = {file.stem: file for file in files if file.suffix.lower() in AUDIO_SUFFIXES}
+
+    def find(self, name: str) -> Path:
+        """The file with this name or, with another suffix, this stem; the path where it should be if there is none.
+
+        ValueError for what cannot be the name of a file in a folder.
+        """
+        if not name or "\0" in name or name in (".", "..") or "/" in name:
+            raise ValueError(f"{self.folder} can hold no file that is called {name!r}")
+        named = self.folder / name
+        if named.suffix.lower() in AUDIO_SUFFIXES:
+            return named if named.exists() else self._by_stem.get(named.stem, named)
+        return self._by_stem.get(name, named.with_name(f"{name}.wav"))
