@@ -14,6 +14,7 @@ from kd.recipes.finetuning import unpublished_settings
 from kd.stages.build_run import enter, open_teachers
 from kd.stages.cross_validation import CrossValidation
 from kd.stages.finetuning_config import ASKS_FOR, CHANGES_NOTHING, FinetuneConfig, decided_by_data
+from kd.stages.finetuning_setup import FinetuneSetup
 from kd.training.config import parse_options
 from kd.training.run_folder import LOCK_FILE
 from kd.training.threads import leave_a_core_to_the_workers
@@ -48,9 +49,8 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
     config = decided_by_data(config, task, clips)
     parts, told = partitions(clips, folds=config.fold, test_share=config.test_share, valid_share=config.valid_share)
     every_part, _ = partitions(clips, test_share=config.test_share, valid_share=config.valid_share)
-    runs = CrossValidation(
-        config, task, clips, parts, read_start(config), open_teachers(config), accelerator, StopSignals()
-    )
+    setup = FinetuneSetup(config, task, clips, read_start(config), open_teachers(config), accelerator, StopSignals())
+    runs = CrossValidation(setup, parts)
     loss = config.loss.loss or "cross-entropy or bce, by group"
     notes = (*notes, *unpublished_settings(config, task))
     for note in (*notes, told, f"{len(clips)} clips, {config.clip_seconds:g} s each, loss {loss}"):
@@ -60,14 +60,14 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
             f"{config.student} starts from scratch; --init or --weights would start from a trained student"
         )
     runs.check()
-    with runs.signals, locked_by_main_process(accelerator, config.out / LOCK_FILE, str(config.out)):
+    with setup.signals, locked_by_main_process(accelerator, config.out / LOCK_FILE, str(config.out)):
         defaults = FinetuneConfig(task="", data=Path())
         asked = {"asks_for": ASKS_FOR, "results": runs.results()}
         folder = enter(accelerator, config, runs.fingerprints(every_part), defaults, CHANGES_NOTHING, **asked)
         if folder.state == "finished":
             return config.out
         if config.cache is not None:
-            runs.clips = cached_clips(runs, config.cache)
+            setup.clips = cached_clips(setup, config.cache)
         runs.run(folder, command)
         if accelerator.is_main_process:
             folder.finish()
@@ -75,17 +75,17 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
     return config.out
 
 
-def cached_clips(runs: CrossValidation, folder: Path) -> TaskClips:
+def cached_clips(setup: FinetuneSetup, folder: Path) -> TaskClips:
     """The clips with their waveforms from a cache, which the main process fills if need be."""
-    rate = runs.config.frontend.sample_rate_hz
+    rate = setup.config.frontend.sample_rate_hz
 
     def stop() -> None:
-        if runs.signals.requested:
-            raise Stopped(f"{runs.signals.reason} came; the same command decodes the clips into {folder} again")
+        if setup.signals.requested:
+            raise Stopped(f"{setup.signals.reason} came; the same command decodes the clips into {folder} again")
 
-    bad = runs.config.on_bad_clip
-    on_main_process(runs.accelerator, lambda: fill_cache(runs.clips, folder, rate, bad, before_clip=stop))
-    return CachedClips(runs.clips, folder, rate)
+    bad = setup.config.on_bad_clip
+    on_main_process(setup.accelerator, lambda: fill_cache(setup.clips, folder, rate, bad, before_clip=stop))
+    return CachedClips(setup.clips, folder, rate)
 
 
 def read_start(config: FinetuneConfig) -> Start:
