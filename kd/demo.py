@@ -18,8 +18,8 @@ from audio_datasets.system.files import read_json, write_json
 from audio_datasets.system.text_tables import text_table
 from kd import cli
 from kd.evaluation.metrics import tagging_metrics
+from students.card import load_student
 from students.profile import profile_student
-from students.weights import load_student
 from teacher_logits.stores.ensemble import LogitEnsemble
 
 TEACHER_SEEDS = (11, 12)

@@ -27,11 +27,11 @@ from audio_datasets.system.files import write_json, written_aside
 from audio_datasets.system.text_tables import text_table
 from kd.training.config import as_json, parse_options
 from students import create_student, list_students
+from students.card import CARD_FILE, load_student
 from students.catalog import options_for
 from students.frontend import LogMelConfig
 from students.interface import Student
 from students.profile import profile_student
-from students.weights import CARD_FILE, load_student
 
 Flat = tyro.conf.arg(name="")
 

@@ -28,7 +28,7 @@ from kd.evaluation.results import (
     versions_of,
 )
 from kd.training.metrics_log import read_metrics
-from students.weights import CARD_FILE, StudentCard, read_card
+from students.card import CARD_FILE, StudentCard, read_card
 
 CONFIG_FILE = "config.json"
 PROBE_FOLDER = "probe"

@@ -29,8 +29,8 @@ from kd.reports.class_analysis import (
 from kd.reports.document import Block, Cell, Chart, Code, Curve, Facts, Section, Sound, Table, Text, number, share
 from kd.reports.figures import Lines, class_bars, confusion_matrix, learning_curves, precision_recall
 from kd.reports.run_reader import Headline, Part, RunFolder, flat_settings, is_number
+from students.card import CARD_FILE, WEIGHTS_FILE, StudentCard, outline
 from students.profile import profile_student
-from students.weights import CARD_FILE, WEIGHTS_FILE, StudentCard, outline
 
 CLASSES_IN_ONE_CHART = 60
 EXTREME_CLASSES = 20

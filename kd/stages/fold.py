@@ -15,7 +15,7 @@ from kd.stages.fold_results import fold_metrics, write_fold_predictions
 from kd.training.config import as_json
 from kd.training.early_stopping import EarlyStopping
 from kd.training.loop import Hooks
-from students.weights import save_student
+from students.card import save_student
 
 
 def train_fold(

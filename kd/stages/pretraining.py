@@ -40,8 +40,8 @@ from kd.training.metrics_log import check_trackers
 from kd.training.run_folder import LOCK_FILE, SKIPPED_CLIPS_FILE, EnteredRun
 from kd.training.threads import leave_a_core_to_the_workers
 from kd.training.transfer import Start, starting_student
+from students.card import save_student
 from students.catalog import options_for
-from students.weights import save_student
 from teacher_logits.processes import locked_by_main_process, start_accelerator
 
 

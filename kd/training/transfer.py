@@ -11,10 +11,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from students import create_student, load_weights
+from students.card import WEIGHTS_FILE, StudentCard, read_card
 from students.catalog import options_for
 from students.frontend import LogMelConfig
 from students.interface import Student
-from students.weights import WEIGHTS_FILE, StudentCard, imagenet_architecture, load_imagenet_weights, read_card
+from students.weights import imagenet_architecture, load_imagenet_weights
 
 Freeze = Literal["none", "backbone", "batch-norm"]
 HEAD = "head"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from audio_datasets.system.imports import named_attribute
-from students.weights import CARD_FILE
+from students.card import CARD_FILE
 from teacher_logits.teachers.ast_teacher import load_ast_teacher
 from teacher_logits.teachers.base import Teacher
 from teacher_logits.teachers.network import teacher_from_run, teacher_from_weights

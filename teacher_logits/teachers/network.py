@@ -7,10 +7,11 @@ from pathlib import Path
 from torch import Tensor
 
 from students import create_student, list_students, load_weights
+from students.card import load_student
 from students.catalog import list_families
 from students.frontend import LogMel, LogMelConfig
 from students.interface import Student
-from students.weights import load_student, student_from_weights
+from students.weights import student_from_weights
 from teacher_logits.teachers.base import DEFAULT_CLIP_SECONDS, Teacher
 
 

@@ -22,8 +22,8 @@ from kd.evaluate import main as evaluate
 from kd.inspect_student import main as inspect
 from kd.pretrain import main as pretrain
 from students import create_student
+from students.card import save_student
 from students.frontend import LogMelConfig
-from students.weights import save_student
 from teacher_logits.precompute import main as teach
 from teacher_logits.store import LogitStore
 from teacher_logits.stores.shards import ShardFolder

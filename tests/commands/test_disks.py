@@ -20,8 +20,8 @@ from kd import pretrain as pretraining
 from kd.training import checkpoint
 from kd.training.checkpoint import checkpoints, load_checkpoint
 from students import create_student
+from students.card import save_student
 from students.frontend import LogMelConfig
-from students.weights import save_student
 from teacher_logits import precompute
 
 Full = Callable[[int], AbstractContextManager[None]]

@@ -17,8 +17,8 @@ from kd import finetune, non_finite
 from kd.objectives.distillation import DistillationObjective
 from kd.training.batch_dump import run_dump
 from students import create_student
+from students.card import save_student
 from students.frontend import LogMelConfig
-from students.weights import save_student
 from teacher_logits.store import write_logit_store
 
 SCRIPT = str(Path(__file__).parents[2] / "kd" / "non_finite.py")

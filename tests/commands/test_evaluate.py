@@ -16,8 +16,8 @@ from audio_datasets.stores.manifest import select_rows
 from kd.evaluate import main
 from kd.evaluation.metrics import tagging_metrics
 from students import create_student
+from students.card import save_student
 from students.frontend import LogMel, LogMelConfig
-from students.weights import save_student
 from teacher_logits.precompute import main as teach
 from teacher_logits.store import LogitStore
 

@@ -28,9 +28,9 @@ from kd.objectives.distillation import DistillationObjective
 from kd.training.checkpoint import checkpoints
 from kd.training.metrics_log import read_metrics
 from students import create_student
+from students.card import load_student, save_student
 from students.families.dymn import DyMN
 from students.frontend import LogMelConfig
-from students.weights import load_student, save_student
 from teacher_logits.store import write_logit_store
 
 FINETUNE = str(Path(__file__).parents[2] / "kd" / "finetune.py")

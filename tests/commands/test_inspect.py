@@ -13,8 +13,8 @@ from audio_datasets.stores.clip_store import ClipStore
 from kd.evaluate import main as evaluate
 from kd.inspect_student import main
 from students import create_student
+from students.card import save_student
 from students.frontend import LogMel, LogMelConfig
-from students.weights import save_student
 
 METHODS = 11
 

@@ -14,8 +14,8 @@ from audio_datasets.pack import main as pack
 from audio_datasets.stores.clip_store import ClipStore
 from kd.pretrain import main as pretrain
 from students import create_student
+from students.card import save_student
 from students.frontend import LogMelConfig
-from students.weights import save_student
 from teacher_logits.precompute import main as teach
 from teacher_logits.store import LogitStore
 from teacher_logits.stores.ensemble import LogitEnsemble

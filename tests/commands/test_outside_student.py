@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kd import finetune, pretrain, profile_students
-from students.weights import load_student
+from students.card import load_student
 from teacher_logits import precompute
 from teacher_logits.store import LogitStore
 

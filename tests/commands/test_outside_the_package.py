@@ -30,7 +30,7 @@ from audio_datasets.tasks.task import read_task
 from kd import evaluate, finetune, pretrain, report
 from kd.training.checkpoint import checkpoints
 from kd.training.metrics_log import read_metrics
-from students.weights import load_student
+from students.card import load_student
 from teacher_logits.store import write_logit_store
 
 DOCS = Path(__file__).parents[2] / "docs" / "add_an_objective.md"

@@ -20,8 +20,8 @@ from kd.evaluate import EvaluateConfig, evaluate
 from kd.pretrain import main
 from kd.training.checkpoint import checkpoints
 from kd.training.metrics_log import read_metrics
+from students.card import load_student
 from students.families.dymn import DyMN
-from students.weights import load_student
 from teacher_logits.compact import write_compact
 from teacher_logits.store import LogitStore, write_logit_store
 

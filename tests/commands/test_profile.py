@@ -11,10 +11,10 @@ import torch
 from audio_datasets.system.command import parse
 from kd.profile_students import ProfileConfig, distinct_students, main, quantize_weights
 from students import create_student
+from students.card import save_student
 from students.families.mergenet import mergenet_frontend
 from students.frontend import LogMelConfig
 from students.profile import profile_student
-from students.weights import save_student
 
 
 def profiled(tmp_path: Path, *arguments: object) -> list[dict]:

@@ -13,7 +13,7 @@ from kd.evaluate import main as evaluate
 from kd.finetune import main as finetune
 from kd.pretrain import main as pretrain
 from kd.training.metrics_log import read_metrics
-from students.weights import load_student
+from students.card import load_student
 from teacher_logits.precompute import main as teach
 from teacher_logits.store import LogitStore
 from teacher_logits.verify import main as verify

@@ -172,7 +172,7 @@ def test_pretraining_on_stored_views(tiny_store, hashing, run_of_mn01, tmp_path,
 def run_of_mn01(tiny_store: Path, tmp_path: Path) -> Path:
     """A run folder that can teach."""
     from students import create_student
-    from students.weights import save_student
+    from students.card import save_student
 
     torch.manual_seed(0)
     save_student(

@@ -12,8 +12,9 @@ import torch
 from kd.cli import main
 from kd.training.checkpoint import checkpoints
 from students import create_student
+from students.card import save_student
 from students.frontend import LogMelConfig
-from students.weights import load_weights, read_state_dict, save_student
+from students.weights import load_weights, read_state_dict
 from teacher_logits.store import LogitStore
 from teacher_logits.stores.shards import ShardFolder
 

@@ -10,8 +10,8 @@ import pytest
 from audio_datasets.system.files import write_json
 from audio_datasets.system.randomness import generator
 from students import create_student
+from students.card import save_student
 from students.frontend import LogMelConfig
-from students.weights import save_student
 
 DEVICES = ("a", "b", "s1", "s6")
 UNSEEN_DEVICES = ("s6",)

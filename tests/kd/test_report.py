@@ -15,9 +15,9 @@ from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.system.files import read_json, write_json
 from kd.report import LARGEST_REPORT_BYTES, audio_from, main, write_report
 from students import create_student
+from students.card import save_student
 from students.frontend import LogMelConfig
 from students.profile import profile_student
-from students.weights import save_student
 
 Make = Callable[..., Path]
 AWKWARD = ("<b>bold</b> & co", "$x$ | y_z", "雨音", 'id="x" url(#y)')

@@ -35,8 +35,8 @@ from kd.training.run_folder import enter_run_folder
 from kd.training.schedule import ScheduleConfig
 from kd.training.state import TrainState
 from students import create_student
+from students.card import save_student
 from students.frontend import LogMelConfig
-from students.weights import save_student
 
 # -- Runs that go on ---------------------------------------------------------------------------------------------------
 

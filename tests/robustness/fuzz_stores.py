@@ -27,8 +27,9 @@ from audio_datasets.system.randomness import generator
 from audio_datasets.tasks.catalog import read_listing
 from audio_datasets.tasks.label_space import LabelGroup, LabelSpace
 from students import create_student
+from students.card import load_student, save_student
 from students.frontend import LogMelConfig
-from students.weights import load_student, read_state_dict, save_student
+from students.weights import read_state_dict
 from teacher_logits.precompute import TeachConfig, teach
 from teacher_logits.store import LogitStore, write_logit_store
 from teacher_logits.teachers.base import Teacher

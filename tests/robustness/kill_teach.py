@@ -28,8 +28,8 @@ import torch
 from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from audio_datasets.system.command import parse
 from students import create_student
+from students.card import save_student
 from students.frontend import LogMelConfig
-from students.weights import save_student
 from teacher_logits import precompute
 from teacher_logits.stores.shards import PLAN_FILE
 

@@ -110,8 +110,8 @@ def prepare(data: Path) -> None:
     import torch
 
     from students import create_student
+    from students.card import save_student
     from students.frontend import LogMelConfig
-    from students.weights import save_student
     from teacher_logits.store import write_logit_store
 
     data.mkdir(parents=True)

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from students import create_student, list_students, load_weights
+from students.card import load_student, save_student
 from students.catalog import default_options, family_of, options_for
 from students.frontend import LogMelConfig
 from students.outside import ALLOW_VARIABLE
 from students.profile import profile_student
-from students.weights import load_student, save_student, weights_fingerprint
+from students.weights import weights_fingerprint
 
 MODULE = "students_outside_toy"
 TOY = f"{MODULE}:Toy"
@@ -147,7 +148,7 @@ def test_what_is_no_student_is_refused(toy: str, name: str, message: str) -> Non
 
 def test_a_strangers_card_imports_nothing_unless_it_is_allowed(toy: str, tmp_path: Path) -> None:
     save_student("run", create_student(toy, 3), ["a", "b", "c"], LogMelConfig())
-    load = "from students.weights import load_student; print(load_student('run'{})[1].config.name)"
+    load = "from students.card import load_student; print(load_student('run'{})[1].config.name)"
 
     def imported_by(script: str, **environment: str) -> tuple[bool, subprocess.CompletedProcess]:
         Path("imported").unlink(missing_ok=True)
@@ -158,7 +159,7 @@ def test_a_strangers_card_imports_nothing_unless_it_is_allowed(toy: str, tmp_pat
     assert not imported
     assert f"needs the student '{TOY}', and loading it would run the code in '{MODULE}'" in result.stderr
     assert f"set {ALLOW_VARIABLE}={TOY}" in result.stderr
-    imported, result = imported_by("from students.weights import read_card; read_card('run')")
+    imported, result = imported_by("from students.card import read_card; read_card('run')")
     assert not imported
     assert result.returncode == 1
     imported, _ = imported_by(load.format(", allow=['other:Toy']"), **{ALLOW_VARIABLE: f"{MODULE}:Bare"})
@@ -176,6 +177,6 @@ def test_a_strangers_card_imports_nothing_unless_it_is_allowed(toy: str, tmp_pat
 def test_reading_an_allowed_card_imports_nothing_yet(toy: str, tmp_path: Path) -> None:
     save_student("run", create_student(toy, 3), ["a", "b", "c"], LogMelConfig())
     Path("imported").unlink(missing_ok=True)
-    result = python(f"from students.weights import read_card; read_card('run', ['{TOY}'])", tmp_path)
+    result = python(f"from students.card import read_card; read_card('run', ['{TOY}'])", tmp_path)
     assert result.returncode == 0, result.stderr
     assert not Path("imported").exists()

@@ -8,8 +8,8 @@ import torch
 
 from audio_datasets.stores.clip_store import ClipStore
 from students import create_student
+from students.card import save_student
 from students.frontend import LogMelConfig
-from students.weights import save_student
 
 OWN_TEACHERS = '''
 import os

@@ -9,8 +9,8 @@ import torch
 from kd.training.optimization import OptimizerConfig, create_optimizer
 from kd.training.transfer import Start, freeze, layer_groups, start_from_run, starting_student
 from students import create_student
+from students.card import save_student
 from students.frontend import LogMelConfig
-from students.weights import save_student
 
 NAMES = ("a", "b", "c")
 

@@ -16,11 +16,12 @@ from kd.objectives.distillation import DistillationObjective
 from kd.objectives.settings import DistillationConfig
 from kd.training.learner import Learner
 from students import create_student, load_weights
+from students.card import load_student, save_student
 from students.families.passt import PATCH, STRIDES, Passt, PasstOptions, Patchout, window_starts
 from students.frontend import LogMel, LogMelConfig
 from students.layers.keyed import set_sample_keys
 from students.profile import profile_student
-from students.weights import load_student, save_student, student_from_weights
+from students.weights import student_from_weights
 from teacher_logits.teachers.loaders import load_teacher
 from teacher_logits.teachers.network import StudentTeacher
 

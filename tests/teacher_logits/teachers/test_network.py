@@ -6,8 +6,8 @@ import torch
 
 from audio_datasets.stores.class_lists import read_class_names
 from students import create_student
+from students.card import load_student, save_student
 from students.frontend import LogMel, LogMelConfig
-from students.weights import load_student, save_student
 from teacher_logits.teachers.loaders import knows_its_classes, load_teacher
 from teacher_logits.teachers.network import StudentTeacher
 

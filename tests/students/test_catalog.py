@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from students import create_student, list_students
+from students.card import load_student, save_student
 from students.catalog import default_options, register
 from students.families.passt import Passt
 from students.frontend import LogMelConfig
 from students.interface import Student, StudentConfig
-from students.weights import load_student, save_student
 
 
 @pytest.fixture(scope="module", params=list_students())

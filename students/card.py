@@ -1,0 +1,180 @@
+"""A student on disk: a folder with ``student.safetensors`` (weights) and ``student.json`` (the card).
+
+The card tells name and options, class names, front end and provenance. The two files are all that tagging, fine-tuning and
+export need. Format "kd-student", version 1; writer and reader are both here.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from students.catalog import create_student
+from students.frontend import LogMelConfig
+from students.interface import Student, StudentConfig
+from students.outside import check_allowed
+from students.weights import config_of, read_state_dict, refuse_other_shapes, weights_fingerprint
+
+FORMAT = "kd-student"
+FORMAT_VERSION = 1
+WEIGHTS_FILE = "student.safetensors"
+CARD_FILE = "student.json"
+
+
+@dataclass(frozen=True)
+class StudentCard:
+    """What ``student.json`` tells about a student."""
+
+    config: StudentConfig
+    """Name, number of classes and options: enough to build it."""
+    class_names: tuple[str, ...]
+    """One name per output, in order."""
+    frontend: LogMelConfig
+    """What the student was trained to hear."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Where the weights come from; free form, plain enough for JSON."""
+
+
+def save_student(
+    folder: str | Path,
+    student: Student,
+    class_names: Sequence[str],
+    frontend: LogMelConfig,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes ``student.safetensors`` and ``student.json`` into ``folder``, each aside and renamed into place.
+
+    Raises ValueError if the class names are not one per output.
+    """
+    config = config_of(student)
+    if len(class_names) != config.num_classes:
+        raise ValueError(f"one class name per output: {config.num_classes} are needed, {len(class_names)} were given")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
+    card = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "student": dataclasses.asdict(config),
+        "class_names": list(class_names),
+        "frontend": frontend.to_dict(),
+        "provenance": dict(provenance or {}),
+        "weights_fingerprint": weights_fingerprint(student),
+    }
+    text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
+    _replace(folder / WEIGHTS_FILE, lambda aside: save_file(state, aside))
+    _replace(folder / CARD_FILE, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """A killed process leaves the old file or the new one, never half of one."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            write(aside)
+        except SafetensorError as error:  # a full disk, mostly, which safetensors does not tell by an OSError
+            raise OSError(f"{path} cannot be written: {error}") from error
+        with open(aside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        flush = os.open(path.parent, os.O_RDONLY)
+        os.fsync(flush)
+        os.close(flush)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read_card(folder: str | Path, allow: Sequence[str] = ()) -> StudentCard:
+    """A saved student's card without its weights.
+
+    ``allow``: names of the form ``module:Class`` that the card may ask for (see ``students.outside``).
+
+    Raises ValueError if the folder holds no student, or one from outside this package that is not allowed.
+    """
+    path, content = _read_card_file(folder)
+    return _card(path, content, allow)
+
+
+def load_student(folder: str | Path, allow: Sequence[str] = ()) -> tuple[Student, StudentCard]:
+    """A saved student on the CPU in evaluation mode, and its card.
+
+    ``allow``: names of the form ``module:Class`` that the card may ask for (see ``students.outside``).
+
+    Raises ValueError if the folder holds no student, one from outside this package that is not allowed, or if weights and
+    card do not belong together.
+    """
+    path, content = _read_card_file(folder)
+    card = _card(path, content, allow)
+    weights = path.with_name(WEIGHTS_FILE)
+    state = read_state_dict(weights)
+    refuse_other_shapes(outline(folder, card), state, str(weights))
+    student = create_student(card.config.name, card.config.num_classes, **card.config.options)
+    student.load_state_dict(state)
+    if weights_fingerprint(student) != content.get("weights_fingerprint"):
+        raise ValueError(
+            f"{path} and {WEIGHTS_FILE} beside it do not belong together: the weights are not those that the card was"
+            " written for (was saving interrupted, or one of them replaced?)"
+        )
+    return student.eval(), card
+
+
+def outline(folder: str | Path, card: StudentCard) -> Student:
+    """The student of a card on the device "meta": its shapes without memory, of which a damaged card may ask for any amount.
+
+    Raises ValueError, naming the card in ``folder``, if there is no such student.
+    """
+    try:
+        with torch.device("meta"):
+            return create_student(card.config.name, card.config.num_classes, **card.config.options)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{Path(folder) / CARD_FILE}: {error}") from error
+
+
+def _read_card_file(folder: str | Path) -> tuple[Path, dict[str, Any]]:
+    path = Path(folder) / CARD_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{folder} holds no student: there is no {CARD_FILE}") from None
+    except ValueError as error:  # not JSON or not UTF-8
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path} does not describe a student (its format is not {FORMAT!r})")
+    if content.get("version") != FORMAT_VERSION:
+        raise ValueError(f"{path} has format version {content.get('version')!r}; this reader knows {FORMAT_VERSION}")
+    return path, content
+
+
+def _card(path: Path, content: Mapping[str, Any], allow: Sequence[str]) -> StudentCard:
+    try:
+        config = StudentConfig(**content["student"])
+        class_names = tuple(content["class_names"])
+        card = StudentCard(config, class_names, LogMelConfig.from_dict(content["frontend"]), content["provenance"])
+        if not all(isinstance(part, dict) for part in (config.options, card.provenance)):
+            raise TypeError("options and provenance are objects")
+        if not all(isinstance(name, str) and name.strip() for name in class_names) or len({*class_names}) < len(
+            class_names
+        ):
+            raise TypeError("class names are unique text")
+        if not isinstance(config.name, str):
+            raise TypeError("the student's name is text")
+    except (KeyError, TypeError, OverflowError) as error:
+        raise ValueError(f"{path} is incomplete or damaged: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    check_allowed(config.name, path, allow)
+    bands = config.options.get("n_mels", card.frontend.n_mels)
+    if bands != card.frontend.n_mels:
+        raise ValueError(
+            f"{path}: the student takes {bands!r} mel bands, and its front end makes {card.frontend.n_mels}"
+        )
+    if len(class_names) != config.num_classes:
+        raise ValueError(f"{path} names {len(class_names)} classes for {config.num_classes} outputs")
+    return card
