@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 
 from audio_datasets.system.command import parse, run_command
+from audio_datasets.system.files import write_text
 from kd.reports.class_analysis import mean_over_parts, one_label_classes, several_label_classes
 from kd.reports.document import (
     Block,
@@ -23,11 +24,10 @@ from kd.reports.document import (
     Text,
     number,
     share,
-    to_html,
-    to_markdown,
-    write_text,
 )
 from kd.reports.figures import cost_and_quality, headline_points
+from kd.reports.markdown_text import to_markdown
+from kd.reports.page import to_html
 from kd.reports.run_reader import RunFolder, flat_settings, is_number
 from kd.reports.sections import (
     Cost,

@@ -15,6 +15,7 @@ from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.manifest import select_rows
 from audio_datasets.system.command import parse, run_command
 from audio_datasets.system.files import read_json, write_json
+from audio_datasets.system.text_tables import text_table
 from kd import cli
 from kd.evaluation.metrics import tagging_metrics
 from students.profile import profile_student
@@ -145,13 +146,12 @@ def ensemble_metrics(clips_path: Path, stores: Sequence[Path]) -> dict[str, floa
 
 def table(rows: Sequence[dict]) -> str:
     """The results as aligned text."""
-    lines = [f"{'model':<22} {'parameters':>10} {'MMACs/10 s':>10}   {'mAP':>5} {'ROC AUC':>7} {'d′':>5}   where"]
+    cells = [("model", "parameters", "MMACs/10 s", "mAP", "ROC AUC", "d′", "where")]
     for row in rows:
-        size = f"{row['parameters']:>10,} {row['macs'] / 1e6:>10.1f}" if "parameters" in row else " " * 21
-        lines.append(
-            f"{row['model']:<22} {size}   {row['mAP']:.3f} {row['roc_auc']:>7.3f} {row['d_prime']:>5.2f}   {row['folder']}"
-        )
-    return "\n".join(lines)
+        size = (f"{row['parameters']:,}", f"{row['macs'] / 1e6:.1f}") if "parameters" in row else ("", "")
+        measured = (f"{row['mAP']:.3f}", f"{row['roc_auc']:.3f}", f"{row['d_prime']:.2f}")
+        cells.append((row["model"], *size, *measured, str(row["folder"])))
+    return text_table(cells, "<>>>>><")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,6 +27,7 @@ from audio_datasets.stores.manifest import select_rows
 from audio_datasets.system.command import parse, progress, run_command
 from audio_datasets.system.files import write_json, written_aside
 from audio_datasets.system.randomness import generator
+from audio_datasets.system.text_tables import markdown_table
 from kd.data.windows import EvaluationWindows, Window
 from kd.evaluation.metrics import tagging_metrics
 from kd.training.config import as_json
@@ -169,7 +170,7 @@ def inspect_student(config: InspectConfig) -> dict:
             for place, values in points.items()
         ],
     }  # fmt: skip
-    text = markdown_table(untouched, random_row, table_rows)
+    text = table_of_parts(untouched, random_row, table_rows)
     title = f"{tagger.name}, {len(rows)} clips"
     print(f"{title}; mean of {config.repeats} draws\n{text}")
     with written_aside(config.out / TABLE_FILE) as aside:
@@ -293,9 +294,9 @@ class _Points:
 # --- Table and charts --------------------------------------------------------------------------------------------------
 
 
-def markdown_table(untouched: float, chance: Row, rows: Sequence[Row]) -> str:
+def table_of_parts(untouched: float, chance: Row, rows: Sequence[Row]) -> str:
     """Table XII: part, method, mAP, difference from the untouched student, and the spread of the draws."""
-    cells = [("part", "method", "mAP", "difference", "draws from – to"), ("-", "-", "-:", "-:", "-:")]
+    cells = [("part", "method", "mAP", "difference", "draws from – to")]
     cells.append(("", UNTOUCHED.method, f"{untouched:.4f}", "", ""))
     previous = ""
     for row in (chance, *rows):
@@ -303,18 +304,7 @@ def markdown_table(untouched: float, chance: Row, rows: Sequence[Row]) -> str:
         part = row.part if row.part != previous else ""
         cells.append((part, row.method, f"{row.mean:.4f}", f"{row.mean - untouched:+.4f}", spread))
         previous = row.part
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for line in cells:
-        if line[0] == "-":
-            filled = ["-" * (width - len(cell) + 1) + cell[1:] for cell, width in zip(line, widths, strict=True)]
-        else:
-            filled = [
-                cell.ljust(width) if column < 2 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ]
-        lines.append(f"| {' | '.join(filled)} |")
-    return "\n".join(lines)
+    return markdown_table(cells, "<<>")
 
 
 def draw_map_chart(untouched: float, chance: Row, rows: Sequence[Row], path: Path, title: str) -> None:

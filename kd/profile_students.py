@@ -24,6 +24,7 @@ from torch import Tensor
 
 from audio_datasets.system.command import parse, progress, run_command
 from audio_datasets.system.files import write_json, written_aside
+from audio_datasets.system.text_tables import text_table
 from kd.training.config import as_json, parse_options
 from students import create_student, list_students
 from students.catalog import options_for
@@ -270,13 +271,7 @@ def table(costs: Sequence[StudentCost]) -> str:
                 *("-" if seconds is None else f"{1e3 * seconds:.1f}" for seconds in (cost.seconds, cost.fused_seconds)),
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    )
+    return text_table(rows)
 
 
 def draw_chart(costs: Sequence[StudentCost], path: Path, title: str) -> None:

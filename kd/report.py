@@ -11,7 +11,10 @@ import tyro
 from audio_datasets.audio.codec import AUDIO_SUFFIXES, decode, encode
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.system.command import parse, run_command
-from kd.reports.document import Document, to_html, to_markdown, write_text
+from audio_datasets.system.files import write_text
+from kd.reports.document import Document
+from kd.reports.markdown_text import to_markdown
+from kd.reports.page import to_html
 from kd.reports.run_reader import RunFolder
 from kd.reports.sections import (
     circumstance_sections,

@@ -108,7 +108,7 @@ class TrainingExamples(Dataset[dict[str, Any]]):
         clip: dict[str, Any] = {"row": row}
         clip |= {"waveform": self._augmented(row, draws)} if view is None else self._stored_view(row, view)
         clip["targets"] = self.clips.targets(np.array([row]))[0]
-        if getattr(self.clips, "is_masked", False):
+        if self.clips.is_masked:
             clip["known"] = self.clips.mask(np.array([row]))[0]
         if self.teachers is not None:
             clip_id = self.clips.clip_id(row)

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from audio_datasets.audio.bad_clips import BadClipError, OnBadClip
 from audio_datasets.audio.codec import fit_length
+from audio_datasets.tasks.label_space import LabelSpace
 
 WINDOW_TOLERANCE = 0.05
 """A rest of a clip shorter than this share of a window gets no window of its own: clips are seldom cut to the sample."""
@@ -24,6 +25,9 @@ class Clips(Protocol):
     """What training and evaluation use of a clip store, of several stores as one, and of a task's listing."""
 
     class_names: tuple[str, ...]
+    label_space: LabelSpace
+    is_masked: bool
+    fingerprint: str
 
     def __len__(self) -> int: ...
     def clip_id(self, row: int) -> str: ...
@@ -33,11 +37,6 @@ class Clips(Protocol):
     def waveform(
         self, row: int, sample_rate_hz: int, start_seconds: float = 0.0, seconds: float | None = None
     ) -> np.ndarray: ...
-
-
-def mask_of(clips: Clips, rows: np.ndarray) -> np.ndarray:
-    """bool (k, C): where targets are known."""
-    return clips.mask(rows) if hasattr(clips, "mask") else np.ones((len(rows), len(clips.class_names)), dtype=bool)
 
 
 @dataclass(frozen=True)

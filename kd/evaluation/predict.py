@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from audio_datasets.audio.bad_clips import OnBadClip
 from audio_datasets.system.command import progress
 from audio_datasets.system.stop_signals import outlive_stop_signals
+from audio_datasets.system.text_tables import text_table
 from kd.data.windows import Clips, EvaluationWindows, Window
 from kd.evaluation.metrics import TaggingMetrics
 
@@ -114,14 +115,11 @@ def drop_skipped(rows: np.ndarray, values: np.ndarray, split: str) -> tuple[np.n
 def class_table(metrics: TaggingMetrics, class_names: Sequence[str]) -> str:
     """A line per class that occurs: its clips, average precision and ROC AUC; the best first."""
     occurring = np.flatnonzero(metrics.positives)
-    width = max(len(class_names[index]) for index in occurring)
-    lines = [f"{'class':<{width}}  clips     AP    AUC"]
+    rows = [("class", "clips", "AP", "AUC")]
     for index in occurring[np.argsort(-metrics.average_precision[occurring], kind="stable")]:
-        lines.append(
-            f"{class_names[index]:<{width}}  {metrics.positives[index]:>5}  {metrics.average_precision[index]:.3f}"
-            f"  {metrics.class_roc_auc[index]:.3f}"
-        )
-    return "\n".join(lines)
+        numbers = metrics.average_precision[index], metrics.class_roc_auc[index]
+        rows.append((class_names[index], str(metrics.positives[index]), *(f"{number:.3f}" for number in numbers)))
+    return text_table(rows)
 
 
 def listed_absent(metrics: TaggingMetrics, at_most: int = 10) -> str:

@@ -159,9 +159,12 @@ class RunFolder:
 
     @property
     def one_label(self) -> bool:
-        """Whether each clip has exactly one class: as the run says, else by its metric, else by its predictions."""
+        """Whether each clip has exactly one class: as the run says, else by its metric, else by its predictions.
+
+        With several groups of exclusive classes a clip has one class of each, and so several.
+        """
         if self.label_space is not None:
-            return self.label_space.exclusive
+            return self.label_space.exclusive and len(self.label_space.groups) == 1
         if self.headline is not None:
             return self.headline.metric in EXCLUSIVE_METRICS
         return all(predictions.one_label for _, predictions in self.predictions)

@@ -21,7 +21,7 @@ from audio_datasets.tasks.label_space import LabelSpace
 from kd.data.examples import TrainingExamples
 from kd.data.replacements import Replacements
 from kd.data.sampling import EpochBatches
-from kd.data.windows import Clips, Window, mask_of
+from kd.data.windows import Clips, Window
 from kd.objectives.base import ObjectiveSettings
 from kd.objectives.catalog import create_objective
 from kd.objectives.label_losses import balanced_class_weights, loss_space
@@ -154,7 +154,7 @@ def build_objective(config: StageConfig, data: TrainingData, embedding_dim: int,
 
 def class_weights_of(data: TrainingData, config: StageConfig) -> Tensor:
     """(C,): weights that make all classes count as if they were equally frequent in the training clips."""
-    targets, known = data.clips.targets(data.rows) > 0, mask_of(data.clips, data.rows)
+    targets, known = data.clips.targets(data.rows) > 0, data.clips.mask(data.rows)
     positives = torch.from_numpy((targets & known).sum(axis=0))
     negatives = torch.from_numpy((~targets & known).sum(axis=0))
     return torch.cat(

@@ -17,9 +17,8 @@ from audio_datasets.stores.joined import AnyClips, open_clips
 from audio_datasets.stores.manifest import select_rows
 from audio_datasets.system.files import digest_of
 from audio_datasets.system.stop_signals import Stopped, StopSignals
-from audio_datasets.tasks.label_space import LabelSpace
 from kd.data.sampling import EpochBatches
-from kd.data.windows import Window, mask_of
+from kd.data.windows import Window
 from kd.evaluation.label_metrics import label_metrics
 from kd.evaluation.predict import ClipEvaluator
 from kd.stages.build_run import (
@@ -103,7 +102,7 @@ def prepare(config: PretrainConfig, accelerator: Accelerator) -> Pretraining:
     rows = select_rows(clips, split=config.split, folds=config.folds or None)
     teachers = open_teachers(config)
     rows = rows_with_teachers(config, teachers, clips, rows, accelerator.print)
-    data = TrainingData(clips, rows, label_space_of(clips), teachers, config.impulse_responses())
+    data = TrainingData(clips, rows, clips.label_space, teachers, config.impulse_responses())
     valid_clips, valid_rows = open_validation_data(config, clips)
     batches = EpochBatches(
         clips,
@@ -124,11 +123,6 @@ def prepare(config: PretrainConfig, accelerator: Accelerator) -> Pretraining:
     skipped = ClipList(config.out / SKIPPED_CLIPS_FILE)
     built = build_run(config, accelerator, data, student, batches, seed=config.seed, skipped=skipped)
     return Pretraining(built, valid_clips, valid_rows)
-
-
-def label_space_of(clips: AnyClips) -> LabelSpace:
-    """What the classes of a store mean together; any number of them to a clip, unless the store says otherwise."""
-    return getattr(clips, "label_space", None) or LabelSpace.single(clips.class_names, exclusive=False)
 
 
 def open_validation_data(config: PretrainConfig, clips: AnyClips) -> tuple[AnyClips | None, np.ndarray | None]:
@@ -232,7 +226,7 @@ def validation_metrics(stage: Pretraining, logits: np.ndarray) -> dict[str, Any]
     """What a validation logs: the metrics of the label space, and the classes that have no part in them."""
     heard = ~np.isnan(logits).any(axis=1)
     rows, label_space = stage.valid_rows[heard], stage.built.data.label_space
-    found = label_metrics(label_space, stage.valid_clips.targets(rows), mask_of(stage.valid_clips, rows), logits[heard])
+    found = label_metrics(label_space, stage.valid_clips.targets(rows), stage.valid_clips.mask(rows), logits[heard])
     absent = [name for key, names in found.items() if key.rpartition("/")[2] == "absent" for name in names]
     numbers = {name: value for name, value in found.items() if value is None or isinstance(value, float)}
     return {**numbers, "classes_left_out": absent}

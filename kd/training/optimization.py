@@ -62,19 +62,22 @@ def load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     Raises:
         ValueError: a state of other parameters, or of another kind of optimizer.
     """
+    expected = _shapes_of_state(optimizer)
+    for values in saved["state"].values():
+        if values.keys() != expected.keys():
+            raise ValueError(
+                f"the optimizer keeps other values of a parameter: {brief(list(values))}, not {brief(list(expected))}"
+            )
     settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(saved)
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         for name in group.keys() - own.keys() - {"params"}:
             del group[name]
         group.update(own)
-    expected = _shapes_of_state(optimizer)
     parameters = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     for parameter, values in optimizer.state.items():
-        if parameter not in parameters or values.keys() != expected.keys():
-            raise ValueError(
-                f"the optimizer keeps other values of a parameter: {brief(list(values))}, not {brief(list(expected))}"
-            )
+        if parameter not in parameters:
+            raise ValueError(f"the optimizer keeps values of a parameter that it does not have: {brief(parameter)}")
         for name, value in values.items():
             _check_state(name, value, parameter, expected[name])
 
@@ -87,7 +90,9 @@ def _shapes_of_state(optimizer: Optimizer) -> dict[str, bool]:
     inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate's wrapper
     parameter = nn.Parameter(torch.zeros(2, 3))
     parameter.grad = torch.zeros(2, 3)
-    probe = type(inner)([parameter], **inner.defaults)
+    # Settings are copied from the group: AdamW keeps one among its defaults that its constructor does not take.
+    probe = type(inner)([parameter])
+    probe.param_groups[0].update({name: value for name, value in inner.param_groups[0].items() if name != "params"})
     probe.step()
     return {
         name: isinstance(value, Tensor) and value.shape == parameter.shape

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from audio_datasets.system.files import written_aside
+from audio_datasets.system.text_tables import text_table
 from teacher_logits.stores.class_precisions import ClassPrecisions
 from teacher_logits.stores.ensemble import LogitEnsemble
 
@@ -43,20 +44,18 @@ def class_table(precisions: ClassPrecisions, ensemble: LogitEnsemble) -> str:
     letters = [f"[{number}]" for number in range(1, len(ensemble.stores) + 1)]
     heads = [*letters, *(["all", *(f"-{letter}" for letter in letters)] if several else [])]
     order = [index for index in np.argsort(precisions.ensemble, kind="stable") if precisions.positives[index]]
-    width = max(len(ensemble.class_names[index]) for index in order)
     lines = [f"{letter} {store.path}" for letter, store in zip(letters, ensemble.stores, strict=True)]
     if several:
         lines.append("all: the ensemble; -[1]: the ensemble without [1], with * where it is the better for it")
-    lines.append(f"{'class':<{width}}  clips  {'  '.join(f'{head:<6}' for head in heads)}".rstrip())
+    rows = [["class", "clips", *heads]]
     for index in order:
         cells = [f"{value:.3f}" for value in precisions.stores[:, index]]
         if several:
             cells.append(f"{precisions.ensemble[index]:.3f}")
             for without, harm in zip(precisions.without[:, index], precisions.harm[:, index], strict=True):
                 cells.append("-" if np.isnan(without) else f"{without:.3f}{'*' if harm > 0 else ''}")
-        columns = "  ".join(f"{cell:<6}" for cell in cells)
-        lines.append(f"{ensemble.class_names[index]:<{width}}  {precisions.positives[index]:>5}  {columns}".rstrip())
-    return "\n".join(lines)
+        rows.append([ensemble.class_names[index], str(precisions.positives[index]), *cells])
+    return "\n".join([*lines, text_table(rows, "<><")])
 
 
 def write_class_table(path: Path, precisions: ClassPrecisions, ensemble: LogitEnsemble) -> None:

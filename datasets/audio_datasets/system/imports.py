@@ -15,9 +15,11 @@ def named_attribute(spec: str, what: str) -> Any:
         what: what it is for, for the message: "teacher", "task", "objective".
 
     Raises:
-        ValueError: no such module, or nothing of that name in it.
+        ValueError: not of this form, no such module, or nothing of that name in it.
     """
     module_name, _, name = spec.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), name)):
+        raise ValueError(f"{what} {spec!r}: MODULE:NAME is needed, as in `from MODULE import NAME`")
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)

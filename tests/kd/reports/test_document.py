@@ -21,9 +21,9 @@ from kd.reports.document import (
     Text,
     number,
     share,
-    to_html,
-    to_markdown,
 )
+from kd.reports.markdown_text import to_markdown
+from kd.reports.page import to_html
 
 NASTY = "<script>alert(1)</script> & \"quoted\" 'x' | `tick` *star* _under_ @body@ $x$\nnext"
 VOID = {"meta", "br", "img", "path", "link", "input"}
@@ -127,6 +127,7 @@ def test_markdown_leaves_out_what_only_a_page_can_show() -> None:
     page = checked(to_html(document(table)))
     assert page.count("audio") == 1
     assert page.count("svg") == 1
+    assert to_markdown(document(Table(("curve",), ((Curve((1.0,)),),)))).endswith("## first\n")
 
 
 @pytest.mark.parametrize("text", ["```", "````\nx"])

@@ -16,7 +16,7 @@ def test_functions_as_teachers(own_teachers):
     assert load_teacher(f"{own_teachers}:Statistics").fingerprint == teacher.fingerprint
     with pytest.raises(ValueError, match="returned Linear"):
         load_teacher(f"{own_teachers}:no_teacher")
-    with pytest.raises(ValueError, match="has no function 'nothing'"):
+    with pytest.raises(ValueError, match="has no 'nothing'"):
         load_teacher(f"{own_teachers}:nothing")
     with pytest.raises(ValueError, match="no module 'not_there_at_all'"):
         load_teacher("not_there_at_all:teacher")
