@@ -19,9 +19,9 @@ from audio_datasets.tasks.task import Task, TaskClips
 from kd.data.sampling import EpochBatches, equal_batches
 from kd.data.splits import Partition
 from kd.data.windows import Window
-from kd.evaluation.label_metrics import device_metrics, label_metrics, metric_names
+from kd.evaluation.label_metrics import metric_names
 from kd.evaluation.predict import ClipEvaluator, Tagger, drop_skipped
-from kd.evaluation.predictions import PREDICTIONS_FILE, VALIDATION_FILE, write_predictions
+from kd.evaluation.predictions import PREDICTIONS_FILE, VALIDATION_FILE
 from kd.evaluation.probe import probe_logits
 from kd.evaluation.results import RESULT_FILE, RESULTS_FILE, Headline, Results, RunResult, read_result
 from kd.objectives.label_losses import loss_space
@@ -37,12 +37,12 @@ from kd.stages.build_run import (
     train,
 )
 from kd.stages.finetuning_config import FinetuneConfig
-from kd.training.config import as_json, parse_options
+from kd.stages.fold_results import fold_metrics, write_fold_predictions
+from kd.training.config import as_json
 from kd.training.early_stopping import EarlyStopping
 from kd.training.loop import Hooks
 from kd.training.run_folder import SKIPPED_CLIPS_FILE, EnteredRun
-from kd.training.transfer import Start, start_from_run, starting_student
-from students.catalog import family_of
+from kd.training.transfer import Start, starting_student
 from students.frontend import LogMel
 from students.interface import Student
 from students.weights import save_student
@@ -59,6 +59,8 @@ class CrossValidation:
     clips: TaskClips
     parts: Sequence[Partition]
     """One for each fold that is asked for; a single one where there are no folds."""
+    start: Start
+    """What the students start from."""
     teachers: LogitEnsemble | None
     accelerator: Accelerator
     signals: StopSignals
@@ -70,7 +72,6 @@ class CrossValidation:
         self.skipped = ClipList(config.out / SKIPPED_CLIPS_FILE)
         self.label_space: LabelSpace = self.clips.label_space
         self.window = Window(config.frontend.sample_rate_hz, config.clip_seconds, config.short_clips)
-        self.start = read_start(config)
         self.impulse_responses = config.impulse_responses()
         self._students: dict[int, Student] = {}
 
@@ -244,7 +245,7 @@ class CrossValidation:
             logits = self.predict(valid, built.tagger(best), progress.stop_if_asked)
             chosen_on, logits = drop_skipped(part.valid, logits, "validation")
             if self.accelerator.is_main_process:
-                self._write_predictions(folder / VALIDATION_FILE, chosen_on, logits, part)
+                write_fold_predictions(folder / VALIDATION_FILE, self.clips, part, chosen_on, logits)
         logits = self.predict(self.evaluator(part.test, "test"), built.tagger(best), progress.stop_if_asked)
         if self.accelerator.is_main_process:
             about = {
@@ -277,7 +278,8 @@ class CrossValidation:
         def validate(evaluated: nn.Module) -> dict[str, Any]:
             self._set_epoch(evaluated, self.config.loop.epochs)  # as it will be used, if it is the best
             logits = self.predict(valid, built.tagger(evaluated), progress.stop_if_asked)
-            metrics = self.metrics_of(part, *drop_skipped(part.valid, logits, "validation"))
+            rows, logits = drop_skipped(part.valid, logits, "validation")
+            metrics = fold_metrics(self.clips, part, rows, logits)
             stopping.keep_if_best(metrics, evaluated, log)
             return {name: value for name, value in metrics.items() if isinstance(value, float)}
 
@@ -330,20 +332,6 @@ class CrossValidation:
 
     # -- Results
 
-    def metrics_of(self, part: Partition, rows: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
-        """Metrics of logits (n, C) for ``rows``, by device too where devices are known."""
-        targets, space = self.clips.targets(rows), self.label_space
-        metrics = label_metrics(space, targets, self.clips.mask(rows), logits)
-        devices = [self.clips.clips[row].device for row in rows]
-        if len(space.groups) == 1 and space.exclusive and all(device is not None for device in devices):
-            seen = self._devices(part.train)
-            metrics |= device_metrics(devices, seen, targets.argmax(axis=1), logits, space.class_names)
-        return metrics
-
-    def _devices(self, rows: np.ndarray) -> set[str]:
-        """The devices that occur among ``rows``."""
-        return {device for row in rows if (device := self.clips.clips[row].device) is not None}
-
     def keep(self, folder: Path, part: Partition, seed: int, logits: np.ndarray) -> RunResult:
         """Writes the predictions of a run and, last, its result, which marks it as finished."""
         rows, logits = drop_skipped(part.test, logits, "test")
@@ -352,12 +340,12 @@ class CrossValidation:
             seed=seed,
             fold=part.fold,
             folder=place,
-            metrics=self.metrics_of(part, rows, logits),
+            metrics=fold_metrics(self.clips, part, rows, logits),
             skipped_clips=len(part.test) - len(rows),
             accepted_changes=len(self.accepted_changes),
         )
         if self.accelerator.is_main_process:
-            self._write_predictions(folder / PREDICTIONS_FILE, rows, logits, part)
+            write_fold_predictions(folder / PREDICTIONS_FILE, self.clips, part, rows, logits)
             write_json(folder / RESULT_FILE, result.to_json())
             shown = " ".join(
                 f"{name} {value:.4f}" for name, value in result.metrics.items() if isinstance(value, float)
@@ -365,24 +353,6 @@ class CrossValidation:
             print(shown if place == "." else f"{place}: {shown}")
         self.accelerator.wait_for_everyone()
         return result
-
-    def _write_predictions(self, path: Path, rows: np.ndarray, logits: np.ndarray, part: Partition) -> None:
-        chosen = [self.clips.clips[row] for row in rows]
-        columns: dict[str, Any] = {"source": [str(clip.path) for clip in chosen]}
-        if all(clip.device is not None for clip in chosen):
-            columns["device"] = [clip.device for clip in chosen]
-            columns["device_seen"] = np.isin(columns["device"], sorted(self._devices(part.train)))
-        if all(clip.group is not None for clip in chosen):
-            columns["group"] = [clip.group for clip in chosen]
-        write_predictions(
-            path,
-            clip_ids=[clip.clip_id for clip in chosen],
-            logits=logits,
-            targets=self.clips.targets(rows),
-            mask=self.clips.mask(rows),
-            class_names=self.clips.class_names,
-            columns=columns,
-        )
 
     def summarize(self, folder: Path, runs: Sequence[RunResult], command: str, what: str) -> None:
         """Writes ``results.json`` of several runs, prints the headline and writes the report.
@@ -424,26 +394,3 @@ def folder_name(part: Partition, seeds: Sequence[int], seed: int) -> str:
     """Where one run lies in the whole: ``fold1``, ``seed0/fold1`` with several seeds, ``seed0``, or the folder itself."""
     names = [f"seed{seed}"] if len(seeds) > 1 else []
     return "/".join(names if part.fold is None else [*names, f"fold{part.fold}"]) or "."
-
-
-def read_start(config: FinetuneConfig) -> Start:
-    """What the students of a run start from.
-
-    Raises:
-        ValueError: a run folder without a student, or settings that are not that student's.
-    """
-    options = parse_options(config.student_options)
-    if not config.is_pretrained:
-        return Start(config.student, family_of(config.student).options_for_training(options, config.loop.epochs))
-    if unused := [name for name in family_of(config.student).only_from_scratch if name in options]:
-        raise ValueError(
-            f"--student-options {unused[0]} would not be used: it only changes how a {config.student} trains from scratch"
-        )
-    if config.init is None:
-        return Start(config.student, options, config.weights)
-    start, card = start_from_run(config.init)
-    wrong = {name: value for name, value in options.items() if start.options.get(name) != value}
-    if config.student != start.name or wrong:
-        found = f"--student {config.student}" if config.student != start.name else f"--student-options {wrong}"
-        raise ValueError(f"{config.init} holds a {start.name} with the options {card.config.options}; found {found}")
-    return start

@@ -25,7 +25,6 @@ from kd.data.windows import EvaluationWindows
 from kd.evaluation import probe as probe_module
 from kd.finetune import configure, main
 from kd.objectives.distillation import DistillationObjective
-from kd.recipes.finetuning import unpublished_settings
 from kd.training.checkpoint import checkpoints
 from kd.training.metrics_log import read_metrics
 from students import create_student
@@ -311,36 +310,6 @@ def test_defaults_are_the_published_ones() -> None:
     assert (shared.augment.gain_db, shared.augment.roll_seconds, shared.optimizer.weight_decay) == (7.0, 0.125, 0.0)
     heard = configure(["--task", "fsd50k", "--student", "mergenet32", "--data", "x", "--out", "y"])
     assert heard.frontend.sample_rate_hz == 16000
-
-
-def test_settings_that_were_not_published_for_a_student_are_named() -> None:
-    def told(line: str) -> list[str]:
-        config = configure([*line.split(), "--data", "x", "--out", "y"])
-        return unpublished_settings(config, get_task(config.task))
-
-    pretrained = "--task esc50 --weights w.pt --student"
-    assert told(f"{pretrained} mergenet32") == [
-        "no batch size is known for mergenet32 on esc50: using 128, as for MN",
-        "no learning rate is known for mergenet32 on esc50: using 6e-05, as for MN",
-    ]
-    assert told(f"{pretrained} passt_s --batch-size 12") == [
-        "no learning rate is known for passt_s on esc50: using 6e-05, as for MN"
-    ]
-    assert told("--task folder --student mergenet32") == [
-        "no batch size is known for mergenet32 on folder: using 16, as for MN"
-    ]
-    assert told(f"{pretrained} mergenet32 --learning-rate 1e-5 --batch-size 12") == []
-    assert told(f"{pretrained} mergenet32 --recipe mergenet") == []
-    assert told(f"{pretrained} mn04") == told(f"{pretrained} dymn_s") == []
-
-
-def test_what_was_not_published_is_said_aloud(
-    make_task_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    small = ["--student", "passt_tiny", "--student-options", "width=64", "depth=1", "heads=1"]
-    data = make_task_folder("folder")
-    assert main([*arguments("folder", data, tmp_path / "run"), *small]) == 0
-    assert "no batch size is known for passt_tiny on folder: using 16, as for MN" in capsys.readouterr().out
 
 
 WRONG = {
