@@ -17,7 +17,8 @@ from kd.data.splits import Partition, partitions
 from kd.evaluation.predictions import Predictions
 from kd.evaluation.results import Results, RunResult
 from kd.objectives.settings import LossConfig
-from kd.stages.cross_validation import CrossValidation, folder_name, read_start
+from kd.stages.cross_validation import CrossValidation, folder_name
+from kd.stages.finetuning import read_start
 from kd.stages.finetuning_config import FinetuneConfig, decided_by_data
 from kd.training.loop import LoopConfig
 from students import create_student
@@ -43,7 +44,16 @@ def make_runs(make_task_folder: Callable[..., Path], tmp_path: Path) -> Callable
         clips, _ = read_task(task, folder if folder.exists() else make_task_folder(name))
         config = decided_by_data(tuning(**{"task": name, "out": tmp_path / "run", **settings}), task, clips)
         parts, _ = partitions(clips, folds=config.fold, test_share=config.test_share, valid_share=config.valid_share)
-        return CrossValidation(config, task, clips, parts, None, Accelerator(cpu=True), StopSignals())
+        return CrossValidation(
+            config=config,
+            task=task,
+            clips=clips,
+            parts=parts,
+            start=read_start(config),
+            teachers=None,
+            accelerator=Accelerator(cpu=True),
+            signals=StopSignals(),
+        )
 
     return make
 
