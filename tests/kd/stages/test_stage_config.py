@@ -151,7 +151,12 @@ TWO = LabelSpace((LabelGroup("verb", ("a", "b"), True), LabelGroup("noun", ("c",
 def decided(
     config: FinetuneConfig, space: LabelSpace, seconds: list[float], own: float | None = None
 ) -> FinetuneConfig:
-    return decided_by_data(config, SimpleNamespace(clip_seconds=own), Lengths(seconds, space))
+    return decided_by_data(config, task(own), Lengths(seconds, space))
+
+
+def task(clip_seconds: float | None = None, metric: str | None = None) -> SimpleNamespace:
+    """What of a task has a say in it."""
+    return SimpleNamespace(name="own", clip_seconds=clip_seconds, metric=metric)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +177,14 @@ def test_a_loss_or_a_metric_that_the_labels_do_not_allow_is_refused() -> None:
     assert decided(tuning(early_stopping="verb/accuracy"), TWO, [1.0]).early_stopping == "verb/accuracy"
     with pytest.raises(ValueError, match="must be one of accuracy, verb/accuracy"):
         decided(tuning(early_stopping="mAP"), TWO, [1.0])
+
+
+def test_the_metric_of_a_task_is_one_of_its_labels() -> None:
+    """A task of the user's own may ask for any; told before the training and not after it."""
+    for metric, space in (("macro_accuracy", ONE), ("mAP", SEVERAL), ("noun/accuracy", TWO), ("accuracy", TWO)):
+        assert decided_by_data(tuning(), task(1.0, metric), Lengths([1.0], space)).clip_seconds == 1.0
+    with pytest.raises(ValueError, match="the metric of task own must be one of accuracy, .*; found 'mAP'"):
+        decided_by_data(tuning(), task(1.0, "mAP"), Lengths([1.0], ONE))
 
 
 def test_the_length_is_the_given_one_the_tasks_or_that_of_the_longest_clip() -> None:
