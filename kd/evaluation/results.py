@@ -157,7 +157,8 @@ def read_result(folder: Path) -> RunResult | None:
     if not path.is_file():
         return None
     try:
-        return RunResult.from_json(read_json(path))
+        content = read_json(path)
+        return RunResult.from_json({"folder": ".", **content} if isinstance(content, dict) else content)
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
