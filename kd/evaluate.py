@@ -105,7 +105,7 @@ def evaluate(config: EvaluateConfig) -> dict:
             raise ValueError(f"{summary(skipped, len(rows), 'cannot be used')}; no clip is left")
         rows, logits = rows[heard], logits[heard]
         categories = [category for category, kept in zip(categories, heard, strict=False) if kept]
-    metrics = tagging_metrics(clips.targets(rows), logits, clips.class_names)
+    metrics = tagging_metrics(clips.targets(rows), logits, clips.class_names, clips.mask(rows))
     results = {
         "tagger": config.tagger,
         "clips": str(config.clips),

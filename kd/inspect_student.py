@@ -141,10 +141,10 @@ def inspect_student(config: InspectConfig) -> dict:
         runs += [Run(part, method, repeat) for repeat in range(1 if method in DETERMINISTIC else config.repeats)]
     logits, points = disturbed_logits(tagger.to(accelerator.device), clips, rows, runs, places, config)
 
-    targets = clips.targets(rows)
+    targets, known = clips.targets(rows), clips.mask(rows)
 
     def mean_average_precision(scores: np.ndarray) -> float:
-        return tagging_metrics(targets, scores, clips.class_names).mean_average_precision
+        return tagging_metrics(targets, scores, clips.class_names, known).mean_average_precision
 
     found = {run: mean_average_precision(scores) for run, scores in zip(runs, logits, strict=True)}
     table_rows = [

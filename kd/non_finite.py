@@ -23,10 +23,12 @@ class NonFiniteConfig:
 
     dump: tyro.conf.Positional[Path]
     """Folder inside the run's non_finite/."""
+    trust: tuple[str, ...] = ()
+    """Students and objectives of your own, each MODULE:CLASS, that the dump may load."""
 
 
 def report(config: NonFiniteConfig) -> None:
-    findings = run_dump(config.dump)
+    findings = run_dump(config.dump, config.trust)
     card = read_json(config.dump / DUMP_FILE)
     print(f"epoch {card['epoch']}, step {card['step']}. {card['clips']}")
     for name, value in findings.losses.items():

@@ -42,9 +42,18 @@ class Headline:
         """Mean and spread of a metric: over seeds if there are several, else over folds.
 
         With several seeds a value is the mean over one seed's folds.
+
+        Raises:
+            ValueError: the metric is not defined on the test clips of a run.
         """
         by_seed: dict[int, list[float]] = {}
         for run in runs:
+            if run.metrics[metric] is None:
+                known = [name for name, value in run.metrics.items() if isinstance(value, float)]
+                raise ValueError(
+                    f"{metric} is not defined on the test clips of {run.folder}; defined are {', '.join(known) or 'none'}. "
+                    "Give the task one of these as its metric"
+                )
             by_seed.setdefault(run.seed, []).append(run.metrics[metric])
         if len(by_seed) > 1:
             values, over = [float(np.mean(found)) for found in by_seed.values()], "seeds"
@@ -148,7 +157,8 @@ def read_result(folder: Path) -> RunResult | None:
     if not path.is_file():
         return None
     try:
-        return RunResult.from_json(read_json(path))
+        content = read_json(path)
+        return RunResult.from_json({"folder": ".", **content} if isinstance(content, dict) else content)
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 

@@ -27,16 +27,18 @@ from kd.objectives.catalog import create_objective
 from kd.objectives.label_losses import balanced_class_weights, loss_space
 from kd.stages.stage_config import StageConfig
 from kd.training.checkpoint import require_checkpoint_space, resume_state
+from kd.training.config import as_json
 from kd.training.learner import Learner
 from kd.training.loop import Hooks, Run, fit, stop_message
 from kd.training.metrics_log import MetricsLog
 from kd.training.optimization import create_optimizer
+from kd.training.run_folder import EnteredRun, enter_run_folder
 from kd.training.state import TrainState
 from kd.training.sync_batch_norm import synchronize_batch_norms
 from kd.training.transfer import Freeze, freeze, layer_groups
 from students.frontend import LogMel, LogMelConfig
 from students.interface import Student
-from teacher_logits.processes import any_process
+from teacher_logits.processes import any_process, on_main_process
 from teacher_logits.stores.ensemble import LogitEnsemble
 
 Say = Callable[[str], None]
@@ -175,6 +177,48 @@ def training_loader(dataset: Dataset, batches: EpochBatches, workers: int, accel
         persistent_workers=workers > 0,
         pin_memory=accelerator.device.type == "cuda",
     )
+
+
+# -- The run folder ----------------------------------------------------------------------------------------------------
+
+
+def enter(
+    accelerator: Accelerator,
+    config: StageConfig,
+    inputs: dict[str, Any],
+    defaults: StageConfig,
+    changes_nothing: Sequence[str],
+    **more: Any,
+) -> EnteredRun:
+    """Enters the run folder on the main process, which holds its lock, and says what the user should know.
+
+    Args:
+        inputs: fingerprints of the data.
+        defaults: a configuration of the stage with nothing set, for runs that an older version began.
+        changes_nothing: settings that do not change the result.
+        more: further arguments of ``enter_run_folder``.
+
+    Raises:
+        ValueError: the folder holds a run with other settings.
+    """
+    description = {**as_json(config), "processes": accelerator.num_processes, "inputs": inputs}
+    folder = on_main_process(
+        accelerator,
+        lambda: enter_run_folder(
+            config.out,
+            description,
+            changes_nothing=changes_nothing,
+            accept_changes=config.accept_changes,
+            restart=config.restart,
+            defaults=as_json(defaults),
+            **more,
+        ),
+    )
+    for note in folder.notes:
+        accelerator.print(note)
+    if folder.state == "finished":
+        accelerator.print(f"the run in {config.out} is finished already: nothing to do")
+    return folder
 
 
 # -- Training ----------------------------------------------------------------------------------------------------------

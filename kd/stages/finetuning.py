@@ -11,12 +11,15 @@ from audio_datasets.tasks.catalog import get_task
 from audio_datasets.tasks.task import TaskClips, read_task
 from kd.data.splits import partitions
 from kd.recipes.finetuning import unpublished_settings
-from kd.stages.build_run import open_teachers
+from kd.stages.build_run import enter, open_teachers
 from kd.stages.cross_validation import CrossValidation
 from kd.stages.finetuning_config import ASKS_FOR, CHANGES_NOTHING, FinetuneConfig, decided_by_data
-from kd.training.config import as_json
-from kd.training.run_folder import LOCK_FILE, enter_run_folder
+from kd.stages.finetuning_setup import FinetuneSetup
+from kd.training.config import parse_options
+from kd.training.run_folder import LOCK_FILE
 from kd.training.threads import leave_a_core_to_the_workers
+from kd.training.transfer import Start, start_from_run
+from students.catalog import family_of
 from teacher_logits.processes import LONGEST_WAIT, locked_by_main_process, on_main_process, start_accelerator
 
 
@@ -46,7 +49,8 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
     config = decided_by_data(config, task, clips)
     parts, told = partitions(clips, folds=config.fold, test_share=config.test_share, valid_share=config.valid_share)
     every_part, _ = partitions(clips, test_share=config.test_share, valid_share=config.valid_share)
-    runs = CrossValidation(config, task, clips, parts, open_teachers(config), accelerator, StopSignals())
+    setup = FinetuneSetup(config, task, clips, read_start(config), open_teachers(config), accelerator, StopSignals())
+    runs = CrossValidation(setup, parts)
     loss = config.loss.loss or "cross-entropy or bce, by group"
     notes = (*notes, *unpublished_settings(config, task))
     for note in (*notes, told, f"{len(clips)} clips, {config.clip_seconds:g} s each, loss {loss}"):
@@ -56,28 +60,14 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
             f"{config.student} starts from scratch; --init or --weights would start from a trained student"
         )
     runs.check()
-    description = {**as_json(config), "processes": accelerator.num_processes, "inputs": runs.fingerprints(every_part)}
-    with runs.signals, locked_by_main_process(accelerator, config.out / LOCK_FILE, str(config.out)):
-        folder = on_main_process(
-            accelerator,
-            lambda: enter_run_folder(
-                config.out,
-                description,
-                changes_nothing=CHANGES_NOTHING,
-                asks_for=ASKS_FOR,
-                accept_changes=config.accept_changes,
-                restart=config.restart,
-                results=runs.results(),
-                defaults=as_json(FinetuneConfig(task="", data=Path())),
-            ),
-        )
-        for note in folder.notes:
-            accelerator.print(note)
+    with setup.signals, locked_by_main_process(accelerator, config.out / LOCK_FILE, str(config.out)):
+        defaults = FinetuneConfig(task="", data=Path())
+        asked = {"asks_for": ASKS_FOR, "results": runs.results()}
+        folder = enter(accelerator, config, runs.fingerprints(every_part), defaults, CHANGES_NOTHING, **asked)
         if folder.state == "finished":
-            accelerator.print(f"the run in {config.out} is finished already: nothing to do")
             return config.out
         if config.cache is not None:
-            runs.clips = cached_clips(runs, config.cache)
+            setup.clips = cached_clips(setup, config.cache)
         runs.run(folder, command)
         if accelerator.is_main_process:
             folder.finish()
@@ -85,14 +75,37 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
     return config.out
 
 
-def cached_clips(runs: CrossValidation, folder: Path) -> TaskClips:
+def cached_clips(setup: FinetuneSetup, folder: Path) -> TaskClips:
     """The clips with their waveforms from a cache, which the main process fills if need be."""
-    rate = runs.config.frontend.sample_rate_hz
+    rate = setup.config.frontend.sample_rate_hz
 
     def stop() -> None:
-        if runs.signals.requested:
-            raise Stopped(f"{runs.signals.reason} came; the same command decodes the clips into {folder} again")
+        if setup.signals.requested:
+            raise Stopped(f"{setup.signals.reason} came; the same command decodes the clips into {folder} again")
 
-    bad = runs.config.on_bad_clip
-    on_main_process(runs.accelerator, lambda: fill_cache(runs.clips, folder, rate, bad, before_clip=stop))
-    return CachedClips(runs.clips, folder, rate)
+    bad = setup.config.on_bad_clip
+    on_main_process(setup.accelerator, lambda: fill_cache(setup.clips, folder, rate, bad, before_clip=stop))
+    return CachedClips(setup.clips, folder, rate)
+
+
+def read_start(config: FinetuneConfig) -> Start:
+    """What the students of a run start from.
+
+    Raises:
+        ValueError: a run folder without a student, or settings that are not that student's.
+    """
+    options = parse_options(config.student_options)
+    if not config.is_pretrained:
+        return Start(config.student, family_of(config.student).options_for_training(options, config.loop.epochs))
+    if unused := [name for name in family_of(config.student).only_from_scratch if name in options]:
+        raise ValueError(
+            f"--student-options {unused[0]} would not be used: it only changes how a {config.student} trains from scratch"
+        )
+    if config.init is None:
+        return Start(config.student, options, config.weights)
+    start, card = start_from_run(config.init)
+    wrong = {name: value for name, value in options.items() if start.options.get(name) != value}
+    if config.student != start.name or wrong:
+        found = f"--student {config.student}" if config.student != start.name else f"--student-options {wrong}"
+        raise ValueError(f"{config.init} holds a {start.name} with the options {card.config.options}; found {found}")
+    return start

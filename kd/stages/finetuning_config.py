@@ -140,6 +140,8 @@ def decided_by_data(config: FinetuneConfig, task: Task, clips: TaskClips) -> Fin
     allowed = metric_names(label_space)
     if config.early_stopping is not None and config.early_stopping not in allowed:
         raise ValueError(f"--early-stopping must be one of {', '.join(allowed)}; found {config.early_stopping!r}")
+    if task.metric is not None and task.metric not in allowed:
+        raise ValueError(f"the metric of task {task.name} must be one of {', '.join(allowed)}; found {task.metric!r}")
     seconds = config.clip_seconds or task.clip_seconds
     if seconds is None:
         durations = usable_durations(clips, config.on_bad_clip)

@@ -27,6 +27,7 @@ from kd.stages.build_run import (
     TrainingData,
     build_run,
     describe_batch,
+    enter,
     open_teachers,
     provenance,
     rows_with_teachers,
@@ -36,12 +37,12 @@ from kd.stages.pretraining_config import CHANGES_NOTHING, PretrainConfig
 from kd.training.config import as_json, flat_values, parse_options
 from kd.training.loop import Hooks
 from kd.training.metrics_log import check_trackers
-from kd.training.run_folder import LOCK_FILE, SKIPPED_CLIPS_FILE, EnteredRun, enter_run_folder
+from kd.training.run_folder import LOCK_FILE, SKIPPED_CLIPS_FILE, EnteredRun
 from kd.training.threads import leave_a_core_to_the_workers
 from kd.training.transfer import Start, starting_student
 from students.card import save_student
 from students.catalog import options_for
-from teacher_logits.processes import locked_by_main_process, on_main_process, start_accelerator
+from teacher_logits.processes import locked_by_main_process, start_accelerator
 
 
 @dataclass(frozen=True)
@@ -158,23 +159,10 @@ def pretrain(config: PretrainConfig, command: str = "") -> Path:
     """
     accelerator = create_accelerator(config)
     stage = prepare(config, accelerator)
-    description = {**as_json(config), "processes": accelerator.num_processes, "inputs": stage.fingerprints()}
     with StopSignals() as signals, locked_by_main_process(accelerator, config.out / LOCK_FILE, str(config.out)):
-        folder = on_main_process(
-            accelerator,
-            lambda: enter_run_folder(
-                config.out,
-                description,
-                changes_nothing=CHANGES_NOTHING,
-                accept_changes=config.accept_changes,
-                restart=config.restart,
-                defaults=as_json(PretrainConfig(clips=(), out=Path("runs"))),
-            ),
-        )
-        for note in folder.notes:
-            accelerator.print(note)
+        defaults = PretrainConfig(clips=(), out=Path("runs"))
+        folder = enter(accelerator, config, stage.fingerprints(), defaults, CHANGES_NOTHING)
         if folder.state == "finished":
-            accelerator.print(f"the run in {config.out} is finished already: nothing to do")
             return config.out
         train_student(stage, config, signals)
         if accelerator.is_main_process:

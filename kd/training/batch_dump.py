@@ -5,6 +5,7 @@ A dump is a folder ``non_finite/step-…-process-…`` in the run's: ``batch.saf
 objective are built from, and the run's configuration). ``python kd/non_finite.py DUMP`` runs it again.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,16 +83,21 @@ class Findings:
     """The first thing that is not finite: "input …", "output of …", "loss"; None if everything is."""
 
 
-def run_dump(dump: Path) -> Findings:
+def run_dump(dump: Path, trusted: Sequence[str] = ()) -> Findings:
     """Does the step of a dump once more, on the CPU or GPU that is there, and watches every layer.
 
     Batch norm sees this one process's clips.
 
+    Args:
+        trusted: students and objectives from outside the package (MODULE:CLASS) that a dump may name. They are code, and a
+            dump may come from a stranger.
+
     Raises:
-        ValueError: no dump, or one that is incomplete.
+        ValueError: no dump, or one that is incomplete or names a student or objective that is not trusted.
     """
     card = read_json(dump / DUMP_FILE)
     try:
+        _refuse_untrusted([card["student"]["name"], card.get("objective", {}).get("name", "")], trusted, dump)
         config: dict[str, Any] = card["config"] or {}
         named, (objective_name, settings) = card["student"], _objective_of(card)
         accelerator = start_accelerator(mixed_precision=config.get("mixed_precision", "no"))
@@ -118,6 +124,15 @@ def run_dump(dump: Path) -> Findings:
         losses = accelerator.prepare(learner).train()(batch)
     seen += [f"the {name}" for name, value in losses.items() if not is_finite(value)]
     return Findings({name: float(value) for name, value in losses.items()}, seen[0] if seen else None)
+
+
+def _refuse_untrusted(names: Sequence[str], trusted: Sequence[str], dump: Path) -> None:
+    """ValueError for a MODULE:CLASS that the user has not named: loading it would run its module."""
+    for name in names:
+        if ":" in name and name not in trusted and not name.startswith("timm:"):
+            raise ValueError(
+                f"{dump} names {name}, which is not part of this package; if you trust it, add --trust {name}"
+            )
 
 
 def _objective_of(card: dict[str, Any]) -> tuple[str, ObjectiveSettings]:

@@ -37,7 +37,7 @@ class ClassPrecisions:
 
 
 def class_precisions(ensemble: LogitEnsemble, clips: AnyClips) -> ClassPrecisions:
-    """The average precisions of an ensemble's stores over labelled clips.
+    """The average precisions of an ensemble's stores over labelled clips; each class's over the clips whose label is known.
 
     Memory does not grow with the number of classes: row numbers take 8 bytes for each clip and store, and columns of logits
     COLUMN_BYTES_AT_ONCE, unless a single class needs more.
@@ -60,9 +60,14 @@ def class_precisions(ensemble: LogitEnsemble, clips: AnyClips) -> ClassPrecision
     with progress(total=num_classes, desc="average precision", unit="class", leave=False) as bar:
         for first in range(0, num_classes, at_once):
             classes = range(first, min(first + at_once, num_classes))
+            known_of = _known_clips(clips, clip_rows, classes)
             for index, scores in zip(classes, _columns(ensemble, rows, classes), strict=True):
-                if len(positives[index]):
-                    _fill_in(result, index, scores, positives[index], ensemble)
+                positive = positives[index]
+                if known_of is not None:
+                    known = known_of[index - first]
+                    scores, positive = scores[:, known], np.searchsorted(known, positive)
+                if len(positive):
+                    _fill_in(result, index, scores, positive, ensemble)
                 bar.update()
             scores = None  # a view of these columns, which must go before the next come
     return result
@@ -126,6 +131,17 @@ def _clips_of_classes(clips: AnyClips, clip_rows: np.ndarray) -> list[np.ndarray
     order = np.argsort(of_class, kind="stable")
     counts = np.bincount(of_class, minlength=len(clips.class_names))
     return np.split(np.concatenate(positions)[order], np.cumsum(counts)[:-1])
+
+
+def _known_clips(clips: AnyClips, clip_rows: np.ndarray, classes: range) -> list[np.ndarray] | None:
+    """For each of a run of classes the positions, ascending, of the clips whose label is known; None if all labels are."""
+    if not clips.is_masked:
+        return None
+    known = np.empty((len(classes), len(clip_rows)), dtype=bool)
+    for start in range(0, len(clip_rows), ROWS_PER_BLOCK):
+        block = clips.mask(clip_rows[start : start + ROWS_PER_BLOCK])
+        known[:, start : start + len(block)] = block[:, classes.start : classes.stop].T
+    return [np.flatnonzero(of_class) for of_class in known]
 
 
 def _columns(ensemble: LogitEnsemble, rows: np.ndarray, classes: range) -> np.ndarray:

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from audio_datasets.audio.codec import to_pcm16
 from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from audio_datasets.stores.manifest import select_rows
 from kd.evaluate import main
 from kd.evaluation.metrics import tagging_metrics
@@ -53,6 +55,27 @@ def test_the_metrics_are_those_of_the_stored_logits(run: Path, tiny_store: Path,
     assert found["num_clips"] == len(rows) == 8
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=1e-6), name
+
+
+def test_unknown_labels_do_not_count(run: Path, tiny_store: Path, tmp_path: Path) -> None:
+    clips = ClipStore.open(tiny_store)
+    rows = np.arange(len(clips))
+    known = [clips.class_names if row % 3 else clips.class_names[:1] for row in rows]
+    records = []
+    for row, names in zip(rows, known, strict=True):
+        labels = [name for name, has in zip(clips.class_names, clips.targets([row])[0], strict=True) if has]
+        samples = to_pcm16(clips.waveform(row, 32000))
+        records.append(ClipRecord(clips.clip_id(row), samples, tuple(n for n in labels if n in names), names))
+    masked = tmp_path / "masked.h5"
+    write_clip_store(masked, records, clips.class_names, audio_kind="pcm16", sample_rate_hz=32000)
+    found = results(tmp_path, "--tagger", run, "--clips", masked)
+    assert teach(["--clips", str(masked), "--teacher", str(run), "--out", str(tmp_path), "--workers", "0"]) == 0
+    store, logits = ClipStore.open(masked), LogitStore.open(tmp_path / "run.h5").read(clips.clip_ids)
+    expected = tagging_metrics(store.targets(rows), logits, clips.class_names, store.mask(rows)).summary()
+    assert found["mAP"] == pytest.approx(expected["mAP"], abs=1e-6)
+    assert found["mAP"] != pytest.approx(
+        tagging_metrics(store.targets(rows), logits, clips.class_names).summary()["mAP"]
+    )
 
 
 def test_weights_with_a_name_equal_the_run_folder(run: Path, tiny_store: Path, tmp_path: Path) -> None:

@@ -395,11 +395,6 @@ def write_kitchen_logits(path: Path, data: Path) -> Path:
     return path
 
 
-@pytest.mark.xfail(
-    importlib.util.find_spec("audio_datasets.tasks.listing") is None,
-    reason="--task MODULE:TASK is not there yet",
-    strict=False,
-)
 def test_a_task_of_two_groups_with_student_and_objective_from_outside(
     outside: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -25,6 +25,7 @@ from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from audio_datasets.stores.manifest import ManifestRow, manifest_path, select_rows, write_manifest
 from audio_datasets.system.randomness import generator
 from audio_datasets.tasks.catalog import read_listing
+from audio_datasets.tasks.label_space import LabelGroup, LabelSpace
 from students import create_student
 from students.card import load_student, save_student
 from students.frontend import LogMelConfig
@@ -90,7 +91,12 @@ def clip_stores(folder: Path) -> list[Path]:
         soundfile.write(buffer, noise(index), RATE, format="FLAC")
         encoded.append(ClipRecord(f"clip {index}", buffer.getvalue(), names))
     write_clip_store(folder / "encoded.h5", encoded, CLASSES)
-    return [folder / "pcm.h5", folder / "encoded.h5"]
+    known = [CLASSES, CLASSES[1:], None, CLASSES, CLASSES[2:]]
+    masked = [ClipRecord(clip.clip_id, clip.audio, clip.labels, names) for clip, names in zip(pcm, known, strict=True)]
+    space = LabelSpace((LabelGroup("low", CLASSES[:1], False), LabelGroup("high", CLASSES[1:], True)))
+    settings = {"audio_kind": "pcm16", "sample_rate_hz": RATE, "label_space": space}
+    write_clip_store(folder / "masked.h5", masked, CLASSES, **settings)
+    return [folder / "pcm.h5", folder / "encoded.h5", folder / "masked.h5"]
 
 
 def read_clip_store(path: Path, good: Path) -> None:
@@ -100,6 +106,8 @@ def read_clip_store(path: Path, good: Path) -> None:
     need(store.class_names == original.class_names, "other class names")
     need(store.clip_ids == original.clip_ids, "other clip ids")
     need(np.array_equal(store.targets(rows), original.targets(rows)), "other targets")
+    need(np.array_equal(store.mask(rows), original.mask(rows)), "other known labels")
+    need(store.label_space == original.label_space, "other groups of classes")
     need(np.array_equal(store.rows(original.clip_ids), rows), "ids lead to other rows")
     need(store.audio_kind == original.audio_kind and store.sample_rate_hz == original.sample_rate_hz, "another kind")
     for row in rows:

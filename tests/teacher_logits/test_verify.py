@@ -94,6 +94,27 @@ def test_good_stores_pass_and_their_map_is_told(clips, tmp_path, run, monkeypatc
         np.testing.assert_array_equal(getattr(pieces, field), getattr(whole, field))
 
 
+def test_a_clip_counts_for_the_classes_that_are_known_of_it(tmp_path, monkeypatch):
+    known = [CLASSES if i % 4 else CLASSES[i % 3 : i % 3 + 1] for i in range(30)]
+    records = [
+        ClipRecord(f"clip{i}", np.full(50, i + 1, np.int16), tuple(n for n in labels_of(i) if n in known[i]), known[i])
+        for i in range(30)
+    ]
+    write_clip_store(tmp_path / "clips.h5", records, CLASSES, audio_kind="pcm16", sample_rate_hz=8000)
+    clips = ClipStore.open(tmp_path / "clips.h5")
+    logits = write_logits(tmp_path / "logits.h5", clips).astype(np.float64)
+    monkeypatch.setattr(precisions_module, "ROWS_PER_BLOCK", 7)
+    found = class_precisions(LogitEnsemble.open([tmp_path / "logits.h5"]), clips)
+    targets, mask = clips.targets(np.arange(30)), clips.mask(np.arange(30))
+    unmasked = []
+    for index in (0, 1):
+        rows = mask[:, index]
+        expected = average_precision_score(targets[rows, index], logits[rows, index])
+        assert found.ensemble[index] == pytest.approx(expected)
+        unmasked.append(average_precision_score(targets[:, index], logits[:, index]))
+    assert found.ensemble[:2] != pytest.approx(unmasked)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data(), st.integers(1, 40))
 def test_average_precision_is_scikit_learns_also_with_equal_scores(data, count):

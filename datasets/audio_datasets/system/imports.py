@@ -3,23 +3,26 @@
 import importlib
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+Kind = TypeVar("Kind")
 
 
-def named_attribute(spec: str, what: str) -> Any:
+def named_attribute(spec: str, what: str, kind: type[Kind] = object) -> Kind:
     """The attribute ``name`` of the module in ``module:name``.
 
     As for ``python -m``, modules are also looked for in the folder in which the command is run.
 
     Args:
         what: what it is for, for the message: "teacher", "task", "objective".
+        kind: what it must be.
 
     Raises:
-        ValueError: not of this form, no such module, or nothing of that name in it.
+        ValueError: not of this form, no such module, or nothing of that name and kind in it.
     """
     module_name, _, name = spec.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), name)):
-        raise ValueError(f"{what} {spec!r}: MODULE:NAME is needed, as in `from MODULE import NAME`")
+        raise ValueError(f"{what} {spec!r}: expected module:NAME, as in `from MODULE import NAME`")
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -29,6 +32,10 @@ def named_attribute(spec: str, what: str) -> Any:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module is there, but something that it imports is not
         raise ValueError(f"{what} {spec!r}: there is no module {error.name!r} (looked in {folder} too)") from error
-    if not hasattr(module, name):
+    if kind is object and not hasattr(module, name):
         raise ValueError(f"{what} {spec!r}: {module_name} has no {name!r}")
-    return getattr(module, name)
+    found = getattr(module, name, None)
+    if not isinstance(found, kind):
+        has = "nothing" if found is None else f"a {type(found).__name__}"
+        raise ValueError(f"{what} {spec!r}: {name} must be a {kind.__name__}; {module_name} has {has} of that name")
+    return found

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from audio_datasets import corpora
-from audio_datasets.system.user_modules import object_of_module
+from audio_datasets.system.imports import named_attribute
 from audio_datasets.tasks.listing import Listing
 from audio_datasets.tasks.task import Task
 
@@ -37,7 +37,7 @@ def get_task(name: str) -> Task:
         ValueError: an unknown name (lists the choices); no such module, or nothing in it that is a ``Task``.
     """
     if ":" in name:
-        return object_of_module(name, Task, "task")
+        return named_attribute(name, "task", Task)
     if name not in _tasks():
         raise ValueError(
             f"unknown task {name!r}; choices: {', '.join(list_tasks())}, or module:NAME for one of your own"

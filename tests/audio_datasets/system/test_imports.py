@@ -71,5 +71,5 @@ def test_what_a_module_itself_lacks_keeps_its_own_error(in_folder: Path) -> None
 
 @pytest.mark.parametrize("spec", [":THING", " :THING", "..:THING", ".own:THING", "own:", "own", "own:a:b", "own:a.b"])
 def test_what_is_no_module_and_name_is_refused(in_folder: Path, spec: str) -> None:
-    with pytest.raises(ValueError, match="task .*: MODULE:NAME is needed"):
+    with pytest.raises(ValueError, match="task .*: expected module:NAME"):
         named_attribute(spec, "task")

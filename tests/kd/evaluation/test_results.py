@@ -39,6 +39,13 @@ def test_the_spread_is_over_folds_or_over_the_means_of_seeds() -> None:
     assert one == Headline("accuracy", (0.25,), 0.25, None, None)
 
 
+def test_a_metric_that_is_not_defined_is_told_with_those_that_are() -> None:
+    """As the share of clips that are right in every group, where no clip's labels are known in all of them."""
+    partly = RunResult(0, 2, "fold2", {"accuracy": None, "verb/accuracy": 0.5, "noun/accuracy": 0.25})
+    with pytest.raises(ValueError, match="not defined on the test clips of fold2; defined are verb/accuracy, noun/"):
+        Headline.of("accuracy", [run(0, 1, 0.5), partly])
+
+
 def results(label_space: LabelSpace | None = SPACE) -> Results:
     runs = (run(0, 1, 0.5), run(0, 2, 0.9))
     return Results(

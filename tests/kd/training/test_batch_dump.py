@@ -145,9 +145,14 @@ def test_an_objective_of_the_users_own_is_dumped_with_its_weights(
     kind = __import__("dumped_objective").Scaled
     dump, losses = dumped(learner_for(INDEPENDENT, kind), batch(INDEPENDENT), tmp_path)
     assert (dump / "objective.safetensors").exists()
-    assert run_dump(dump).losses == losses
+    name = "dumped_objective:Scaled"
+    assert run_dump(dump, [name]).losses == losses
     sys.modules.pop("dumped_objective")
-    assert run_dump(dump).losses == losses  # found again by its name
+    assert run_dump(dump, [name]).losses == losses  # found again by its name
+    sys.modules.pop("dumped_objective")
+    with pytest.raises(ValueError, match=f"names {name}, which is not part of this package"):
+        run_dump(dump)
+    assert "dumped_objective" not in sys.modules  # a stranger's module was not even imported
 
 
 # -- Where it comes from -----------------------------------------------------------------------------------------------
@@ -192,7 +197,7 @@ def test_a_loss_that_overflows_on_its_own_is_named(tmp_path: Path, monkeypatch: 
     monkeypatch.syspath_prepend(tmp_path)
     kind = __import__("overflowing_objective").Scaled
     dump, _ = dumped(learner_for(INDEPENDENT, kind), batch(INDEPENDENT), tmp_path)
-    assert run_dump(dump).first == "the loss"
+    assert run_dump(dump, ["overflowing_objective:Scaled"]).first == "the loss"
 
 
 def test_layers_without_layers_and_what_counts_as_finite() -> None:

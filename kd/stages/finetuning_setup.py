@@ -1,0 +1,112 @@
+"""What the runs of one fine-tuning call share: the clips, what students start from, teachers, devices."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from accelerate import Accelerator
+
+from audio_datasets.audio.bad_clips import ClipList
+from audio_datasets.system.messages import listed
+from audio_datasets.system.stop_signals import StopSignals
+from audio_datasets.tasks.label_space import LabelSpace
+from audio_datasets.tasks.task import Task, TaskClips
+from kd.data.sampling import EpochBatches, equal_batches
+from kd.data.splits import Partition
+from kd.data.windows import Window
+from kd.evaluation.predict import ClipEvaluator, Tagger
+from kd.objectives.label_losses import loss_space
+from kd.stages.build_run import rows_with_teachers
+from kd.stages.finetuning_config import FinetuneConfig
+from kd.training.run_folder import SKIPPED_CLIPS_FILE
+from kd.training.transfer import Start, starting_student
+from students.interface import Student
+from teacher_logits.stores.ensemble import LogitEnsemble
+
+
+@dataclass
+class FinetuneSetup:
+    """Everything that is the same for each seed and fold."""
+
+    config: FinetuneConfig
+    task: Task
+    clips: TaskClips
+    start: Start
+    """What the students start from."""
+    teachers: LogitEnsemble | None
+    accelerator: Accelerator
+    signals: StopSignals
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.skipped = ClipList(config.out / SKIPPED_CLIPS_FILE)
+        self.label_space: LabelSpace = self.clips.label_space
+        self.window = Window(config.frontend.sample_rate_hz, config.clip_seconds, config.short_clips)
+        self.impulse_responses = config.impulse_responses()
+        self._students: dict[int, Student] = {}
+
+    def starting_student(self, seed: int) -> Student:
+        """A student as it starts, the same for every fold."""
+        if seed not in self._students:
+            prior = None
+            if not loss_space(self.label_space, self.config.loss).exclusive:
+                # 1 / classes: with the frequencies of a fold's clips every fold would start otherwise.
+                classes = len(self.clips.class_names)
+                prior = np.full(classes, 1.0 / max(2, classes), dtype=np.float32)
+            self._students[seed] = starting_student(
+                self.start, self.clips.class_names, self.config.frontend, seed=seed, prior=prior
+            )
+        return copy.deepcopy(self._students[seed])
+
+    def batches(self, rows: np.ndarray, seed: int) -> EpochBatches:
+        """The training batches of an epoch, all of the same size."""
+        config = self.config
+        per_step = self.accelerator.num_processes * config.loop.gradient_accumulation_steps
+        clips_per_epoch = config.sampling.clips_per_epoch or len(rows)
+        return EpochBatches(
+            self.clips,
+            rows,
+            config.sampling,
+            batch_size=equal_batches(clips_per_epoch, config.loop.batch_size, per_step, config.augment.in_pairs),
+            batches_per_step=per_step,
+            seed=seed,
+        )
+
+    def training_rows(self, part: Partition, say: Callable[[str], None] = lambda text: None) -> np.ndarray:
+        """The clips to train on, of which those without teacher logits may be left out."""
+        where = "" if part.fold is None else f"fold {part.fold}: "
+        return rows_with_teachers(self.config, self.teachers, self.clips, part.train, say, where)
+
+    def evaluator(self, rows: np.ndarray, description: str) -> ClipEvaluator:
+        return ClipEvaluator(
+            self.accelerator,
+            self.clips,
+            rows,
+            self.window,
+            batch_size=self.config.eval_batch_size,
+            workers=self.config.workers,
+            description=description,
+            on_bad_clip=self.config.on_bad_clip,
+        )
+
+    def predict(self, evaluator: ClipEvaluator, tagger: Tagger, before_batch: Callable[[], None]) -> np.ndarray:
+        """What a tagger says of each clip; those that it skips are listed."""
+        values = evaluator.predict(tagger, before_batch)
+        if self.accelerator.is_main_process:
+            for clip_id, reason in evaluator.skipped.items():
+                self.skipped.add(clip_id, reason)
+        return values
+
+    def name_absent_classes(self, part: Partition) -> None:
+        where = "" if part.fold is None else f"fold {part.fold}: "
+        for rows, what in ((part.train, "training"), (part.test, "test")):
+            counts = (self.clips.targets(rows) * self.clips.mask(rows)).sum(axis=0)
+            absent = [name for name, count in zip(self.clips.class_names, counts, strict=True) if not count]
+            if absent:
+                self.accelerator.print(f"{where}{len(absent)} classes have no {what} clips: {listed(absent)}")
+
+    def set_epoch(self, student: Student, epoch: int) -> None:
+        """Tells a student that trains from scratch where it stands; what anneals is at its end in a trained one."""
+        if not self.config.is_pretrained:
+            student.start_epoch(epoch)

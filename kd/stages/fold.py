@@ -1,0 +1,105 @@
+"""One fold of a fine-tuning run: a student trained from its start, or its newest checkpoint, and what it says of the test clips."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from kd.data.splits import Partition
+from kd.evaluation.predict import ClipEvaluator, drop_skipped
+from kd.evaluation.predictions import VALIDATION_FILE
+from kd.stages.build_run import BuiltRun, Progress, TrainingData, build_run, describe_batch, provenance, train
+from kd.stages.finetuning_setup import FinetuneSetup
+from kd.stages.fold_results import fold_metrics, write_fold_predictions
+from kd.training.config import as_json
+from kd.training.early_stopping import EarlyStopping
+from kd.training.loop import Hooks
+from students.card import save_student
+
+
+def train_fold(
+    setup: FinetuneSetup,
+    folder: Path,
+    part: Partition,
+    seed: int,
+    accepted_changes: list[dict[str, Any]],
+    further_runs: int = 0,
+) -> np.ndarray:
+    """Trains a student on a fold and saves it; its logits (n, C) for the test clips of ``part``, NaN for skipped ones.
+
+    There must be room for its checkpoints, and for those of so many runs after it.
+
+    Raises:
+        Stopped: on request, with the run saved.
+        ValueError: a loss that is not finite, or too little room on the disk.
+    """
+    config, accelerator = setup.config, setup.accelerator
+    rows = setup.training_rows(part)
+    built = build_run(
+        config,
+        accelerator,
+        TrainingData(setup.clips, rows, setup.label_space, setup.teachers, setup.impulse_responses),
+        setup.starting_student(seed),
+        setup.batches(rows, seed),
+        seed=seed,
+        skipped=setup.skipped,
+        frozen=config.freeze,
+        layer_decay=config.layer_decay,
+    )
+    stopping = EarlyStopping(config.early_stopping, config.patience, folder, accelerator)
+    valid = setup.evaluator(part.valid, "validate") if len(part.valid) else None
+    progress = train(
+        built,
+        folder,
+        setup.signals,
+        lambda progress: hooks_of_fold(setup, built, part, valid, stopping, progress),
+        where="" if folder == config.out else f"{folder.relative_to(config.out).as_posix()}: ",
+        further_runs=further_runs,
+    )
+    best = built.state.evaluated_student(accelerator)
+    setup.set_epoch(best, config.loop.epochs)
+    stopping.load_best(best)
+    if valid is not None:  # for what is chosen on them, such as thresholds
+        logits = setup.predict(valid, built.tagger(best), progress.stop_if_asked)
+        chosen_on, logits = drop_skipped(part.valid, logits, "validation")
+        if accelerator.is_main_process:
+            write_fold_predictions(folder / VALIDATION_FILE, setup.clips, part, chosen_on, logits)
+    logits = setup.predict(setup.evaluator(part.test, "test"), built.tagger(best), progress.stop_if_asked)
+    if accelerator.is_main_process:
+        about = {"task": setup.task.name, "licence_of_the_data": setup.task.licence}
+        about |= {"seed": seed, "test_fold": part.fold}
+        written = provenance(built, as_json(config), accepted_changes, **about)
+        save_student(folder, best, setup.clips.class_names, config.frontend, written)
+    return logits
+
+
+def hooks_of_fold(
+    setup: FinetuneSetup,
+    built: BuiltRun,
+    part: Partition,
+    valid: ClipEvaluator | None,
+    stopping: EarlyStopping,
+    progress: Progress,
+) -> Hooks:
+    """What a fold adds to the training loop: validation, annealing and early stopping."""
+    log = progress.run.metrics_path
+
+    def validate(evaluated: nn.Module) -> dict[str, Any]:
+        setup.set_epoch(evaluated, setup.config.loop.epochs)  # as it will be used, if it is the best
+        logits = setup.predict(valid, built.tagger(evaluated), progress.stop_if_asked)
+        rows, logits = drop_skipped(part.valid, logits, "validation")
+        metrics = fold_metrics(setup.clips, part, rows, logits)
+        stopping.keep_if_best(metrics, evaluated, log)
+        return {name: value for name, value in metrics.items() if isinstance(value, float)}
+
+    def before_epoch(epoch: int) -> None:
+        if not setup.config.is_pretrained:
+            built.state.start_epoch(setup.accelerator, epoch)
+
+    return Hooks(
+        validate=None if valid is None else validate,
+        describe=describe_batch(setup.clips),
+        before_epoch=before_epoch,
+        stop=lambda epochs: stopping.should_stop(log),
+    )

@@ -1,0 +1,50 @@
+"""What one fold of a fine-tuning run leaves: its metrics and its predictions.
+
+Shapes: n clips, C classes.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from audio_datasets.tasks.task import TaskClips
+from kd.data.splits import Partition
+from kd.evaluation.label_metrics import device_metrics, label_metrics
+from kd.evaluation.predictions import write_predictions
+
+
+def fold_metrics(clips: TaskClips, part: Partition, rows: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
+    """Metrics of logits (n, C) for ``rows``, by device too where devices are known."""
+    targets, space = clips.targets(rows), clips.label_space
+    metrics = label_metrics(space, targets, clips.mask(rows), logits)
+    devices = [clips.clips[row].device for row in rows]
+    if len(space.groups) == 1 and space.exclusive and all(device is not None for device in devices):
+        seen = devices_of(clips, part.train)
+        metrics |= device_metrics(devices, seen, targets.argmax(axis=1), logits, space.class_names)
+    return metrics
+
+
+def write_fold_predictions(path: Path, clips: TaskClips, part: Partition, rows: np.ndarray, logits: np.ndarray) -> None:
+    """Writes logits (n, C) of ``rows`` with all that reports need to know of the clips."""
+    chosen = [clips.clips[row] for row in rows]
+    columns: dict[str, Any] = {"source": [str(clip.path) for clip in chosen]}
+    if all(clip.device is not None for clip in chosen):
+        columns["device"] = [clip.device for clip in chosen]
+        columns["device_seen"] = np.isin(columns["device"], sorted(devices_of(clips, part.train)))
+    if all(clip.group is not None for clip in chosen):
+        columns["group"] = [clip.group for clip in chosen]
+    write_predictions(
+        path,
+        clip_ids=[clip.clip_id for clip in chosen],
+        logits=logits,
+        targets=clips.targets(rows),
+        mask=clips.mask(rows),
+        class_names=clips.class_names,
+        columns=columns,
+    )
+
+
+def devices_of(clips: TaskClips, rows: np.ndarray) -> set[str]:
+    """The devices that occur among ``rows``."""
+    return {device for row in rows if (device := clips.clips[row].device) is not None}
