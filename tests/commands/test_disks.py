@@ -226,12 +226,14 @@ def test_room_is_asked_for_before_a_long_write(
         message = fails_plainly(main, arguments, capsys)
         assert "needs about 1000000.0 TB" in message
         assert "are free" in message
-    parameters = sum(value.nbytes for value in create_student("mn01", 3).state_dict().values())
+    student = create_student("mn01", 3)
+    weights = sum(value.nbytes for value in student.state_dict().values())
+    checkpoint_bytes = weights + 2 * sum(parameter.nbytes for parameter in student.parameters())  # Adam's moments
     assert asked == {
         "packing 1 clips (shards, then the store)": 2 * sound.stat().st_size,
         "the logits of small for 12 clips": 2 * 2 * 12 * 3,
-        "keeping 3 more checkpoints": 3 * 3 * parameters,
-        "keeping 4 more checkpoints": 4 * 3 * parameters,  # two for the first of three folds
+        "keeping 3 more checkpoints": 3 * checkpoint_bytes,
+        "keeping 4 more checkpoints": 4 * checkpoint_bytes,  # two for the first of three folds
     }
 
 

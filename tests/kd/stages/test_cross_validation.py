@@ -20,6 +20,7 @@ from kd.objectives.settings import LossConfig
 from kd.stages.cross_validation import CrossValidation, folder_name
 from kd.stages.finetuning import read_start
 from kd.stages.finetuning_config import FinetuneConfig, decided_by_data
+from kd.stages.finetuning_setup import FinetuneSetup
 from kd.training.loop import LoopConfig
 from students import create_student
 from students.card import save_student
@@ -44,16 +45,8 @@ def make_runs(make_task_folder: Callable[..., Path], tmp_path: Path) -> Callable
         clips, _ = read_task(task, folder if folder.exists() else make_task_folder(name))
         config = decided_by_data(tuning(**{"task": name, "out": tmp_path / "run", **settings}), task, clips)
         parts, _ = partitions(clips, folds=config.fold, test_share=config.test_share, valid_share=config.valid_share)
-        return CrossValidation(
-            config=config,
-            task=task,
-            clips=clips,
-            parts=parts,
-            start=read_start(config),
-            teachers=None,
-            accelerator=Accelerator(cpu=True),
-            signals=StopSignals(),
-        )
+        setup = FinetuneSetup(config, task, clips, read_start(config), None, Accelerator(cpu=True), StopSignals())
+        return CrossValidation(setup, parts)
 
     return make
 
@@ -106,23 +99,27 @@ def test_every_fold_of_a_seed_starts_with_the_same_student_of_its_own(
     make_runs: Callable[..., CrossValidation],
 ) -> None:
     runs = make_runs("esc50")
-    one, other, another_seed = runs.starting_student(0), runs.starting_student(0), runs.starting_student(1)
+    one, other, another_seed = (
+        runs.setup.starting_student(0),
+        runs.setup.starting_student(0),
+        runs.setup.starting_student(1),
+    )
     assert one is not other
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
     assert not torch.equal(one.classifier[-1].weight, another_seed.classifier[-1].weight)
     with torch.no_grad():
         one.classifier[-1].weight.zero_()
-    assert torch.equal(runs.starting_student(0).classifier[-1].weight, other.classifier[-1].weight)
+    assert torch.equal(runs.setup.starting_student(0).classifier[-1].weight, other.classifier[-1].weight)
 
 
 def test_a_fresh_student_expects_one_class_of_all_where_a_clip_may_have_several(
     make_runs: Callable[..., CrossValidation],
 ) -> None:
     """And nothing in particular where classes exclude each other, unless each has a loss of its own."""
-    several = make_runs("fsd50k").starting_student(0)
+    several = make_runs("fsd50k").setup.starting_student(0)
     torch.testing.assert_close(torch.sigmoid(several.classifier[-1].bias), torch.full((3,), 1 / 3))
-    assert not make_runs("esc50").starting_student(0).classifier[-1].bias.any()
-    bce = make_runs("esc50", loss=LossConfig("bce")).starting_student(0)
+    assert not make_runs("esc50").setup.starting_student(0).classifier[-1].bias.any()
+    bce = make_runs("esc50", loss=LossConfig("bce")).setup.starting_student(0)
     torch.testing.assert_close(torch.sigmoid(bce.classifier[-1].bias), torch.full((3,), 1 / 3))
 
 
@@ -150,12 +147,12 @@ def test_a_start_is_a_fresh_student_weights_or_a_run(tmp_path: Path) -> None:
 def test_an_epoch_is_cut_into_equal_even_batches(make_runs: Callable[..., CrossValidation]) -> None:
     runs = make_runs("esc50", loop=LoopConfig(batch_size=8))
     rows = runs.parts[0].train  # 12 of 18 clips
-    batches = runs.batches(rows, seed=3)
+    batches = runs.setup.batches(rows, seed=3)
     assert (len(rows), batches.batch_size, batches.steps_per_epoch) == (12, 6, 2)
     assert sorted(request.row for batch in batches for request in batch) == rows.tolist()
     order = [request.row for batch in batches for request in batch]
-    assert [request.row for batch in runs.batches(rows, seed=3) for request in batch] == order
-    assert [request.row for batch in runs.batches(rows, seed=4) for request in batch] != order
+    assert [request.row for batch in runs.setup.batches(rows, seed=3) for request in batch] == order
+    assert [request.row for batch in runs.setup.batches(rows, seed=4) for request in batch] != order
 
 
 def test_early_stopping_without_validation_clips_is_refused_before_anything_runs(
@@ -193,24 +190,24 @@ def test_a_result_is_what_its_predictions_say(make_runs: Callable[..., CrossVali
     """By device too; clips that were skipped take no part, and are counted."""
     runs = make_runs("dcase20")
     (part,) = runs.parts
-    targets = runs.clips.targets(part.test)
+    targets = runs.setup.clips.targets(part.test)
     logits = np.random.default_rng(0).standard_normal(targets.shape).astype(np.float32)
     logits[1] = np.nan
-    folder = runs.config.out
+    folder = runs.setup.config.out
     result = runs.keep(folder, part, 0, logits)
     kept = np.delete(np.arange(len(targets)), 1)
     right = targets.argmax(1) == logits.argmax(1)
     assert result.metrics["accuracy"] == pytest.approx(right[kept].mean())
     assert (result.skipped_clips, result.fold, result.folder) == (1, None, ".")
-    devices = np.array([runs.clips.clips[row].device for row in part.test])
+    devices = np.array([runs.setup.clips.clips[row].device for row in part.test])
     for device, seen in (("a", True), ("s1", True), ("s4", False)):
         chosen = kept[devices[kept] == device]
         table = result.metrics["devices"][device]
         assert (table["clips"], table["seen"]) == (len(chosen), seen)
         assert table["accuracy"] == pytest.approx(right[chosen].mean())
     assert RunResult.from_json(json.loads((folder / "result.json").read_text())) == result
-    found = Predictions.read(folder / "predictions.npz", runs.clips.class_names)
-    assert found.clip_ids.tolist() == [runs.clips.clip_id(int(row)) for row in part.test[kept]]
+    found = Predictions.read(folder / "predictions.npz", runs.setup.clips.class_names)
+    assert found.clip_ids.tolist() == [runs.setup.clips.clip_id(int(row)) for row in part.test[kept]]
     np.testing.assert_array_equal(found.logits, logits[kept])
     np.testing.assert_array_equal(found.device_seen, devices[kept] != "s4")
 
@@ -224,17 +221,17 @@ def test_the_headline_is_the_mean_over_seeds_of_the_means_over_folds(
         RunResult(seed, part.fold, folder_name(part, (0, 4), seed), {"accuracy": value})
         for (seed, part), value in zip(runs.runs(), values, strict=True)
     ]
-    runs.config.out.mkdir()
-    runs.summarize(runs.config.out, results, "kd finetune …", "fine-tuned")
-    found = Results.read(runs.config.out)
+    runs.setup.config.out.mkdir()
+    runs.summarize(runs.setup.config.out, results, "kd finetune …", "fine-tuned")
+    found = Results.read(runs.setup.config.out)
     assert found.headline.values == pytest.approx((0.3, 0.8))
     assert found.headline.mean == pytest.approx(0.55)
     assert found.headline.std == pytest.approx(np.std([0.3, 0.8], ddof=1))
-    assert found.label_space == runs.label_space
+    assert found.label_space == runs.setup.label_space
     assert [run.folder for run in found.runs] == ["seed0/fold1", "seed0/fold2", "seed4/fold1", "seed4/fold2"]
     assert "fine-tuned: accuracy 0.5500 ± 0.3536 over seeds" in capsys.readouterr().out
     # What lies in another folder is named from there.
-    probe = runs.config.out / "probe"
+    probe = runs.setup.config.out / "probe"
     probe.mkdir()
     results = [RunResult(0, 1, "probe/fold1", {"accuracy": 0.5})]
     runs.summarize(probe, results, "", "linear probe")
