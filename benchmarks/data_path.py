@@ -26,14 +26,17 @@ from torch.utils.data import DataLoader
 from audio_datasets.audio.augment import AugmentConfig
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.system.command import parse
+from audio_datasets.tasks.label_space import LabelSpace
 from kd.data.examples import TrainingExamples
 from kd.data.sampling import ClipRequest
 from kd.data.windows import Window
-from kd.objectives.distillation import DistillationConfig, DistillationObjective
-from kd.training.loop import OptimizerConfig, create_optimizer
+from kd.objectives.base import ObjectiveSettings
+from kd.objectives.distillation import DistillationObjective
+from kd.training.learner import Learner
+from kd.training.optimization import OptimizerConfig, create_optimizer
 from kd.training.threads import leave_a_core_to_the_workers
 from students import create_student
-from students.frontend import LogMel, LogMelConfig
+from students.frontend import LogMelConfig
 from teacher_logits.store import write_logit_store
 from teacher_logits.stores.ensemble import LogitEnsemble
 
@@ -126,11 +129,13 @@ def training_step(student_name: str, config: DataPathConfig) -> Callable[[dict[s
         return lambda batch: None
     torch.manual_seed(0)
     student = create_student(student_name, config.classes)
-    optimizer = create_optimizer(student, OptimizerConfig())
-    objective = DistillationObjective(LogMel(LogMelConfig()), DistillationConfig())
+    optimizer = create_optimizer(OptimizerConfig(), student)
+    label_space = LabelSpace.single([f"class {number}" for number in range(config.classes)], exclusive=False)
+    objective = DistillationObjective(ObjectiveSettings(LogMelConfig(), label_space, student.embedding_dim))
+    learner = Learner(student, objective).train()
 
     def step(batch: dict[str, Tensor]) -> None:
-        objective(student, batch)["loss"].backward()
+        learner(batch)["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
 

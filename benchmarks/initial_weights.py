@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from kd.objectives.losses import tagging_loss
 from machine import machine
 from torch import nn
 
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.system.command import progress
 from audio_datasets.system.randomness import generator
+from kd.objectives.label_losses import bce_per_clip
 from students import create_student
 from students.frontend import LogMel, LogMelConfig
 from students.layers.convolutions import initialize_weights
@@ -75,7 +75,7 @@ def main() -> None:
             optimizer = torch.optim.Adam(student.parameters(), lr=config.learning_rate)
             for step in progress(range(MARKS[-1]), desc=f"{way}, seed {seed}", unit="step", leave=False):
                 chosen = generator(seed, "batch", 0, step).choice(len(rows), config.batch_size, replace=False)
-                loss = tagging_loss(student(mels[chosen]).logits, targets[chosen]).mean()
+                loss = bce_per_clip(student(mels[chosen]).logits, targets[chosen]).mean()
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

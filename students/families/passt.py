@@ -163,7 +163,7 @@ class Passt(Student):
     """PaSST: patches, two extra tokens (class and distillation), transformer blocks, a head on the mean of the two.
 
     The embedding is that mean. A clip of fewer frames than the time positions reach uses the first of them. A longer one
-    is heard in windows (``window_starts``), whose logits and embeddings are averaged.
+    is heard in windows (``patch_window_starts``), whose logits and embeddings are averaged.
     """
 
     Options = PasstOptions
@@ -247,7 +247,9 @@ class Passt(Student):
         if checked_mel(mel).shape[2] != self.options.n_mels:
             raise ValueError(f"this PaSST takes (batch, 1, {self.options.n_mels}, frames); found {tuple(mel.shape)}")
         frames = self.options.window_frames
-        windows = [self._hear(mel[..., start : start + frames]) for start in window_starts(mel.shape[3], self.options)]
+        windows = [
+            self._hear(mel[..., start : start + frames]) for start in patch_window_starts(mel.shape[3], self.options)
+        ]
         if len(windows) == 1:
             return windows[0]
         logits, embeddings = zip(*windows, strict=True)
@@ -270,7 +272,7 @@ class Passt(Student):
         return self.head[-1].bias
 
 
-def window_starts(frames: int, options: PasstOptions) -> list[int]:
+def patch_window_starts(frames: int, options: PasstOptions) -> list[int]:
     """First frames of the windows in which a clip is heard.
 
     One if its patches have time positions. Otherwise as few as leave no more than one stride of frames unheard between two

@@ -244,7 +244,7 @@ def test_fine_tuning(make_task_folder: Callable[..., Path], tmp_path: Path, monk
         return content(disk, "cache/*.h5", *(f"run/fold?/{name}" for name in names))
 
     stage = Stage(run, result, newest_steps, tmp_path, monkeypatch)
-    assert len(stage.whole) == 2 + 2 * len(names)
+    assert len(stage.whole) == 1 + 2 * len(names)
     moments = len(stage.power.moments)
     for moment, disk in stage.cuts(every=5):
         found = stage.result(disk)

@@ -17,7 +17,7 @@ from kd.objectives.settings import DistillationConfig
 from kd.training.learner import Learner
 from students import create_student, load_weights
 from students.card import load_student, save_student
-from students.families.passt import PATCH, STRIDES, Passt, PasstOptions, Patchout, window_starts
+from students.families.passt import PATCH, STRIDES, Passt, PasstOptions, Patchout, patch_window_starts
 from students.frontend import LogMel, LogMelConfig
 from students.layers.keyed import set_sample_keys
 from students.profile import profile_student
@@ -178,18 +178,18 @@ def test_inputs_that_cannot_be() -> None:
 
 
 def test_windows_are_the_clips_that_a_cut_would_give() -> None:
-    assert [window_starts(frames, PasstOptions()) for frames in (1, 998, 1005)] == [[0]] * 3
-    assert window_starts(2000, PasstOptions()) == [0, 1004]
-    assert window_starts(3000, PasstOptions(stride=16, time_positions=62)) == [0, 1004, 2008]
-    assert window_starts(1500, PasstOptions()) == [0, 504]
-    assert window_starts(3000, PasstOptions(time_positions=299)) == [0]
+    assert [patch_window_starts(frames, PasstOptions()) for frames in (1, 998, 1005)] == [[0]] * 3
+    assert patch_window_starts(2000, PasstOptions()) == [0, 1004]
+    assert patch_window_starts(3000, PasstOptions(stride=16, time_positions=62)) == [0, 1004, 2008]
+    assert patch_window_starts(1500, PasstOptions()) == [0, 504]
+    assert patch_window_starts(3000, PasstOptions(time_positions=299)) == [0]
 
 
 @given(st.integers(1, 10_000), st.sampled_from(STRIDES), st.integers(1, 300))
 @settings(max_examples=100, deadline=None)
 def test_windows_cover_a_clip(frames: int, stride: int, positions: int) -> None:
     config = PasstOptions(stride=stride, time_positions=positions)
-    starts = window_starts(frames, config)
+    starts = patch_window_starts(frames, config)
     if len(starts) == 1:
         assert starts == [0]
         assert (max(frames, PATCH) - PATCH) // stride + 1 <= positions
@@ -204,7 +204,7 @@ def test_windows_cover_a_clip(frames: int, stride: int, positions: int) -> None:
 
 def test_a_long_clip_is_the_mean_of_its_windows() -> None:
     network, mel = small_passt(), mels(2, 250)
-    starts = window_starts(250, network.options)
+    starts = patch_window_starts(250, network.options)
     assert len(starts) == 3
     with torch.inference_mode():
         windows = [network(mel[..., start : start + 96]) for start in starts]
