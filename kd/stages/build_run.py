@@ -264,7 +264,7 @@ def train(
     resumed = resume_state(accelerator, state, run.checkpoint_folder, log)
     if resumed:
         place = f"epoch {state.epoch}, step {state.step_in_epoch} of {batches.steps_per_epoch}"
-        accelerator.print(f"{where or f'{folder}: '}going on at {place}")
+        accelerator.print(f"{where}going on at {place}" if where else f"going on with the run in {folder} at {place}")
     before_training(resumed)
 
     def stop_if_asked() -> None:

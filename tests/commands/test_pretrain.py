@@ -231,7 +231,7 @@ def test_missing_logits(
     store = make_tiny_store("clips.h5")
     logits = make_tiny_logits("logits.h5", store, rows=range(9))
     assert main(arguments(store, tmp_path / "run", "--logits", str(logits))) == 2
-    assert "3 of 12 training clips have no teacher logits (as clip-0009" in capsys.readouterr().err
+    assert "3 of 12 training clips have no teacher logits (as 'clip-0009'" in capsys.readouterr().err
     assert main(arguments(store, tmp_path / "run", "--logits", str(logits), "--missing-logits", "label-only")) == 0
     assert "trained on their labels alone" in capsys.readouterr().out
 
