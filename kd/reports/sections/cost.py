@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from kd.reports.run_reader import RunFolder
+from students.card import CARD_FILE, WEIGHTS_FILE, StudentCard, outline
 from students.profile import profile_student
-from students.weights import CARD_FILE, WEIGHTS_FILE, StudentCard, outline
 
 
 @dataclass(frozen=True)
