@@ -13,7 +13,9 @@ import tyro
 
 from audio_datasets.system.command import parse, run_command
 from audio_datasets.system.files import write_text
-from kd.reports.class_analysis import mean_over_parts, one_label_classes, several_label_classes
+from kd.reports.analysis.multi_label import multi_label_classes
+from kd.reports.analysis.parts import mean_over_parts
+from kd.reports.analysis.single_label import single_label_classes
 from kd.reports.document import (
     Block,
     Cell,
@@ -29,14 +31,13 @@ from kd.reports.figures import cost_and_quality, headline_points
 from kd.reports.markdown_text import to_markdown
 from kd.reports.page import to_html
 from kd.reports.run_reader import RunFolder, flat_settings, is_number
-from kd.reports.sections import (
-    Cost,
+from kd.reports.sections.cost import Cost, student_cost
+from kd.reports.sections.wording import (
     beginning,
     capitalised,
     headline_value,
     metric_name,
     parts_in_words,
-    student_cost,
     student_name,
 )
 
@@ -221,8 +222,8 @@ def class_sections(runs: Sequence[RunFolder], names: Sequence[str]) -> list[Sect
 def class_values(run: RunFolder) -> np.ndarray:
     """(C,) accuracy or average precision of each class."""
     if run.one_label:
-        return one_label_classes(run.predictions).accuracy
-    return mean_over_parts(several_label_classes(run.predictions).average_precision)
+        return single_label_classes(run.predictions).accuracy
+    return mean_over_parts(multi_label_classes(run.predictions).average_precision)
 
 
 def settings_block(runs: Sequence[RunFolder], names: Sequence[str]) -> Block:

@@ -16,13 +16,10 @@ from kd.reports.document import Document
 from kd.reports.markdown_text import to_markdown
 from kd.reports.page import to_html
 from kd.reports.run_reader import RunFolder
-from kd.reports.sections import (
-    circumstance_sections,
-    finding_sections,
-    mistake_lists,
-    mistake_section,
-    title_and_headline,
-)
+from kd.reports.sections.circumstances import circumstance_sections
+from kd.reports.sections.findings import finding_sections
+from kd.reports.sections.headline import title_and_headline
+from kd.reports.sections.mistakes import mistake_lists, mistake_section
 
 HTML_FILE = "report.html"
 MARKDOWN_FILE = "report.md"

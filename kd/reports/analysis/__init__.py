@@ -1,0 +1,1 @@
+"""What the predictions of a run say about its classes, clips and devices."""

@@ -1,0 +1,40 @@
+"""Sections on how the run was made: the student, the command, the versions and the settings."""
+
+from kd.reports.document import Block, Code, Facts, Section, Table, Text
+from kd.reports.run_reader import RunFolder, flat_settings
+from kd.reports.sections.cost import Cost, student_cost
+from kd.reports.sections.wording import beginning
+
+
+def circumstance_sections(run: RunFolder) -> list[Section]:
+    """The student if one is saved, the command and library versions, and the settings."""
+    sections = []
+    cost = student_cost(run)
+    if cost is not None:
+        sections.append(Section("Student", (student_facts(run, cost),)))
+    blocks: list[Block] = [Code(run.command) if run.command else Text("The command of this run was not recorded.")]
+    if run.versions:
+        blocks.append(Facts(tuple(run.versions.items())))
+    sections.append(Section("Command and versions", tuple(blocks)))
+    settings = Table(
+        ("setting", "value"), tuple(flat_settings(run.config).items()), "Every setting of the run", folded=True
+    )
+    return [*sections, Section("Configuration", (settings,))]
+
+
+def student_facts(run: RunFolder, cost: Cost) -> Facts:
+    """The student's name, options, initial weights and cost."""
+    config = run.card.config
+    options = ", ".join(f"{name}={value}" for name, value in config.options.items()) or "none"
+    macs = f"{cost.macs:,} for {cost.n_mels} mels × {cost.frames} frames ({cost.clip_seconds:g} s)"
+    return Facts(
+        (
+            ("student", config.name),
+            ("options", options),
+            ("weights before", beginning(run)),
+            ("parameters", f"{cost.parameters:,}"),
+            ("multiply-accumulates", macs),
+            ("memory of maps", f"{cost.activation_bytes / 1e6:.1f} MB (float32, a clip at a time)"),
+            ("weights on disk", f"{cost.file_bytes / 1e6:.2f} MB"),
+        )
+    )
