@@ -55,32 +55,20 @@ def demo(config: DemoConfig) -> list[dict]:
     """Runs all stages, prints the table, and returns its rows."""
     started = time.monotonic()
     out, clips, logits = config.out, config.out / "clips.h5", config.out / "logits"
-    manifest = out / "scenes" / "manifest.csv"
-    if not manifest.exists():
-        print(f"writing {config.train_clips} + {config.test_clips} synthetic sound scenes to {manifest.parent}")
-        scenes = SynthConfig(seed=config.seed, clip_seconds=config.clip_seconds, label_dropout=0.3)
-        write_source(
-            manifest.parent, scenes, {"train": config.train_clips, "test": config.test_clips}, show_progress=True
-        )
-    run("pack", manifest, "--out", clips, "--audio", "pcm16", "--class-names", manifest.with_name("class_names.txt"))
-
-    training = [
-        *("--clips", clips, "--split", "train", "--clip-seconds", config.clip_seconds, "--batch-size", 32),
-        *(
-            "--n-mels",
-            64,
-            "--hop-samples",
-            640,
-            "--learning-rate",
-            3e-3,
-        ),  # half the bands and frames: fast, good enough
-        *("--workers", config.workers, "--log-every-steps", 10),
-    ]
+    pack_scenes(config, clips)
     teachers = [out / f"teacher-{number}" for number in range(1, len(TEACHER_SEEDS) + 1)]
     for folder, seed in zip(teachers, TEACHER_SEEDS, strict=True):
-        run(
-            *("pretrain", "--out", folder, "--student", config.teacher, "--label-weight", 1),
-            *("--epochs", config.teacher_epochs, "--seed", seed, *training),
+        pretrain(
+            config,
+            clips,
+            folder,
+            config.teacher,
+            "--label-weight",
+            1,
+            "--epochs",
+            config.teacher_epochs,
+            "--seed",
+            seed,
         )
     run("teach", "--clips", clips, "--teacher", *teachers, "--out", logits, "--workers", config.workers)
     stores = [logits / f"{folder.name}.h5" for folder in teachers]
@@ -88,23 +76,13 @@ def demo(config: DemoConfig) -> list[dict]:
 
     students = {"labels only": out / "student-labels", "distilled": out / "student-distilled"}
     for folder, loss in zip(students.values(), (("--label-weight", 1), ("--logits", *stores)), strict=True):
-        run(
-            *("pretrain", "--out", folder, "--student", config.student, *loss),
-            *("--epochs", config.student_epochs, "--seed", config.seed, *training),
-        )
+        pretrain(config, clips, folder, config.student, *loss, "--epochs", config.student_epochs, "--seed", config.seed)
 
     models = {
         **{f"teacher {number}": folder for number, folder in enumerate(teachers, 1)},
         **{f"student, {how}": folder for how, folder in students.items()},
     }
-    rows = []
-    for name, folder in models.items():
-        results = folder / "test.json"
-        run(
-            *("evaluate", "--tagger", folder, "--clips", clips, "--split", "test", "--out", results),
-            *("--workers", config.workers),
-        )
-        rows.append({"model": name, **size_of(folder), **read_json(results), "folder": str(folder)})
+    rows = [tested(config, clips, name, folder) for name, folder in models.items()]
     rows.insert(len(teachers), {"model": "ensemble of both", **ensemble_metrics(clips, stores), "folder": str(logits)})
     write_json(out / "results.json", rows)
     print("\n" + table(rows))
@@ -114,6 +92,39 @@ def demo(config: DemoConfig) -> list[dict]:
         f"seed.\nAll of this took {(time.monotonic() - started) / 60:.1f} minutes; the table is also in {out / 'results.json'}"
     )
     return rows
+
+
+def pack_scenes(config: DemoConfig, clips: Path) -> None:
+    """Writes the synthetic scenes, unless they are there, and packs them into the clip store ``clips``."""
+    manifest = config.out / "scenes" / "manifest.csv"
+    if not manifest.exists():
+        print(f"writing {config.train_clips} + {config.test_clips} synthetic sound scenes to {manifest.parent}")
+        scenes = SynthConfig(seed=config.seed, clip_seconds=config.clip_seconds, label_dropout=0.3)
+        write_source(
+            manifest.parent, scenes, {"train": config.train_clips, "test": config.test_clips}, show_progress=True
+        )
+    run("pack", manifest, "--out", clips, "--audio", "pcm16", "--class-names", manifest.with_name("class_names.txt"))
+
+
+def pretrain(config: DemoConfig, clips: Path, folder: Path, student: str, *arguments: object) -> None:
+    """``kd pretrain`` on the training scenes, with the settings that all models of the demo share."""
+    run(
+        *("pretrain", "--out", folder, "--student", student, *arguments),
+        *("--clips", clips, "--split", "train", "--clip-seconds", config.clip_seconds, "--batch-size", 32),
+        # Half the bands and frames: fast, and good enough.
+        *("--n-mels", 64, "--hop-samples", 640, "--learning-rate", 3e-3),
+        *("--workers", config.workers, "--log-every-steps", 10),
+    )
+
+
+def tested(config: DemoConfig, clips: Path, name: str, folder: Path) -> dict:
+    """The row of one model in the table: its size, and its metrics on the test scenes."""
+    results = folder / "test.json"
+    run(
+        *("evaluate", "--tagger", folder, "--clips", clips, "--split", "test", "--out", results),
+        *("--workers", config.workers),
+    )
+    return {"model": name, **size_of(folder), **read_json(results), "folder": str(folder)}
 
 
 def run(command: str, *arguments: object) -> None:

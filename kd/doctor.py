@@ -303,28 +303,11 @@ def measure_speed(config: DoctorConfig, clips: ClipStore) -> Iterator[Finding]:
         augment=AugmentConfig(mixup_alpha=0),
         seed=0,
     )
-    usable = []
-    for row in generator(0, "doctor rows").permutation(len(clips)):
-        try:
-            usable.append(dataset[ClipRequest(0, len(usable), int(row))])
-        except BadClipError:
-            continue
-        if len(usable) == batch_size:
-            break
+    usable = usable_examples(dataset, len(clips), batch_size)
     if not usable:
         yield Finding("speed", "problem", "no clip can be decoded, so nothing was measured", "pack the clips again")
         return
-    rows = [example["row"] for example in usable]
-    requests = iter(range(10**9))
-
-    def load() -> None:
-        position = next(requests)
-        dataset[ClipRequest(0, position, rows[position % len(rows)])]
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a data-loading worker
-    loaded = rate_of(load, 1, config.seconds)
-    torch.set_num_threads(before)
+    loaded = loading_rate(dataset, [example["row"] for example in usable], config.seconds)
     yield Finding("decoding", "ok", f"{loaded:.0f} clips/s for each worker", numbers={"clips_per_second": loaded})
 
     batch = {
@@ -342,9 +325,54 @@ def measure_speed(config: DoctorConfig, clips: ClipStore) -> Iterator[Finding]:
     heard = rate_of(hear, batch_size, config.seconds / 2)
     yield Finding("front end", "ok", f"{heard:.0f} clips/s on {device.type}", numbers={"clips_per_second": heard})
 
-    student = create_student(config.student, len(clips.class_names)).to(device).train()
-    label_space = LabelSpace.single(clips.class_names, exclusive=False)
-    objective = DistillationObjective(ObjectiveSettings(frontend_config, label_space, student.embedding_dim))
+    step = training_step(config.student, clips.class_names, frontend_config, batch)
+
+    def train() -> None:
+        step()
+        wait()
+
+    trained = rate_of(train, batch_size, config.seconds)
+    found = f"{trained:.1f} clips/s on {device.type} (front end, forward, backward, in batches of {batch_size})"
+    yield Finding(f"training {config.student}", "ok", found, numbers={"clips_per_second": trained})
+    yield bottleneck(loaded, trained, cores(), clips.audio_kind)
+
+
+def usable_examples(dataset: TrainingExamples, num_clips: int, most: int) -> list[dict[str, Any]]:
+    """Examples of clips drawn at random, without those that cannot be decoded; at most so many."""
+    usable: list[dict[str, Any]] = []
+    for row in generator(0, "doctor rows").permutation(num_clips):
+        try:
+            usable.append(dataset[ClipRequest(0, len(usable), int(row))])
+        except BadClipError:
+            continue
+        if len(usable) == most:
+            break
+    return usable
+
+
+def loading_rate(dataset: TrainingExamples, rows: Sequence[int], seconds: float) -> float:
+    """Clips a second that one data-loading worker makes ready for training."""
+    requests = iter(range(10**9))
+
+    def load() -> None:
+        position = next(requests)
+        dataset[ClipRequest(0, position, rows[position % len(rows)])]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a data-loading worker
+    loaded = rate_of(load, 1, seconds)
+    torch.set_num_threads(before)
+    return loaded
+
+
+def training_step(
+    student_name: str, class_names: tuple[str, ...], frontend: LogMelConfig, batch: dict[str, torch.Tensor]
+) -> Callable[[], None]:
+    """A function that trains a new student on ``batch`` for one step, on the device of the batch."""
+    device = batch["waveform"].device
+    student = create_student(student_name, len(class_names)).to(device).train()
+    label_space = LabelSpace.single(class_names, exclusive=False)
+    objective = DistillationObjective(ObjectiveSettings(frontend, label_space, student.embedding_dim))
     learner = Learner(student, objective).to(device).train()
     optimizer = create_optimizer(OptimizerConfig(), student)
 
@@ -352,12 +380,8 @@ def measure_speed(config: DoctorConfig, clips: ClipStore) -> Iterator[Finding]:
         learner(batch)["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
-        wait()
 
-    trained = rate_of(step, batch_size, config.seconds)
-    found = f"{trained:.1f} clips/s on {device.type} (front end, forward, backward, in batches of {batch_size})"
-    yield Finding(f"training {config.student}", "ok", found, numbers={"clips_per_second": trained})
-    yield bottleneck(loaded, trained, cores(), clips.audio_kind)
+    return step
 
 
 def bottleneck(loaded: float, trained: float, available_cores: int, audio_kind: str) -> Finding:

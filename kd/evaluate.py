@@ -14,10 +14,11 @@ from audio_datasets.stores.manifest import select_rows
 from audio_datasets.system.command import parse, run_command
 from audio_datasets.system.files import write_json
 from kd.data.windows import Window
-from kd.evaluation.metrics import category_accuracy, category_columns, tagging_metrics
+from kd.evaluation.metrics import TaggingMetrics, category_accuracy, category_columns, tagging_metrics
 from kd.evaluation.predict import ClipEvaluator, class_table, listed_absent
 from kd.training.threads import leave_a_core_to_the_workers
 from teacher_logits.processes import start_accelerator
+from teacher_logits.teachers.base import Teacher
 from teacher_logits.teachers.class_mapping import MappedTeacher, read_class_map, with_classes_of_clips
 from teacher_logits.teachers.loaders import knows_its_classes, load_teacher
 
@@ -70,15 +71,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     torch.set_flush_denormal(True)
     accelerator = start_accelerator()
     leave_a_core_to_the_workers(accelerator)
-    class_names = read_class_names(config.class_names) if config.class_names else None
-    clips = ClipStore.open(config.clips, class_names=class_names)
-    names = read_class_names(config.tagger_class_names) if config.tagger_class_names else clips.class_names
-    class_map = read_class_map(config.class_map) if config.class_map else None
-    tagger = with_classes_of_clips(load_teacher(config.tagger, names), config.tagger, clips, class_map)
-    if config.class_map is not None and not isinstance(tagger, MappedTeacher):
-        raise ValueError("--class-map would not be used: the tagger has the classes of the clips; leave it out")
-    if config.tagger_class_names is not None and knows_its_classes(config.tagger):
-        raise ValueError("--tagger-class-names would not be used: the tagger knows its own classes; leave it out")
+    clips, tagger = open_clips_and_tagger(config)
     rows = select_rows(clips, split=config.split, folds=config.folds or None)
     categories, columns = [], {}
     if config.label_map is not None:
@@ -106,12 +99,40 @@ def evaluate(config: EvaluateConfig) -> dict:
         rows, logits = rows[heard], logits[heard]
         categories = [category for category, kept in zip(categories, heard, strict=False) if kept]
     metrics = tagging_metrics(clips.targets(rows), logits, clips.class_names, clips.mask(rows))
-    results = {
+    results = as_results(config, clips, len(rows), metrics, skipped)
+    if config.label_map is not None:
+        results["category_accuracy"] = category_accuracy(logits, categories, columns)
+    if accelerator.is_main_process:
+        print_results(config, clips, metrics, results)
+        if config.out is not None:
+            write_json(config.out, results)
+    return results
+
+
+def open_clips_and_tagger(config: EvaluateConfig) -> tuple[ClipStore, Teacher]:
+    """The clip store, and the tagger with the classes of the clips. ValueError for a setting that would not be used."""
+    class_names = read_class_names(config.class_names) if config.class_names else None
+    clips = ClipStore.open(config.clips, class_names=class_names)
+    names = read_class_names(config.tagger_class_names) if config.tagger_class_names else clips.class_names
+    class_map = read_class_map(config.class_map) if config.class_map else None
+    tagger = with_classes_of_clips(load_teacher(config.tagger, names), config.tagger, clips, class_map)
+    if config.class_map is not None and not isinstance(tagger, MappedTeacher):
+        raise ValueError("--class-map would not be used: the tagger has the classes of the clips; leave it out")
+    if config.tagger_class_names is not None and knows_its_classes(config.tagger):
+        raise ValueError("--tagger-class-names would not be used: the tagger knows its own classes; leave it out")
+    return clips, tagger
+
+
+def as_results(
+    config: EvaluateConfig, clips: ClipStore, num_clips: int, metrics: TaggingMetrics, skipped: dict[str, str]
+) -> dict:
+    """The results as ``--out`` holds them; classes without a clip are left out."""
+    return {
         "tagger": config.tagger,
         "clips": str(config.clips),
         "split": config.split,
         "folds": list(config.folds),
-        "num_clips": len(rows),
+        "num_clips": num_clips,
         "skipped_clips": skipped,
         **metrics.summary(),
         "classes": {
@@ -122,19 +143,18 @@ def evaluate(config: EvaluateConfig) -> dict:
             if count
         },
     }
-    if config.label_map is not None:
-        results["category_accuracy"] = category_accuracy(logits, categories, columns)
-    if accelerator.is_main_process:
-        print(class_table(metrics, clips.class_names))
-        print(listed_absent(metrics))
-        print(" ".join(f"{name} {value:.4f}" for name, value in metrics.summary().items()), f"({len(rows)} clips)")
-        if "category_accuracy" in results:
-            print(f"category accuracy {results['category_accuracy']:.4f} (map: {config.label_map})")
-        if skipped:
-            print(summary(skipped, len(rows) + len(skipped), "skipped"))
-        if config.out is not None:
-            write_json(config.out, results)
-    return results
+
+
+def print_results(config: EvaluateConfig, clips: ClipStore, metrics: TaggingMetrics, results: dict) -> None:
+    """Prints the table of classes, the metrics, and how many clips were skipped."""
+    num_clips, skipped = results["num_clips"], results["skipped_clips"]
+    print(class_table(metrics, clips.class_names))
+    print(listed_absent(metrics))
+    print(" ".join(f"{name} {value:.4f}" for name, value in metrics.summary().items()), f"({num_clips} clips)")
+    if "category_accuracy" in results:
+        print(f"category accuracy {results['category_accuracy']:.4f} (map: {config.label_map})")
+    if skipped:
+        print(summary(skipped, num_clips + len(skipped), "skipped"))
 
 
 def manifest_categories(clips: ClipStore, rows) -> list[str]:

@@ -120,17 +120,7 @@ def inspect_student(config: InspectConfig) -> dict:
     accelerator = start_accelerator()
     if accelerator.num_processes > 1:
         raise ValueError(f"kd inspect runs in one process; found {accelerator.num_processes}")
-    class_names = read_class_names(config.class_names) if config.class_names else None
-    clips = ClipStore.open(config.clips, class_names=class_names)
-    tagger = load_teacher(config.tagger, class_names=class_names or clips.class_names, clip_seconds=config.clip_seconds)
-    if not isinstance(tagger, StudentTeacher):
-        raise ValueError(f"kd inspect looks inside a DyMN of the catalog; {config.tagger} is a {type(tagger).__name__}")
-    try:
-        methods = methods_for(tagger.student)
-        places = chosen_relus(tagger.student, config.blocks)
-    except ValueError as error:
-        raise ValueError(f"{config.tagger}: {error}") from error
-    check_same_classes(clips.class_names, tagger.class_names, str(config.clips), config.tagger)
+    clips, tagger, methods, places = open_clips_and_tagger(config)
     rows = select_rows(clips, split=config.split, folds=config.folds or None)
     rows, skipped = usable(clips, rows, tagger, config)
     if len(rows) < 2:
@@ -170,20 +160,50 @@ def inspect_student(config: InspectConfig) -> dict:
             for place, values in points.items()
         ],
     }  # fmt: skip
-    text = table_of_parts(untouched, random_row, table_rows)
-    title = f"{tagger.name}, {len(rows)} clips"
+    write_results(config, f"{tagger.name}, {len(rows)} clips", untouched, random_row, table_rows, points, results)
+    if skipped:
+        print(summary(skipped, len(rows) + len(skipped), "skipped"))
+    return results
+
+
+def open_clips_and_tagger(
+    config: InspectConfig,
+) -> tuple[ClipStore, StudentTeacher, list[tuple[str, str]], list[ReLUPlace]]:
+    """The clip store, the DyMN, the interventions that it allows (part and method), and the Dy-ReLUs to draw."""
+    class_names = read_class_names(config.class_names) if config.class_names else None
+    clips = ClipStore.open(config.clips, class_names=class_names)
+    tagger = load_teacher(config.tagger, class_names=class_names or clips.class_names, clip_seconds=config.clip_seconds)
+    if not isinstance(tagger, StudentTeacher):
+        raise ValueError(f"kd inspect looks inside a DyMN of the catalog; {config.tagger} is a {type(tagger).__name__}")
+    try:
+        methods = methods_for(tagger.student)
+        places = chosen_relus(tagger.student, config.blocks)
+    except ValueError as error:
+        raise ValueError(f"{config.tagger}: {error}") from error
+    check_same_classes(clips.class_names, tagger.class_names, str(config.clips), config.tagger)
+    return clips, tagger, methods, places
+
+
+def write_results(
+    config: InspectConfig,
+    title: str,
+    untouched: float,
+    chance: Row,
+    rows: Sequence[Row],
+    points: Mapping[ReLUPlace, np.ndarray],
+    results: dict,
+) -> None:
+    """Prints the table and writes it, the numbers and the charts."""
+    text = table_of_parts(untouched, chance, rows)
     print(f"{title}; mean of {config.repeats} draws\n{text}")
     with written_aside(config.out / TABLE_FILE) as aside:
         aside.write_text(text + "\n", encoding="utf-8")
     write_json(config.out / RESULTS_FILE, results)
-    draw_map_chart(untouched, random_row, table_rows, config.out / MAP_CHART_FILE, title)
+    draw_map_chart(untouched, chance, rows, config.out / MAP_CHART_FILE, title)
     if points:
         draw_relu_chart(points, config.out / RELU_CHART_FILE, f"Dy-ReLU, {title}")
     else:
         print("this DyMN has no dynamic ReLU, so none is drawn")
-    if skipped:
-        print(summary(skipped, len(rows) + len(skipped), "skipped"))
-    return results
 
 
 def _numbers(row: Row, untouched: float) -> dict:

@@ -37,35 +37,7 @@ def partitions(
     Raises:
         ValueError: a fold that is not there; no clips to train or test on; a clip's group on both sides.
     """
-    of_clip = [clip.fold for clip in clips.clips]
-    splits = np.array([clip.split or "" for clip in clips.clips])
-    if all(fold is not None for fold in of_clip):
-        numbers = sorted(set(of_clip))
-        if len(numbers) < 2:
-            raise ValueError(f"{clips.path}: cross-validation needs two folds; every clip is in fold {numbers[0]}")
-        if absent := sorted(set(folds) - set(numbers)):
-            raise ValueError(f"{clips.path} has no fold {absent}; its folds are {numbers}")
-        wanted = [number for number in numbers if not folds or number in folds]
-        found = [(number, np.array(of_clip) != number, np.array(of_clip) == number) for number in wanted]
-        told = f"cross-validation over folds {numbers}"
-        valid = np.zeros(len(clips), dtype=bool)
-    else:
-        if folds:
-            raise ValueError(f"--fold {listed(list(map(str, folds)))} was given, but not every clip has a fold")
-        if (splits != "").any():
-            if (splits == "").any():
-                clip = clips.clip_id(int(np.flatnonzero(splits == "")[0]))
-                raise ValueError(f"{clips.path}: either all clips have a split or none; clip {clip!r} has none")
-            found = [(None, splits == "train", splits == "test")]
-            valid = splits == "valid"
-            told = "train and test as listed"
-        else:
-            test = np.zeros(len(clips), dtype=bool)
-            test[stratified_share(clips, np.arange(len(clips)), test_share, "test split")] = True
-            found = [(None, ~test, test)]
-            valid = np.zeros(len(clips), dtype=bool)
-            grouped = ", grouped" if any(clip.group is not None for clip in clips.clips) else ""
-            told = f"{test_share:.0%} of the clips test (stratified by class{grouped})"
+    divided, valid, told = _divided(clips, folds, test_share)
     if valid_share and valid.any():
         raise ValueError(
             f"--valid-share was given, but {clips.path} has {int(valid.sum())} validation clips of its own"
@@ -73,7 +45,7 @@ def partitions(
     if valid_share:
         told += f", {valid_share:.0%} of the training clips validate"
     result = []
-    for number, train, test in found:
+    for fold, train, test in divided:
         train_rows, valid_rows, test_rows = (np.flatnonzero(part) for part in (train & ~test, valid, test))
         if valid_share:
             valid_rows = stratified_share(clips, train_rows, valid_share, "validation split")
@@ -81,10 +53,39 @@ def partitions(
         for name, rows in (("train", train_rows), ("test", test_rows)):
             if not len(rows):
                 raise ValueError(f"{clips.path} has no clip to {name} on")
-        partition = Partition(number, train_rows, valid_rows, test_rows)
+        partition = Partition(fold, train_rows, valid_rows, test_rows)
         check_apart(clips, partition)
         result.append(partition)
     return result, told
+
+
+def _divided(
+    clips: TaskClips, folds: Sequence[int], test_share: float
+) -> tuple[list[tuple[int | None, np.ndarray, np.ndarray]], np.ndarray, str]:
+    """The fold of each run with its training and test clips, the validation clips (bool (n,) each), and one line on it."""
+    of_clip = [clip.fold for clip in clips.clips]
+    splits = np.array([clip.split or "" for clip in clips.clips])
+    no_clip = np.zeros(len(clips), dtype=bool)
+    if all(fold is not None for fold in of_clip):
+        numbers = sorted(set(of_clip))
+        if len(numbers) < 2:
+            raise ValueError(f"{clips.path}: cross-validation needs two folds; every clip is in fold {numbers[0]}")
+        if absent := sorted(set(folds) - set(numbers)):
+            raise ValueError(f"{clips.path} has no fold {absent}; its folds are {numbers}")
+        wanted = [number for number in numbers if not folds or number in folds]
+        divided = [(number, np.array(of_clip) != number, np.array(of_clip) == number) for number in wanted]
+        return divided, no_clip, f"cross-validation over folds {numbers}"
+    if folds:
+        raise ValueError(f"--fold {listed(list(map(str, folds)))} was given, but not every clip has a fold")
+    if (splits != "").any():
+        if (splits == "").any():
+            clip = clips.clip_id(int(np.flatnonzero(splits == "")[0]))
+            raise ValueError(f"{clips.path}: either all clips have a split or none; clip {clip!r} has none")
+        return [(None, splits == "train", splits == "test")], splits == "valid", "train and test as listed"
+    test = no_clip.copy()
+    test[stratified_share(clips, np.arange(len(clips)), test_share, "test split")] = True
+    grouped = ", grouped" if any(clip.group is not None for clip in clips.clips) else ""
+    return [(None, ~test, test)], no_clip, f"{test_share:.0%} of the clips test (stratified by class{grouped})"
 
 
 def check_apart(clips: TaskClips, partition: Partition) -> None:

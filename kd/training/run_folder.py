@@ -72,9 +72,7 @@ def enter_run_folder(
     Raises:
         ValueError: a run with other settings, and neither of the two says what to do about it.
     """
-    for part in (*parts_of(folder), folder) if folder.is_dir() else ():
-        remove_asides(part)
-        remove_leftovers(part / "checkpoints")
+    _remove_half_written(folder)
     path = folder / CONFIG_FILE
     new = dict(description)
     if not path.exists():
@@ -93,12 +91,7 @@ def enter_run_folder(
         write_json(path, new)
         return EnteredRun(folder, "new", new, (f"the run in {folder} had another configuration and was given up",))
     if changed and not accept_changes:
-        raise ValueError(
-            f"{folder} holds a run with another configuration:\n  "
-            + "\n  ".join(changed)
-            + "\nGive the command as it was to go on with it, or choose another --out. --accept-changes goes on with what is "
-            "given now, --restart gives the old run up"
-        )
+        raise ValueError(_other_configuration(folder, changed))
     if changed:
         accepted.append({"at": ", ".join(newest_checkpoints(folder)) or "the start", "changes": changed})
         notes.append(f"{folder} goes on with changes: {'; '.join(changed)}")
@@ -107,13 +100,36 @@ def enter_run_folder(
         new["accepted_changes"] = accepted
     if finished:
         return EnteredRun(folder, "finished", new, tuple(notes))
-    if division(old) != division(new):
-        notes.append(
-            f"steps are divided as {division(new)}, before as {division(old)}: the same clips, drawn and augmented the same, "
-            "but sums in another order, and batch norm over other parts of a step unless --sync-batch-norm is given"
-        )
+    notes += _note_on_division(old, new)
     write_json(path, new)
     return EnteredRun(folder, "unfinished", new, tuple(notes))
+
+
+def _remove_half_written(folder: Path) -> None:
+    """Removes files that a killed process left half-written in a run and its parts."""
+    for part in (*parts_of(folder), folder) if folder.is_dir() else ():
+        remove_asides(part)
+        remove_leftovers(part / "checkpoints")
+
+
+def _other_configuration(folder: Path, changed: Sequence[str]) -> str:
+    """The message that refuses to go on with a run whose settings differ."""
+    return (
+        f"{folder} holds a run with another configuration:\n  "
+        + "\n  ".join(changed)
+        + "\nGive the command as it was to go on with it, or choose another --out. --accept-changes goes on with what is "
+        "given now, --restart gives the old run up"
+    )
+
+
+def _note_on_division(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """One line if processes and batches divide the clips of a step differently than before, else nothing."""
+    if division(old) == division(new):
+        return []
+    return [
+        f"steps are divided as {division(new)}, before as {division(old)}: the same clips, drawn and augmented the same, "
+        "but sums in another order, and batch norm over other parts of a step unless --sync-batch-norm is given"
+    ]
 
 
 def _read_description(path: Path) -> dict[str, Any]:

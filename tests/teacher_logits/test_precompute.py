@@ -16,7 +16,7 @@ from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from audio_datasets.system.command import STOPPED
 from audio_datasets.system.locks import locked
-from teacher_logits import precompute
+from teacher_logits import precompute, shard_computing
 from teacher_logits.precompute import TeachConfig, main, teach, unique_names
 from teacher_logits.store import LogitStore
 from teacher_logits.stores.ensemble import LogitEnsemble
@@ -81,9 +81,9 @@ def test_number_of_workers_and_shards_do_not_change_the_logits(clips, run_folder
 def test_number_of_threads_does_not_change_the_logits(clips, run_folder, tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     threads = []
-    run = precompute.run_teacher
+    run = shard_computing.run_teacher
     monkeypatch.setattr(
-        precompute, "run_teacher", lambda *a, **k: threads.append(torch.get_num_threads()) or run(*a, **k)
+        shard_computing, "run_teacher", lambda *a, **k: threads.append(torch.get_num_threads()) or run(*a, **k)
     )
     try:
         torch.set_num_threads(2)
@@ -140,9 +140,9 @@ def test_a_rerun_computes_only_what_is_missing(clips, own_teachers, tmp_path, mo
     (partial / ".shard-000002-half.npy.1.tmp").write_bytes(b"what a killed process left")
 
     heard = []
-    get_batch = precompute.ClipBatches.__getitem__
+    get_batch = shard_computing.ClipBatches.__getitem__
     monkeypatch.setattr(
-        precompute.ClipBatches, "__getitem__", lambda self, i: heard.extend(self.batches[i]) or get_batch(self, i)
+        shard_computing.ClipBatches, "__getitem__", lambda self, i: heard.extend(self.batches[i]) or get_batch(self, i)
     )
     (path,) = teach(config(clips, [spec], tmp_path / "cut"))
     assert heard == [10, 11]
@@ -319,7 +319,7 @@ def test_a_signal_ends_the_run_at_the_next_batch_and_keeps_finished_shards(
 ):
     spec = f"{own_teachers}:good"
     whole = teach(config(clips, [spec], tmp_path / "whole"))[0].read_bytes()
-    run, batches = precompute.run_teacher, []
+    run, batches = shard_computing.run_teacher, []
 
     def signalled(*inputs, **waveforms):
         batches.append(None)
@@ -328,7 +328,7 @@ def test_a_signal_ends_the_run_at_the_next_batch_and_keeps_finished_shards(
         return run(*inputs, **waveforms)
 
     with monkeypatch.context() as patch:
-        patch.setattr(precompute, "run_teacher", signalled)
+        patch.setattr(shard_computing, "run_teacher", signalled)
         assert main(arguments(clips, [spec], tmp_path / "out")) == STOPPED
     assert f"{number.name} came; finished shards are kept" in capsys.readouterr().err
     assert len(batches) == 5

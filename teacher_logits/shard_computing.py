@@ -1,0 +1,194 @@
+"""Computes shards of a logit store: a teacher hears clips, batch by batch, and each finished shard is kept."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+from audio_datasets.audio.bad_clips import BadClipError, OnBadClip
+from audio_datasets.audio.codec import fit_length
+from audio_datasets.audio.views import ViewConfig
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.system.command import progress
+from audio_datasets.system.stop_signals import Stopped, StopSignals, outlive_stop_signals
+from teacher_logits.store import to_float16
+from teacher_logits.stores.shards import ShardBatches, ShardFolder, batches_of
+from teacher_logits.teachers.base import Teacher
+from teacher_logits.teachers.heard_views import heard_views
+
+
+def compute_shards(
+    accelerator: Accelerator,
+    teacher: Teacher,
+    clips: ClipStore,
+    work: ShardFolder,
+    indices: Sequence[int],
+    *,
+    views: ViewConfig | None,
+    batch_size: int,
+    workers: int,
+    on_bad_clip: OnBadClip,
+    signals: StopSignals,
+) -> None:
+    """Computes the shards with these numbers and keeps each as soon as it is finished.
+
+    Raises Stopped between two batches if ``signals`` ask for it; the shard it was working on is then given up.
+    """
+    clips_in_batch = max(1, batch_size // work.views)
+    shards = [work.shards[index] for index in indices]
+    batches = ShardBatches(shards, clips_in_batch)
+    loader = DataLoader(
+        ClipBatches(clips, batches, teacher, views),
+        batch_size=None,  # the data set's items are batches
+        num_workers=min(workers, len(batches)),
+        worker_init_fn=outlive_stop_signals,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    loaded = iter(loader)
+    share = f" (1 of {accelerator.num_processes} processes)" if accelerator.num_processes > 1 else ""
+    with progress(
+        total=sum(map(len, shards)), shown=accelerator.is_main_process, desc=f"{teacher.name}{share}", unit="clip"
+    ) as bar:
+        for index in indices:
+            parts, skipped = [np.empty((0, len(teacher.class_names)), dtype=np.float16)], {}
+            for rows in batches_of(work.shards[index], clips_in_batch):
+                stop_if_asked(signals, work)
+                batch = next(loaded)
+                for row, reason in batch.pop("bad_clips").items():
+                    if on_bad_clip == "refuse":
+                        raise ValueError(
+                            f"clip {clips.clip_id(row)!r} of {clips.path}: {reason}; pack the clips again without it, or go "
+                            "on without it by --on-bad-clip skip"
+                        )
+                    skipped[clips.clip_id(row)] = reason
+                heard = [clip_id for clip_id in map(clips.clip_id, rows) if clip_id not in skipped]
+                if heard:
+                    logits = run_teacher(accelerator, teacher, **batch)
+                    parts.append(to_float16(logits, [clip_id for clip_id in heard for _ in range(work.views)]))
+                bar.update(len(rows))
+            work.write(index, np.concatenate(parts), skipped)
+
+
+@torch.inference_mode()
+def run_teacher(
+    accelerator: Accelerator,
+    teacher: Teacher,
+    waveform: Tensor,
+    band_edges: Tensor | None = None,
+    stripes: Tensor | None = None,
+) -> np.ndarray:
+    """Waveforms (batch, samples), and what ``Teacher.hear_view`` takes -> logits float32 (batch, classes).
+
+    Raises ValueError if the teacher returns another shape.
+    """
+    with accelerator.autocast():
+        logits = teacher.hear_view(waveform.to(accelerator.device, non_blocking=True), band_edges, stripes)
+    expected = (len(waveform), len(teacher.class_names))
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"teacher {teacher.name!r} returned {found}; logits of shape {expected} are needed")
+    return logits.float().cpu().numpy()
+
+
+def views_for(teacher: Teacher, config: ViewConfig) -> ViewConfig | None:
+    """The views that a teacher is to hear, with their length filled in; None if it is to hear the clips as they are.
+
+    Raises ValueError if it cannot hear such views.
+    """
+    if not config.views:
+        if config != ViewConfig():
+            raise ValueError("settings of views are given, but no --views NUMBER of views for each clip")
+        return None
+    if teacher.log_mel is None and (config.view_mel_jitter or config.masks):
+        raise ValueError(
+            f"teacher {teacher.name!r} has a front end of its own and can hear neither jittered mel bands nor masks; turn "
+            "them off with --no-view-mel-jitter and masks of 0"
+        )
+    seconds = teacher.clip_seconds if config.view_seconds is None else config.view_seconds
+    if seconds > teacher.clip_seconds:
+        raise ValueError(
+            f"views of {seconds:g} s are longer than the {teacher.clip_seconds:g} s that teacher {teacher.name!r} hears; "
+            "shorten --view-seconds or lengthen --clip-seconds"
+        )
+    return replace(config, view_seconds=seconds)
+
+
+class ClipBatches(Dataset[dict[str, Any]]):
+    """Map from a batch's number to what the teacher hears: ``waveform`` float32 (clips, samples), each clip's first seconds.
+
+    With views it is (clips times views, samples), all views of a clip one after the other, and what else
+    ``heard_views`` gives. Zeros follow the end of a clip or view that is shorter than what the teacher hears.
+
+    ``bad_clips`` maps the row of each clip that cannot be used to the reason. Such clips are left out of the batch; if none
+    is left, ``bad_clips`` is all that it holds. Nothing is raised here: an exception would reach the main process wrapped
+    in the worker's traceback.
+    """
+
+    def __init__(self, clips: ClipStore, batches: Sequence[range], teacher: Teacher, views: ViewConfig | None) -> None:
+        self.clips = clips
+        self.batches = batches
+        self.sample_rate_hz = teacher.sample_rate_hz
+        self.clip_seconds = teacher.clip_seconds
+        self.frontend = teacher.log_mel.config if teacher.log_mel else None
+        self.views = views
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        heard, bad_clips = [], {}
+        for row in self.batches[index]:
+            try:
+                self.clips.verify_audio(row)
+                heard.append(self._heard(row))
+            except BadClipError as error:
+                bad_clips[row] = error.reason
+        if not heard:
+            return {"bad_clips": bad_clips}
+        batch = {name: torch.cat([clip[name] for clip in heard]) for name in heard[0]}
+        missing = round(self.clip_seconds * self.sample_rate_hz) - batch["waveform"].shape[1]
+        return {**batch, "waveform": functional.pad(batch["waveform"], (0, missing)), "bad_clips": bad_clips}
+
+    def _heard(self, row: int) -> dict[str, Tensor]:
+        """What the teacher hears of one clip: all its views, or its beginning."""
+        if self.views is None:
+            samples = round(self.clip_seconds * self.sample_rate_hz)
+            waveform = fit_length(self.clips.waveform(row, self.sample_rate_hz, seconds=self.clip_seconds), samples)
+            return {"waveform": torch.from_numpy(waveform)[None]}
+        return heard_views(
+            self.clips,
+            row,
+            range(self.views.views),
+            self.views,
+            seconds=self.views.view_seconds,
+            sample_rate_hz=self.sample_rate_hz,
+            frontend=self.frontend,
+        )
+
+
+def stop_if_asked(signals: StopSignals, work: ShardFolder) -> None:
+    """Stopped if a signal came."""
+    if signals.requested:
+        raise Stopped(
+            f"{signals.reason} came; finished shards are kept in {work.folder}, and the same command goes on with the others"
+        )
+
+
+@contextmanager
+def one_thread_on_cpu(device: torch.device) -> Iterator[None]:
+    """For as long as it lasts, one thread for arithmetic on a CPU (see precompute.py)."""
+    before = torch.get_num_threads()
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
