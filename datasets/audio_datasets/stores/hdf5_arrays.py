@@ -3,6 +3,11 @@
 What the clip store and the logit store share. Arrays are contiguous (not chunked, not compressed) and aligned, so that a
 reader maps them and closes the HDF5 file: pages are shared between processes, nothing has to survive a fork, and a
 handle is never pickled.
+
+Why a seal and digests of our own (measured with HDF5 2.0 on 20 clips and 10 classes, one bit flipped in each byte besides
+audio and logits; a flip is unnoticed if it gives other values or if reading hangs): clip store 0 of 20,447 unnoticed, logit
+store 320 of 16,114 (its audio digests, which ``kd verify`` checks). The same arrays written with ``libver="latest"`` alone:
+668 of 8,241 and 552 of 6,464; with Fletcher-32 on every array, which rules out mapping, 140 and 232 (text attributes).
 """
 
 import hashlib
