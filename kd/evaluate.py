@@ -71,7 +71,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     torch.set_flush_denormal(True)
     accelerator = start_accelerator()
     leave_a_core_to_the_workers(accelerator)
-    clips, tagger = open_clips_and_tagger(config)
+    clips, tagger = open_inputs(config)
     rows = select_rows(clips, split=config.split, folds=config.folds or None)
     categories, columns = [], {}
     if config.label_map is not None:
@@ -109,7 +109,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     return results
 
 
-def open_clips_and_tagger(config: EvaluateConfig) -> tuple[ClipStore, Teacher]:
+def open_inputs(config: EvaluateConfig) -> tuple[ClipStore, Teacher]:
     """The clip store, and the tagger with the classes of the clips. ValueError for a setting that would not be used."""
     class_names = read_class_names(config.class_names) if config.class_names else None
     clips = ClipStore.open(config.clips, class_names=class_names)

@@ -120,7 +120,7 @@ def inspect_student(config: InspectConfig) -> dict:
     accelerator = start_accelerator()
     if accelerator.num_processes > 1:
         raise ValueError(f"kd inspect runs in one process; found {accelerator.num_processes}")
-    clips, tagger, methods, places = open_clips_and_tagger(config)
+    clips, tagger, methods, places = open_inputs(config)
     rows = select_rows(clips, split=config.split, folds=config.folds or None)
     rows, skipped = usable(clips, rows, tagger, config)
     if len(rows) < 2:
@@ -166,9 +166,7 @@ def inspect_student(config: InspectConfig) -> dict:
     return results
 
 
-def open_clips_and_tagger(
-    config: InspectConfig,
-) -> tuple[ClipStore, StudentTeacher, list[tuple[str, str]], list[ReLUPlace]]:
+def open_inputs(config: InspectConfig) -> tuple[ClipStore, StudentTeacher, list[tuple[str, str]], list[ReLUPlace]]:
     """The clip store, the DyMN, the interventions that it allows (part and method), and the Dy-ReLUs to draw."""
     class_names = read_class_names(config.class_names) if config.class_names else None
     clips = ClipStore.open(config.clips, class_names=class_names)

@@ -40,7 +40,6 @@ LONGER_FILES = {
     "students/families/dymn.py": "one architecture",
     "datasets/audio_datasets/stores/hdf5_arrays.py": "one subject: arrays in HDF5 files, written, sealed and mapped",
     "kd/doctor.py": "to shrink: checks and measurements of one command",
-    "kd/inspect_student.py": "to shrink: its table and charts belong into reports/",
 }
 LONGEST_SCRIPT = 150
 LONGER_SCRIPTS = {
