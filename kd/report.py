@@ -1,4 +1,4 @@
-"""The report of a run: ``report.html``, which stands by itself, and ``report.md``, the same in text."""
+"""The report of a run: ``report.html``, a self-contained page, and ``report.md``, the same as text."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,7 +35,7 @@ Audio = Callable[[str], bytes | None]
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Write report.html and report.md into a run folder (anew, if they are there)."""
+    """Write report.html and report.md into a run folder. Existing ones are replaced."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder of kd finetune or kd pretrain."""
@@ -47,12 +47,12 @@ def write_report(run: Path, audio: Audio | None = None) -> Path:
     """Writes ``report.html`` and ``report.md`` into a run folder, and returns the path of the former.
 
     Args:
-        audio: gives the content of a clip's file by clip id, or None; its first seconds can then be played where the clip is
-            named among the mistakes, as far as the size of the report allows. If left out, the files that the predictions
-            name are read, where they are still there.
+        audio: returns the content of a clip's audio file by clip id, or None. The mistakes then have players for the first
+            seconds of their clips, up to the size limit of a report. By default, the files named in the predictions are read if
+            they still exist.
 
     Raises:
-        ValueError: no run folder, or one that is damaged.
+        ValueError: ``run`` is not a run folder, or its files are damaged.
     """
     folder = RunFolder.read(run)
     mistakes = mistake_lists(folder)

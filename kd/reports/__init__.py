@@ -1,1 +1,1 @@
-"""Reports of runs."""
+"""Reports of runs: reading run folders, analysing predictions, and writing pages and Markdown."""

@@ -1,6 +1,6 @@
-"""What a report is made of: headings, text, tables and charts. Written once, rendered as Markdown or as a page of HTML.
+"""The parts of a report: sections with text, tables and charts. A document can be rendered as Markdown or as an HTML page.
 
-Everything in it is plain text; escaping is the business of the renderers, ``markdown_text.py`` and ``page.py``.
+All text here is plain text. The renderers, ``markdown_text.py`` and ``page.py``, escape it.
 """
 
 import math
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Number:
-    """A number with its text; columns are sorted by the number. NaN is shown as a dash."""
+    """A number and how it is shown. Tables sort their columns by the number."""
 
     value: float
     text: str
@@ -19,7 +19,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Share:
-    """A number from 0 to 1 with its text, with a bar of that length behind it on a page."""
+    """A number from 0 to 1 and how it is shown. An HTML page draws a bar of this length behind it."""
 
     value: float
     text: str
@@ -27,14 +27,14 @@ class Share:
 
 @dataclass(frozen=True)
 class Curve:
-    """A small curve, values from 0 to 1 at equal steps. On a page only."""
+    """A small curve through values from 0 to 1 at equal steps. Shown on HTML pages only."""
 
     values: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Sound:
-    """A player for an MP3 file, if there is one. On a page only."""
+    """A player for an MP3 file; an empty cell if there is no file. Shown on HTML pages only."""
 
     mp3: bytes | None
 
@@ -51,37 +51,37 @@ class Text:
 
 @dataclass(frozen=True)
 class Code:
-    """Lines to copy."""
+    """Text in a fixed-width font, such as a command."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and values."""
+    """A list of names with their values."""
 
     items: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells under their headings. A column is numeric if its cells are."""
+    """Rows of cells under headings. A column is right-aligned if all its cells are numbers."""
 
     headings: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     caption: str = ""
     folded: bool = False
-    """On a page, shown only when it is opened."""
+    """Whether an HTML page shows the table only after a click."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing. In Markdown, where it cannot be, its description stands for it."""
+    """A chart. Markdown shows its description instead."""
 
     svg: str
     caption: str
     description: str = ""
-    """What it shows, in words and numbers, for those who do not see it."""
+    """What the chart shows, in words and numbers, for readers who cannot see it."""
 
 
 Block = Text | Code | Facts | Table | Chart
@@ -98,37 +98,37 @@ class Document:
     title: str
     subtitle: str
     headline: tuple[tuple[str, str, str], ...]
-    """The numbers that come first: name, value, what it is of."""
+    """The most important numbers, each as (name, value, note)."""
     sections: tuple[Section, ...]
 
 
 def number(value: float | None, text: str = "{:.3f}") -> Number:
-    """A number as a cell, formatted by ``text``; a dash for None and NaN."""
+    """A cell with a number, formatted with the format string ``text``. None and NaN are shown as a dash."""
     if value is None or math.isnan(value):
         return Number(math.nan, "–")
     return Number(value, text.format(value))
 
 
 def share(value: float, text: str = "{:.3f}") -> Cell:
-    """A number from 0 to 1 as a cell with a bar; a dash for NaN."""
+    """A cell with a number from 0 to 1 and a bar. NaN is shown as a dash."""
     return number(value) if math.isnan(value) else Share(value, text.format(value))
 
 
 def columns_of(table: Table) -> list[tuple[Cell, ...]]:
-    """The cells of each column; of a table without rows, none each."""
+    """The cells of each column; empty tuples if the table has no rows."""
     return list(zip(*table.rows, strict=True)) if table.rows else [()] * len(table.headings)
 
 
 def is_numeric(cells: Sequence[Cell]) -> bool:
-    """Whether a column holds numbers and nothing else."""
+    """Whether all cells of a column are numbers. False for a column without cells."""
     return bool(cells) and all(isinstance(cell, Number | Share) for cell in cells)
 
 
 def shows_on_page_only(cells: Sequence[Cell]) -> bool:
-    """Whether a column holds curves or players."""
+    """Whether a column has curves or players, which Markdown cannot show."""
     return any(isinstance(cell, Curve | Sound) for cell in cells)
 
 
 def printable(text: str) -> str:
-    """Text with what is no Unicode (names of files in other bytes) and what steers a terminal written as escapes."""
+    """The text with control characters and invalid Unicode (from file names in another encoding) replaced by escapes."""
     return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", lambda found: ascii(found[0])[1:-1], text)

@@ -1,4 +1,6 @@
-"""Charts of reports as SVG for a page: its text is text, its black and grey are the page's own, in light and dark alike.
+"""Charts of reports, as SVG to be placed in a page.
+
+Text stays text, so it can be searched. Black and grey become the page's text and line colours, for light and dark mode.
 
 Shapes: C classes, R points of recall.
 """
@@ -21,18 +23,18 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from audio_datasets.system.files import digest_of
 
 WIDTH_PIXELS = 900
-PIXELS_PER_INCH = 72  # what Matplotlib's SVG files take a point for
+PIXELS_PER_INCH = 72  # Matplotlib's SVG files use one pixel per point
 COLOURS = ("#2f7fd0", "#e07a2f", "#2fa36b", "#c94f7c", "#8a6bd8", "#8c7a3f")
 RIGHT, WRONG = COLOURS[0], COLOURS[1]
 LARGEST_NUMBERED_MATRIX = 25
 
-# Stand-ins that no chart uses as a colour, exchanged for the page's own in the finished SVG.
+# Placeholder colours that no chart uses. In the finished SVG they are replaced by the colours of the page.
 _INK, _LINE = "#010203", "#040506"
 _PAGE_COLOURS = {_INK: "currentColor", _LINE: "var(--line)"}
 
 _SETTINGS = {
-    "svg.fonttype": "none",  # text stays text: it can be searched, copied, and is small
-    "svg.hashsalt": "report",  # the same chart gives the same file
+    "svg.fonttype": "none",  # write text as text, not as outlines: searchable and small
+    "svg.hashsalt": "report",  # the same chart always gives the same ids
     "text.parse_math": False,  # a class may be called "$"
     "font.size": 12,
     "axes.titlesize": 12,
@@ -65,16 +67,16 @@ _LINK = "{http://www.w3.org/1999/xlink}href"
 
 @dataclass(frozen=True)
 class Lines:
-    """A panel of curves over the same quantity."""
+    """A panel of curves."""
 
     title: str
     curves: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]
-    """For each name: one (x, y) for each part of the run; with several, their mean is drawn thick."""
+    """The curves by name: one (x, y) for each part of the run. If there are several parts, their mean is drawn as a thick line."""
     logarithmic: bool = False
 
 
 def learning_curves(panels: Sequence[Lines]) -> str:
-    """Panels side by side, over epochs."""
+    """Panels of curves over epochs, in a grid."""
     with _styled():
         columns = 3 if len(panels) == 3 else 2
         rows = math.ceil(len(panels) / columns)
@@ -112,7 +114,7 @@ def _draw_curves(axes: Axes, name: str, curves: Sequence[tuple[np.ndarray, np.nd
 
 
 def _thinned(curve: tuple[np.ndarray, np.ndarray], at_most: int = 200) -> tuple[np.ndarray, np.ndarray]:
-    """At most so many points at equal steps, the first and the last among them."""
+    """At most ``at_most`` points of a curve, evenly spaced, including the first and the last."""
     x, y = curve
     chosen = np.unique(np.linspace(0, len(x) - 1, min(len(x), at_most)).round().astype(int))
     return x[chosen], y[chosen]
@@ -121,7 +123,7 @@ def _thinned(curve: tuple[np.ndarray, np.ndarray], at_most: int = 200) -> tuple[
 def class_bars(
     names: Sequence[str], values: np.ndarray, spreads: np.ndarray | None, axis_label: str, mean: float | None = None
 ) -> str:
-    """A horizontal bar for each class, in the order given, with its spread over parts and a line at the mean."""
+    """A horizontal bar for each class, the first at the top, with error bars for ``spreads`` and a line at ``mean``."""
     with _styled():
         figure = _figure(21 * len(names) + 62)
         axes = figure.add_subplot(xlabel=axis_label)
@@ -146,9 +148,10 @@ def class_bars(
 
 
 def confusion_matrix(confusion: np.ndarray, names: Sequence[str]) -> str:
-    """(C, C) counts, true classes from above, chosen ones from the left: what is right in blue, what is wrong in orange.
+    """A matrix of counts (C, C), with a row for each true class and a column for each chosen class.
 
-    A cell is as strong as its share of the true class; empty cells are left blank. Counts are written where there is room.
+    Correct choices are blue and wrong ones orange. The opacity of a cell grows with its share of the true class. Empty cells are
+    blank. Counts are written into the cells if there are at most ``LARGEST_NUMBERED_MATRIX`` classes.
     """
     with _styled():
         classes = len(names)
@@ -179,7 +182,7 @@ def confusion_matrix(confusion: np.ndarray, names: Sequence[str]) -> str:
 def precision_recall(
     recall: np.ndarray, precision: np.ndarray, mean: np.ndarray, panels: Sequence[tuple[str, np.ndarray]]
 ) -> str:
-    """All classes' curves, (C, R), with their mean (R,) over them; below, single classes in panels of their own."""
+    """The curves of all classes (C, R) and their mean (R,) in one panel, and below it a panel for each named curve (R,)."""
     with _styled():
         columns = 4
         rows = math.ceil(len(panels) / columns)
@@ -206,7 +209,7 @@ def _unit_square(axes: Axes) -> None:
 
 
 def headline_points(names: Sequence[str], values: Sequence[Sequence[float]], metric: str) -> str:
-    """A line for each run: a point for each of its parts, a tick at their mean."""
+    """A row for each run, with a point for each of its parts and a bar at their mean."""
     with _styled():
         figure = _figure(34 * len(names) + 80)
         axes = figure.add_subplot(xlabel=metric)
@@ -222,7 +225,7 @@ def headline_points(names: Sequence[str], values: Sequence[Sequence[float]], met
 
 
 def cost_and_quality(names: Sequence[str], macs: Sequence[float], values: Sequence[float], metric: str) -> str:
-    """Each run as a point: its metric over its student's multiply-accumulates."""
+    """Each run as a point: its metric against the multiply-accumulates of its student."""
     with _styled():
         figure = _figure(380)
         axes = figure.add_subplot(xlabel="multiply-accumulates (millions)", ylabel=metric, xscale="log")
@@ -260,10 +263,10 @@ def _shortened(name: str, at_most: int = 44) -> str:
 
 
 def _svg(figure: Figure, title: str) -> str:
-    """The figure as an ``<svg>`` element that can stand in a page beside others."""
+    """The figure as an ``<svg>`` element. Its ids are unique, so a page can hold several."""
     buffer = StringIO()
     with warnings.catch_warnings():
-        # The browser has fonts for scripts that Matplotlib's own lacks; here they are only measured.
+        # Matplotlib's font lacks some scripts. It only measures the text; the browser draws it with its own fonts.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     ElementTree.register_namespace("", _SVG[1:-1])
@@ -271,7 +274,7 @@ def _svg(figure: Figure, title: str) -> str:
     root = ElementTree.fromstring(buffer.getvalue())
     for metadata in root.findall(f"{_SVG}metadata"):
         root.remove(metadata)
-    # Ids are one name space for the whole page: those of a chart bear its digest.
+    # Ids must be unique within the page, so they start with the digest of the chart.
     own = digest_of(buffer.getvalue())[:8]
     for element in root.iter():
         for name, value in element.attrib.items():

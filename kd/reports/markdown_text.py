@@ -51,7 +51,7 @@ def _markdown_block(block: Block) -> str:
 
 
 def _markdown_table(table: Table) -> str:
-    """Empty if the table has nothing but what only a page can show."""
+    """The table as Markdown. Empty if all its columns can only be shown on an HTML page."""
     columns = [
         (heading, cells)
         for heading, cells in zip(table.headings, columns_of(table), strict=True)
@@ -69,7 +69,7 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def _markdown_text(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
+    """The text on one line, with Markdown's special characters escaped."""
     text = re.sub(r"\s+", " ", text)
     text = re.sub(r"([\\`*\[\]|]|(?<!\w)_|_(?!\w))", r"\\\1", text)
     return text.replace("<", "&lt;")

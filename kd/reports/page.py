@@ -1,7 +1,7 @@
-"""A document as a page of HTML that stands by itself: ``templates/page.html`` with its style and script inside.
+"""A document as a self-contained HTML page: ``templates/page.html`` with its style and script inlined.
 
-The page is forbidden to load anything: its content security policy allows inline styles, data URIs, and the one script whose
-digest it names. Jinja escapes every text; only charts, style and script, which are ours, go in as they are.
+The page loads nothing. Its content security policy allows inline styles, data URIs, and one script, identified by its digest.
+Jinja escapes all text. Only charts, the style and the script are inserted unescaped, and these come from our own code.
 """
 
 import base64
@@ -17,7 +17,7 @@ from kd.reports.document import Document, columns_of, is_numeric, printable, sho
 
 
 def to_html(document: Document) -> str:
-    """The document as a page that stands by itself."""
+    """The document as a self-contained HTML page."""
     return printable(_environment().get_template("page.html").render(document=document))
 
 
@@ -55,7 +55,7 @@ def _template_file(name: str) -> str:
 
 
 def _curve_path(values: Sequence[float]) -> str:
-    """The path of a curve in a box of 60 × 20; empty where there is nothing to draw."""
+    """The SVG path of a curve in a box of 60 × 20. Empty if there are no values or any of them is NaN."""
     if not values or any(map(math.isnan, values)):
         return ""
     step = 60 / max(len(values) - 1, 1)

@@ -1,4 +1,4 @@
-"""What a run folder holds, read and checked: of a fine-tuning run with its folds and seeds, or of a pretraining run.
+"""Reads run folders: of fine-tuning runs, with their folds and seeds, and of pretraining runs.
 
 Shapes: N clips, C classes.
 """
@@ -40,16 +40,16 @@ NOT_MEASURED = ("kind", "step", "epoch")
 
 @dataclass(frozen=True)
 class Part:
-    """One training within a run: a fold, a seed, or all of it."""
+    """One training within a run: a fold, a seed, or the whole run."""
 
     folder: Path
     class_names: tuple[str, ...] | None
     seed: int | None = None
     fold: int | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    """On its test clips; numbers by name, and what else was noted with them."""
+    """Metrics on its test clips by name, and other values that were saved with them."""
     label: str = ""
-    """What tells it from the other parts, such as ``"seed 1, fold 2"``; empty if it is the only one."""
+    """What distinguishes it from the other parts, such as ``"seed 1, fold 2"``. Empty if it is the only part."""
 
     @cached_property
     def predictions(self) -> Predictions | None:
@@ -57,7 +57,7 @@ class Part:
 
     @cached_property
     def validation(self) -> Predictions | None:
-        """What the student said about the clips that it was chosen on, if that was kept."""
+        """Predictions of the validation clips. None if they were not saved."""
         return self._predictions(VALIDATION_FILE)
 
     def _predictions(self, name: str) -> Predictions | None:
@@ -66,19 +66,19 @@ class Part:
 
     @cached_property
     def card(self) -> StudentCard | None:
-        """The trained student's card; None before there is one."""
+        """The trained student's card. None if no student is saved yet."""
         return read_card(self.folder) if (self.folder / CARD_FILE).is_file() else None
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:
-        """What was logged while training."""
+        """The records that were logged during training."""
         path = self.folder / METRICS_FILE
         return read_metrics(path) if path.is_file() else []
 
     def curve(self, kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """A logged value over the number of epochs finished: (epochs,), (values,).
+        """A logged value over epochs, counted from 1: (epochs,), (values,).
 
-        Of several records in an epoch the mean counts (of the learning rate, the last).
+        If an epoch has several records, the value is their mean; for the learning rate, the last one.
         """
         values: dict[int, list[float]] = {}
         for record in self.records:
@@ -88,7 +88,7 @@ class Part:
         return np.array(list(values), dtype=np.int64), np.array(means)
 
     def measured(self, kind: str) -> list[str]:
-        """The names of what was logged under ``kind``, in the order of their first record."""
+        """The names of the values in records of this kind (train or validation), in order of first appearance."""
         names = {
             name: None
             for record in self.records
@@ -101,7 +101,7 @@ class Part:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run folder's content. Fold and seed folders are read when they are asked for."""
+    """The content of a run folder. The folders of folds and seeds are read only when needed."""
 
     path: Path
     config: Mapping[str, Any]
@@ -110,33 +110,31 @@ class RunFolder:
     class_names: tuple[str, ...] | None = None
     headline: Headline | None = None
     finished: bool = False
-    """Whether the results, or the trained student, are there."""
+    """Whether the run has its results or, for pretraining, its trained student."""
     command: str | None = None
-    """What the user called."""
+    """The command line that started the run."""
     versions: Mapping[str, str] = field(default_factory=dict)
     what: str | None = None
-    """What was done, such as "fine-tuned"."""
+    """What the run did, such as "fine-tuned"."""
     label_space: LabelSpace | None = None
-    """What its classes mean together, where the run says so."""
+    """How the classes form groups. None if the run did not record it."""
 
     @classmethod
     def read(cls, path: str | Path) -> "RunFolder":
         """Reads a run folder, finished or not.
 
         Raises:
-            ValueError: no run folder, or one that is damaged.
+            ValueError: ``path`` is not a run folder, or its files are damaged.
         """
         path = Path(path)
         config_path, results_path = path / CONFIG_FILE, path / RESULTS_FILE
         if not config_path.is_file():
             if not results_path.is_file():
-                found = (
-                    f"there is neither {CONFIG_FILE} nor {RESULTS_FILE} in it" if path.is_dir() else "it is not there"
-                )
+                found = f"it has neither {CONFIG_FILE} nor {RESULTS_FILE}" if path.is_dir() else "it does not exist"
                 raise ValueError(
-                    f"{path} is no run folder: {found}. A run folder is what kd pretrain or kd finetune wrote to --out"
+                    f"{path} is no run folder: {found}. Give a folder that kd pretrain or kd finetune wrote with --out"
                 )
-            config_path = path.parent / CONFIG_FILE  # results of a linear probe lie within the run
+            config_path = path.parent / CONFIG_FILE  # the results of a linear probe are in a folder of the run
         config = read_json(config_path) if config_path.is_file() else {}
         if not isinstance(config, dict):
             raise ValueError(f"{config_path} must hold a JSON object; found {type(config).__name__}")
@@ -148,20 +146,21 @@ class RunFolder:
 
     @property
     def probe(self) -> "RunFolder | None":
-        """The linear probe on the frozen student that the run began with, if there was one."""
+        """The linear probe on the run's initial, frozen student. None if the run made none."""
         path = self.path / PROBE_FOLDER
         return RunFolder.read(path) if (path / RESULTS_FILE).is_file() else None
 
     @property
     def predictions(self) -> list[tuple[Part, Predictions]]:
-        """The parts that have them, with them."""
+        """Each part that has predictions of its test clips, with these predictions."""
         return [(part, part.predictions) for part in self.parts if part.predictions is not None]
 
     @property
     def one_label(self) -> bool:
-        """Whether each clip has exactly one class: as the run says, else by its metric, else by its predictions.
+        """Whether each clip has exactly one class.
 
-        With several groups of exclusive classes a clip has one class of each, and so several.
+        Read from the run's label groups; if these are missing, from its metric; otherwise from its predictions. With several
+        groups of exclusive classes a clip has one class from each group, so this is False.
         """
         if self.label_space is not None:
             return self.label_space.exclusive and len(self.label_space.groups) == 1
@@ -193,13 +192,13 @@ def _with_results(path: Path, config: dict[str, Any], results: Results) -> RunFo
 
 
 def _part(path: Path, results: Results, run: RunResult) -> Part:
-    """A part as the results tell of it. What they name lies in the run folder, of which it is not known who wrote it."""
+    """A part as described in the results. Someone else may have written these, so a folder outside the run is refused."""
     folder = Path(os.path.normpath(path / run.folder))
-    # The results of a linear probe lie in a folder of the run, whose parts are beside it.
+    # A linear probe has its own folder in the run, and its parts are in folders beside it.
     roots = (path, path.parent) if path.name == PROBE_FOLDER else (path,)
     if not any(folder.is_relative_to(os.path.normpath(root)) for root in roots) or "\0" in str(folder):
         raise ValueError(
-            f"{path / RESULTS_FILE} is incomplete or damaged: a part's folder lies in the run folder; found {brief(run.folder)}"
+            f"{path / RESULTS_FILE} is incomplete or damaged: the folder of a part must be inside the run folder; found {brief(run.folder)}"
         )
     return Part(folder, results.class_names, run.seed, run.fold, run.metrics)
 
@@ -220,7 +219,7 @@ def _without_results(path: Path, config: dict[str, Any]) -> RunFolder:
         )
         for folder in folders
     )
-    # A fine-tuning run is not finished without its results.
+    # A fine-tuning run without results has not finished, even if it has saved a student.
     card = parts[0].card if parts and parts[0].folder == path and "task" not in config else None
     provenance = card.provenance if card is not None else {}
     return RunFolder(
@@ -237,13 +236,13 @@ def _without_results(path: Path, config: dict[str, Any]) -> RunFolder:
 
 
 def _labelled(parts: Sequence[Part]) -> tuple[Part, ...]:
-    """The parts, named by the seed and the fold as far as those differ."""
+    """The parts with their labels set. A label names the seed and the fold if they differ between parts."""
     several = [name for name in ("seed", "fold") if len({getattr(part, name) for part in parts}) > 1]
     return tuple(replace(part, label=", ".join(f"{name} {getattr(part, name)}" for name in several)) for part in parts)
 
 
 def _number(folder: Path, run: Path, name: str) -> int | None:
-    """The 3 of ``seed1/fold3`` for "fold"."""
+    """The number after ``name`` in the path of the folder, such as 3 for "fold" in ``seed1/fold3``. None if there is none."""
     for step in folder.relative_to(run).parts:
         if step.startswith(name) and step.removeprefix(name).isdigit():
             return int(step.removeprefix(name))
@@ -251,7 +250,7 @@ def _number(folder: Path, run: Path, name: str) -> int | None:
 
 
 def _last_validation(part: Part) -> Headline | None:
-    """The first metric of the last validation."""
+    """The first metric of the last validation. None if the run has not validated."""
     names = part.measured("validation")
     if not names:
         return None
@@ -260,7 +259,7 @@ def _last_validation(part: Part) -> Headline | None:
 
 
 def flat_settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """A nested configuration as names with dots and values as text."""
+    """A nested configuration as a flat one: names joined by dots, values as text."""
     flat: dict[str, str] = {}
     for name, value in config.items():
         if isinstance(value, dict):

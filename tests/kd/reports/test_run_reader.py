@@ -117,7 +117,7 @@ def test_predictions_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("config.json", None, "is no run folder: there is neither config.json nor results.json"),
+        ("config.json", None, "is no run folder: it has neither config.json nor results.json"),
         ("config.json", "[]", "must hold a JSON object; found list"),
         ("results.json", '{"task": "x"}', "incomplete or damaged"),
         ("results.json", "{", "not valid JSON"),
@@ -151,8 +151,11 @@ def test_settings_as_one_level() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"runs": [{"folder": "../other", "metrics": {}}]}, "a part's folder lies in the run folder; found '../other'"),
-        ({"runs": [{"folder": "/etc", "metrics": {}}]}, "a part's folder lies in the run folder"),
+        (
+            {"runs": [{"folder": "../other", "metrics": {}}]},
+            "the folder of a part must be inside the run folder; found '../other'",
+        ),
+        ({"runs": [{"folder": "/etc", "metrics": {}}]}, "the folder of a part must be inside the run folder"),
         ({"runs": [{"folder": "fold1", "metrics": [], "seed": 0}]}, "metrics is of the wrong kind"),
         ({"runs": []}, "there are no runs"),
         ({"class_names": ["a", "a"]}, "class names must be unique"),
