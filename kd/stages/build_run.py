@@ -107,11 +107,11 @@ def build_run(
     Raises:
         ValueError: settings that do not fit together.
     """
+    if config.sync_batch_norm and accelerator.num_processes > 1:
+        student = synchronize_batch_norms(student, accelerator.device)  # first, since on GPUs it replaces layers
     frozen_modules = freeze(student, frozen)
     groups = None if layer_decay is None else layer_groups(student, layer_decay)
     objective = build_objective(config, data, student.embedding_dim, seed)
-    if config.sync_batch_norm and accelerator.num_processes > 1:
-        student = synchronize_batch_norms(student, accelerator.device)
     frontend = LogMel(config.frontend).to(accelerator.device)
     learner = Learner(student, objective, frozen_modules)
     ema = None

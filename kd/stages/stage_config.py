@@ -100,6 +100,7 @@ class StageConfig:
                 raise ValueError("--views stored shows the views that teachers heard, and needs their --logits")
             own = [name for name in NOT_IN_STORED_VIEWS if getattr(self.augment, name)]
             own += ["crop"] if self.augment.crop != "start" else []
+            own += ["short_clips"] if self.short_clips != "pad" else []
             if own:
                 raise ValueError(
                     f"--views stored shows clips exactly as the teachers heard them; leave out {', '.join(own)}"

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,15 @@ from torch.utils.data import DataLoader
 
 from audio_datasets.audio.augment import AugmentConfig
 from audio_datasets.audio.views import ViewConfig
+from audio_datasets.pack import main as pack
 from audio_datasets.stores.clip_store import ClipStore
-from kd import pretrain
+from kd import finetune, pretrain
 from kd.data.examples import TrainingExamples
 from kd.data.sampling import EpochBatches, SamplingConfig
 from kd.data.windows import Window
+from kd.training.metrics_log import read_metrics
+from students import create_student
+from students.card import save_student
 from students.frontend import LogMel, LogMelConfig, mask_stripes
 from teacher_logits import precompute
 from teacher_logits.precompute import TeachConfig, teach
@@ -171,9 +176,6 @@ def test_pretraining_on_stored_views(tiny_store, hashing, run_of_mn01, tmp_path,
 @pytest.fixture
 def run_of_mn01(tiny_store: Path, tmp_path: Path) -> Path:
     """A run folder that can teach."""
-    from students import create_student
-    from students.card import save_student
-
     torch.manual_seed(0)
     save_student(
         tmp_path / "teacher",
@@ -183,6 +185,27 @@ def run_of_mn01(tiny_store: Path, tmp_path: Path) -> Path:
         {"clip_seconds": 0.5},
     )
     return tmp_path / "teacher"
+
+
+def test_fine_tuning_on_stored_views(make_task_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """The student of a fold is shown what the teacher heard of the same clips, found by id; other logits are refused."""
+    data, clips = make_task_folder("folder"), tmp_path / "clips.h5"
+    assert pack([str(data), "--task", "folder", "--out", str(clips), "--workers", "1"]) == 0
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = create_student("mn01", 2)
+    save_student(tmp_path / "teacher", network, ("fan", "pump"), LogMelConfig(), {"clip_seconds": 0.3})
+    logits = taught(
+        clips, str(tmp_path / "teacher"), tmp_path / "logits", ViewConfig(views=3, view_seconds=0.3), workers=0
+    )
+    words = ("--task", "folder", "--data", data, "--logits", logits, "--student", "mn01", "--clip-seconds", "0.3")
+    line = [*map(str, words), "--epochs", "1", "--workers", "0", "--no-report"]
+    assert finetune.main([*line, "--out", str(tmp_path / "run"), "--views", "stored"]) == 0
+    assert "distillation_loss" in read_metrics(tmp_path / "run" / "metrics.jsonl", "train")[0]
+    assert finetune.main([*line, "--out", str(tmp_path / "other")]) == 2  # not averaged over the views in silence
+    with pytest.raises(SystemExit):
+        finetune.main([*line, "--out", str(tmp_path / "other"), "--views", "stored", "--short-clips", "repeat"])
+    assert not (tmp_path / "other").exists()
 
 
 def test_views_and_logits_that_do_not_fit_are_refused(tiny_store, tiny_logits, hashing, tmp_path, capsys):

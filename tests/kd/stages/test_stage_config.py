@@ -65,6 +65,8 @@ def test_stored_views_are_shown_exactly_as_the_teachers_heard_them(name: str) ->
     stage(**shown, augment=AugmentConfig())
     with pytest.raises(ValueError, match=f"leave out {name}$"):
         stage(**shown, augment=replace(AugmentConfig(), **{name: values.get(name, 0.5)}))
+    with pytest.raises(ValueError, match="leave out short_clips$"):
+        stage(**shown, short_clips="repeat")
 
 
 def test_impulse_responses_are_read_at_the_front_ends_rate(tmp_path: Path) -> None:
