@@ -30,7 +30,7 @@ from audio_datasets.system.randomness import generator
 from audio_datasets.system.text_tables import markdown_table
 from kd.data.windows import EvaluationWindows, Window
 from kd.evaluation.metrics import tagging_metrics
-from kd.training.config import as_json
+from kd.run_folder.config import as_json
 from students.interface import Student
 from students.interventions import DETERMINISTIC, ReLUPlace, dynamic_relus, intervention, methods_for, watched_relus
 from teacher_logits.processes import start_accelerator

@@ -15,10 +15,10 @@ import tyro
 
 from audio_datasets.system.command import parse, run_command
 from kd.recipes.pretraining import GLOBAL_BATCH, RECIPES, RecipeName, recipe_for
+from kd.run_folder.config import as_json
 from kd.stages.dry_run import estimate
 from kd.stages.pretraining import create_accelerator, prepare, pretrain, student_options
 from kd.stages.pretraining_config import PretrainConfig
-from kd.training.config import as_json
 from kd.training.schedule import phases
 from students.catalog import default_options
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from audio_datasets.system.command import parse, progress, run_command
 from audio_datasets.system.files import write_json, written_aside
 from audio_datasets.system.text_tables import text_table
-from kd.training.config import as_json, parse_options
+from kd.run_folder.config import as_json, parse_options
 from students import create_student, list_students
 from students.card import CARD_FILE, load_student
 from students.catalog import options_for

@@ -32,7 +32,7 @@ LIBRARIES = {
     "audio_datasets": {"h5py", "numpy", "pyarrow", "soundfile", "torch", "torchaudio", "tqdm", "tyro"},
 }
 
-LARGEST_FOLDER = 15
+LARGEST_FOLDER = 12
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 60
 LONGER_FILES = {

@@ -16,8 +16,9 @@ from audio_datasets.system.files import read_json
 from audio_datasets.system.messages import brief
 from audio_datasets.tasks.label_space import LabelSpace
 from kd.evaluation.label_metrics import EXCLUSIVE_METRICS
-from kd.evaluation.predictions import PREDICTIONS_FILE, VALIDATION_FILE, Predictions
-from kd.evaluation.results import (
+from kd.run_folder.metrics_log import read_metrics
+from kd.run_folder.predictions import PREDICTIONS_FILE, VALIDATION_FILE, Predictions
+from kd.run_folder.results import (
     RESULTS_FILE,
     Headline,
     Results,
@@ -27,7 +28,6 @@ from kd.evaluation.results import (
     read_result,
     versions_of,
 )
-from kd.training.metrics_log import read_metrics
 from students.card import CARD_FILE, StudentCard, read_card
 
 CONFIG_FILE = "config.json"

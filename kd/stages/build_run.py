@@ -25,14 +25,14 @@ from kd.data.windows import Clips, Window
 from kd.objectives.base import ObjectiveSettings
 from kd.objectives.catalog import create_objective
 from kd.objectives.label_losses import balanced_class_weights, loss_space
+from kd.run_folder.config import as_json
+from kd.run_folder.metrics_log import MetricsLog
+from kd.run_folder.start import EnteredRun, enter_run_folder
 from kd.stages.stage_config import StageConfig
 from kd.training.checkpoint import require_checkpoint_space, resume_state
-from kd.training.config import as_json
 from kd.training.learner import Learner
 from kd.training.loop import Hooks, Run, fit, stop_message
-from kd.training.metrics_log import MetricsLog
 from kd.training.optimization import create_optimizer
-from kd.training.run_folder import EnteredRun, enter_run_folder
 from kd.training.state import TrainState
 from kd.training.sync_batch_norm import synchronize_batch_norms
 from kd.training.transfer import Freeze, freeze, layer_groups

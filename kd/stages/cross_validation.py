@@ -13,15 +13,15 @@ from audio_datasets.system.stop_signals import Stopped
 from kd.data.splits import Partition
 from kd.evaluation.label_metrics import metric_names
 from kd.evaluation.predict import drop_skipped
-from kd.evaluation.predictions import PREDICTIONS_FILE
 from kd.evaluation.probe import probe_logits
-from kd.evaluation.results import RESULT_FILE, RESULTS_FILE, Headline, Results, RunResult, read_result
+from kd.run_folder.config import as_json
+from kd.run_folder.predictions import PREDICTIONS_FILE
+from kd.run_folder.results import RESULT_FILE, RESULTS_FILE, Headline, Results, RunResult, read_result
+from kd.run_folder.start import EnteredRun
 from kd.stages.build_run import TrainingData, package_versions
 from kd.stages.finetuning_setup import FinetuneSetup
 from kd.stages.fold import train_fold
 from kd.stages.fold_results import fold_metrics, write_fold_predictions
-from kd.training.config import as_json
-from kd.training.run_folder import EnteredRun
 from students.frontend import LogMel
 from teacher_logits.processes import any_process
 

@@ -8,11 +8,11 @@ from torch import nn
 
 from kd.data.splits import Partition
 from kd.evaluation.predict import ClipEvaluator, drop_skipped
-from kd.evaluation.predictions import VALIDATION_FILE
+from kd.run_folder.config import as_json
+from kd.run_folder.predictions import VALIDATION_FILE
 from kd.stages.build_run import BuiltRun, Progress, TrainingData, build_run, describe_batch, provenance, train
 from kd.stages.finetuning_setup import FinetuneSetup
 from kd.stages.fold_results import fold_metrics, write_fold_predictions
-from kd.training.config import as_json
 from kd.training.early_stopping import EarlyStopping
 from kd.training.loop import Hooks
 from students.card import save_student

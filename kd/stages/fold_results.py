@@ -11,7 +11,7 @@ import numpy as np
 from audio_datasets.tasks.task import TaskClips
 from kd.data.splits import Partition
 from kd.evaluation.label_metrics import device_metrics, label_metrics
-from kd.evaluation.predictions import write_predictions
+from kd.run_folder.predictions import write_predictions
 
 
 def fold_metrics(clips: TaskClips, part: Partition, rows: np.ndarray, logits: np.ndarray) -> dict[str, Any]:

@@ -21,6 +21,9 @@ from kd.data.sampling import EpochBatches
 from kd.data.windows import Window
 from kd.evaluation.label_metrics import label_metrics
 from kd.evaluation.predict import ClipEvaluator
+from kd.run_folder.config import as_json, flat_values, parse_options
+from kd.run_folder.metrics_log import check_trackers
+from kd.run_folder.start import LOCK_FILE, SKIPPED_CLIPS_FILE, EnteredRun
 from kd.stages.build_run import (
     BuiltRun,
     Progress,
@@ -34,10 +37,7 @@ from kd.stages.build_run import (
     train,
 )
 from kd.stages.pretraining_config import CHANGES_NOTHING, PretrainConfig
-from kd.training.config import as_json, flat_values, parse_options
 from kd.training.loop import Hooks
-from kd.training.metrics_log import check_trackers
-from kd.training.run_folder import LOCK_FILE, SKIPPED_CLIPS_FILE, EnteredRun
 from kd.training.threads import leave_a_core_to_the_workers
 from kd.training.transfer import Start, starting_student
 from students.card import save_student

@@ -15,7 +15,7 @@ from kd.data.sampling import SamplingConfig
 from kd.data.windows import ShortClips
 from kd.objectives.catalog import check_options
 from kd.objectives.settings import DistillationConfig, LossConfig
-from kd.training.config import parse_options
+from kd.run_folder.config import parse_options
 from kd.training.loop import LoopConfig
 from kd.training.optimization import OptimizerConfig
 from kd.training.schedule import ScheduleConfig

@@ -9,8 +9,8 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from audio_datasets.system.stop_signals import StopSignals
+from kd.run_folder.metrics_log import MetricsLog
 from kd.training.batch_dump import write_dump
-from kd.training.metrics_log import MetricsLog
 from kd.training.state import TrainState
 from teacher_logits.processes import any_process, fail_together
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from audio_datasets.system.disk_space import require_space, told_as_os_error
 from audio_datasets.system.files import flush_folder, make_folder, read_json, write_json
 from audio_datasets.system.messages import brief
+from kd.run_folder.metrics_log import MetricsLog
 from kd.training.learner import Learner
-from kd.training.metrics_log import MetricsLog
 from kd.training.optimization import load_optimizer
 from kd.training.state import TrainState
 from teacher_logits.processes import on_main_process

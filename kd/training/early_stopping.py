@@ -14,7 +14,7 @@ from torch import nn
 
 from audio_datasets.system.files import written_aside
 from kd.evaluation.label_metrics import smaller_is_better
-from kd.training.metrics_log import read_metrics
+from kd.run_folder.metrics_log import read_metrics
 from students.weights import weights_fingerprint
 
 BEST_FILE = "best.safetensors"

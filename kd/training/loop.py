@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 from audio_datasets.system.command import progress
 from audio_datasets.system.stop_signals import Stopped, StopSignals
 from kd.data.sampling import EpochBatches
+from kd.run_folder.metrics_log import MetricsLog
 from kd.training.batch_guard import BatchGuard
 from kd.training.checkpoint import save_state
-from kd.training.metrics_log import MetricsLog
 from kd.training.optimization import OptimizerConfig
 from kd.training.schedule import ScheduleConfig, learning_rate_factor
 from kd.training.state import TrainState

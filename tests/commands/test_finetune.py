@@ -25,8 +25,8 @@ from kd.data.windows import EvaluationWindows
 from kd.evaluation import probe as probe_module
 from kd.finetune import configure, main
 from kd.objectives.distillation import DistillationObjective
+from kd.run_folder.metrics_log import read_metrics
 from kd.training.checkpoint import checkpoints
-from kd.training.metrics_log import read_metrics
 from students import create_student
 from students.card import load_student, save_student
 from students.families.dymn import DyMN

@@ -28,8 +28,8 @@ from audio_datasets.system.command import STOPPED
 from audio_datasets.tasks.catalog import get_task
 from audio_datasets.tasks.task import read_task
 from kd import evaluate, finetune, pretrain, report
+from kd.run_folder.metrics_log import read_metrics
 from kd.training.checkpoint import checkpoints
-from kd.training.metrics_log import read_metrics
 from students.card import load_student
 from teacher_logits.store import write_logit_store
 

@@ -18,8 +18,8 @@ from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from kd.evaluate import EvaluateConfig, evaluate
 from kd.pretrain import main
+from kd.run_folder.metrics_log import read_metrics
 from kd.training.checkpoint import checkpoints
-from kd.training.metrics_log import read_metrics
 from students.card import load_student
 from students.families.dymn import DyMN
 from teacher_logits.compact import write_compact

@@ -12,7 +12,7 @@ from audio_datasets.stores.clip_store import ClipStore
 from kd.evaluate import main as evaluate
 from kd.finetune import main as finetune
 from kd.pretrain import main as pretrain
-from kd.training.metrics_log import read_metrics
+from kd.run_folder.metrics_log import read_metrics
 from students.card import load_student
 from teacher_logits.precompute import main as teach
 from teacher_logits.store import LogitStore

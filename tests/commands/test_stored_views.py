@@ -18,7 +18,7 @@ from kd import finetune, pretrain
 from kd.data.examples import TrainingExamples
 from kd.data.sampling import EpochBatches, SamplingConfig
 from kd.data.windows import Window
-from kd.training.metrics_log import read_metrics
+from kd.run_folder.metrics_log import read_metrics
 from students import create_student
 from students.card import save_student
 from students.frontend import LogMel, LogMelConfig, mask_stripes

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from kd.run_folder.metrics_log import read_metrics
 from kd.training.checkpoint import checkpoints
-from kd.training.metrics_log import read_metrics
 
 ROBUSTNESS = Path(__file__).parents[1] / "robustness"
 

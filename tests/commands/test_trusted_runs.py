@@ -19,9 +19,9 @@ from kd import non_finite
 from kd.data.windows import EvaluationWindows
 from kd.objectives.distillation import DistillationObjective
 from kd.pretrain import main
+from kd.run_folder.metrics_log import read_metrics
 from kd.training import batch_dump
 from kd.training.checkpoint import checkpoints
-from kd.training.metrics_log import read_metrics
 
 STEPS = 12
 

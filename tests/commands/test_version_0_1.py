@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kd import finetune, pretrain, report
-from kd.evaluation.results import Results
+from kd.run_folder.results import Results
 from kd.training.checkpoint import DIGESTS, checkpoints
 
 ONLY_OF_FINE_TUNING = (

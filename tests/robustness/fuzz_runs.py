@@ -25,13 +25,13 @@ from kd.cli import COMMANDS
 from kd.compare import CompareConfig, compare
 from kd.report import write_report
 from kd.reports.run_reader import RunFolder
+from kd.run_folder.metrics_log import MetricsLog
+from kd.run_folder.start import enter_run_folder
 from kd.training.checkpoint import DIGESTS, digests_of, load_checkpoint, resume_state, save_state
 from kd.training.early_stopping import BEST_FILE, EarlyStopping
 from kd.training.learner import Learner
 from kd.training.loop import LoopConfig, Run
-from kd.training.metrics_log import MetricsLog
 from kd.training.optimization import OptimizerConfig, create_optimizer
-from kd.training.run_folder import enter_run_folder
 from kd.training.schedule import ScheduleConfig
 from kd.training.state import TrainState
 from students import create_student

@@ -14,9 +14,9 @@ from audio_datasets.system.stop_signals import StopSignals
 from audio_datasets.tasks.catalog import get_task
 from audio_datasets.tasks.task import read_task
 from kd.data.splits import Partition, partitions
-from kd.evaluation.predictions import Predictions
-from kd.evaluation.results import Results, RunResult
 from kd.objectives.settings import LossConfig
+from kd.run_folder.predictions import Predictions
+from kd.run_folder.results import Results, RunResult
 from kd.stages.cross_validation import CrossValidation, folder_name
 from kd.stages.finetuning import read_start
 from kd.stages.finetuning_config import FinetuneConfig, decided_by_data

@@ -10,10 +10,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from kd.run_folder.metrics_log import MetricsLog
 from kd.training.checkpoint import DIGESTS, digests_of, load_checkpoint, resume_state, save_state
 from kd.training.learner import Learner
 from kd.training.loop import Hooks, LoopConfig, Run, fit
-from kd.training.metrics_log import MetricsLog
 from kd.training.optimization import OptimizerConfig, create_optimizer, load_optimizer
 from kd.training.schedule import ScheduleConfig
 from kd.training.state import TrainState

@@ -8,9 +8,9 @@ import pytest
 
 from audio_datasets.audio.augment import AugmentConfig
 from audio_datasets.system.files import read_json, write_json
+from kd.run_folder.config import as_json, differences
+from kd.run_folder.start import enter_run_folder, upgraded
 from kd.stages.finetuning_config import FinetuneConfig
-from kd.training.config import as_json, differences
-from kd.training.run_folder import enter_run_folder, upgraded
 
 TODAY = as_json(FinetuneConfig(task="esc50", data=Path("data")))
 

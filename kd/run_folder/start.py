@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from audio_datasets.system.files import flush_folder, read_json, remove_asides, write_json
+from kd.run_folder.config import differences
 from kd.training.checkpoint import checkpoints, remove_leftovers
-from kd.training.config import differences
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = "run.lock"

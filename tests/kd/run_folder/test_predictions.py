@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kd.evaluation.predictions import Predictions, write_predictions
+from kd.run_folder.predictions import Predictions, write_predictions
 
 NAMES = ("hiss", "hum, low", "Ö")
 IDS = ["a", "folder/b 1.wav", "ü", "d"]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from audio_datasets.tasks.label_space import LabelGroup, LabelSpace
-from kd.evaluation.results import Headline, Results, RunResult, read_result
 from kd.reports.run_reader import RunFolder
+from kd.run_folder.results import Headline, Results, RunResult, read_result
 
 NAMES = ("cut", "wash", "knife", "pan")
 SPACE = LabelSpace((LabelGroup("verb", NAMES[:2], True), LabelGroup("noun", NAMES[2:], True)))

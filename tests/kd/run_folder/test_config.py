@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from kd.training.config import as_json, differences, parse_options
+from kd.run_folder.config import as_json, differences, parse_options
 
 
 @dataclass(frozen=True)

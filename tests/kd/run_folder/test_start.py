@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from audio_datasets.system.files import read_json, write_json
-from kd.training.run_folder import EnteredRun, enter_run_folder
+from kd.run_folder.start import EnteredRun, enter_run_folder
 
 
 def description(seed: int = 0, batch_size: int = 8, accumulated: int = 1, processes: int = 1, **more: Any) -> dict:
@@ -96,7 +96,7 @@ def test_a_run_half_given_up_is_a_run_at_its_start(tmp_path: Path, monkeypatch: 
         def killed(path: Path) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr("kd.training.run_folder.shutil.rmtree", killed)
+        patch.setattr("kd.run_folder.start.shutil.rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             enter(tmp_path, description(seed=4), restart=True)
     assert not (tmp_path / "checkpoints").exists()
