@@ -114,7 +114,7 @@ def recipe_config(
 ) -> FinetuneConfig:
     """The configuration that a recipe gives a task and a student; ``settings`` are further fields of it.
 
-    ``views`` is what the command line gives: with stored ones a recipe augments nothing that the teachers heard.
+    ``views`` is what the command line gives: with stored ones a recipe neither augments nor repeats clips.
     ``frontend`` is the one that ``init`` was trained with; without it a MergeNet hears what MergeNet was published with.
 
     Raises:
@@ -137,5 +137,6 @@ def recipe_config(
     )
     config = RECIPES[recipe](config, task, epochs)
     if views == "stored":  # clips are shown as the teachers heard them
-        config = replace(config, augment=AugmentConfig(mixup_alpha=config.augment.mixup_alpha, mel_jitter=False))
+        only_mixup = AugmentConfig(mixup_alpha=config.augment.mixup_alpha, mel_jitter=False)
+        config = replace(config, augment=only_mixup, short_clips="pad")
     return replace(config, **settings)
