@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from audio_datasets.audio.bad_clips import ClipList
 from audio_datasets.system.files import digest_of, make_folder
-from audio_datasets.system.messages import listed
 from audio_datasets.system.stop_signals import Stopped, StopSignals, outlive_stop_signals
 from audio_datasets.tasks.label_space import LabelSpace
 from kd.data.examples import TrainingExamples
@@ -36,12 +35,10 @@ from kd.training.optimization import create_optimizer
 from kd.training.state import TrainState
 from kd.training.sync_batch_norm import synchronize_batch_norms
 from kd.training.transfer import Freeze, freeze, layer_groups
-from students.frontend import LogMel, LogMelConfig
+from students.frontend import LogMel
 from students.interface import Student
 from teacher_logits.processes import any_process, on_main_process
 from teacher_logits.stores.ensemble import LogitEnsemble
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -279,74 +276,6 @@ def train(
 def describe_batch(clips: Clips) -> Callable[[dict[str, Tensor]], str]:
     """Names the clips of a batch, for the message about a loss that is not finite."""
     return lambda batch: f"Clips of the batch: {', '.join(clips.clip_id(row) for row in batch['row'].tolist())}"
-
-
-# -- Teachers ----------------------------------------------------------------------------------------------------------
-
-
-def open_teachers(config: StageConfig) -> LogitEnsemble | None:
-    """The teachers' stored logits, if the configuration names any, checked to be of what the student will hear."""
-    if not config.logits:
-        return None
-    teachers = LogitEnsemble.open(config.logits, config.ensemble)
-    check_views(config, teachers)
-    return teachers
-
-
-def check_views(config: StageConfig, teachers: LogitEnsemble) -> None:
-    """Raises ValueError unless the teachers heard what the run will show its student."""
-    views = teachers.views
-    if config.views == "own":
-        if views is not None:
-            raise ValueError(
-                f"{teachers.taking_part[0].path} holds the logits of {views.views} views of each clip; show these to the student "
-                "with --views stored, or run the teacher over the clips as they are"
-            )
-        return
-    if views is None:
-        raise ValueError(
-            f"{teachers.taking_part[0].path} holds the logits of whole clips and of no views; make some with kd teach --views"
-        )
-    if config.clip_seconds != views.view_seconds:
-        raise ValueError(
-            f"the stored views are {views.view_seconds:g} s long; give --clip-seconds {views.view_seconds:g} "
-            f"(found {config.clip_seconds:g})"
-        )
-    frontends = [
-        LogMelConfig.from_dict(store.teacher["frontend"]) for store in teachers.taking_part if views.view_mel_jitter
-    ]
-    if any(frontend != config.frontend for frontend in frontends):
-        raise ValueError(
-            "the teachers heard views with jittered mel bands in a front end with other settings than the student's; "
-            "use the same settings, or make views without --view-mel-jitter"
-        )
-
-
-def rows_with_teachers(
-    config: StageConfig, teachers: LogitEnsemble | None, clips: Clips, rows: np.ndarray, say: Say, where: str = ""
-) -> np.ndarray:
-    """The rows to train on: all, or those that have teacher logits, as ``missing_logits`` says.
-
-    Raises:
-        ValueError: teachers of other classes or other audio; missing logits that are refused.
-    """
-    if teachers is None:
-        return rows
-    missing = teachers.check_against(clips, rows)
-    if not missing.any():
-        return rows
-    examples = listed([clips.clip_id(int(row)) for row in rows[missing]], limit=3)
-    found = f"{where}{int(missing.sum())} of {len(rows)} training clips have no teacher logits (as {examples})"
-    if config.missing_logits == "refuse":
-        raise ValueError(
-            f"{found}; run the teacher over them, train them on their labels with --missing-logits label-only, or train "
-            "without them with --missing-logits leave-out"
-        )
-    if config.missing_logits == "leave-out":
-        say(f"{found}; they are left out")
-        return rows[~missing]
-    say(f"{found}; they are trained on their labels alone")
-    return rows
 
 
 # -- What a run is made of ---------------------------------------------------------------------------------------------

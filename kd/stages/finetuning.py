@@ -13,10 +13,11 @@ from kd.data.splits import partitions
 from kd.recipes.finetuning import unpublished_settings
 from kd.run_folder.config import parse_options
 from kd.run_folder.start import LOCK_FILE
-from kd.stages.build_run import enter, open_teachers
+from kd.stages.build_run import enter
 from kd.stages.cross_validation import CrossValidation
 from kd.stages.finetuning_config import ASKS_FOR, CHANGES_NOTHING, FinetuneConfig, decided_by_data
 from kd.stages.finetuning_setup import FinetuneSetup
+from kd.stages.teachers import open_teachers
 from kd.training.threads import leave_a_core_to_the_workers
 from kd.training.transfer import Start, start_from_run
 from students.catalog import family_of

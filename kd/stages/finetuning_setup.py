@@ -18,8 +18,8 @@ from kd.data.windows import Window
 from kd.evaluation.predict import ClipEvaluator, Tagger
 from kd.objectives.label_losses import loss_space
 from kd.run_folder.start import SKIPPED_CLIPS_FILE
-from kd.stages.build_run import rows_with_teachers
 from kd.stages.finetuning_config import FinetuneConfig
+from kd.stages.teachers import rows_with_teachers
 from kd.training.transfer import Start, starting_student
 from students.interface import Student
 from teacher_logits.stores.ensemble import LogitEnsemble

@@ -31,12 +31,11 @@ from kd.stages.build_run import (
     build_run,
     describe_batch,
     enter,
-    open_teachers,
     provenance,
-    rows_with_teachers,
     train,
 )
 from kd.stages.pretraining_config import CHANGES_NOTHING, PretrainConfig
+from kd.stages.teachers import open_teachers, rows_with_teachers
 from kd.training.loop import Hooks
 from kd.training.threads import leave_a_core_to_the_workers
 from kd.training.transfer import Start, starting_student

@@ -1,7 +1,7 @@
 """What a run is built from: class weights, teachers, the objective's own weights, groups of the optimizer."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,11 @@ from kd.stages.build_run import (
     build_objective,
     build_run,
     class_weights_of,
-    open_teachers,
     package_versions,
     provenance,
-    rows_with_teachers,
 )
 from kd.stages.stage_config import StageConfig
+from kd.stages.teachers import open_teachers
 from kd.training.loop import LoopConfig
 from students import create_student
 from students.frontend import LogMelConfig
@@ -214,40 +213,3 @@ def test_what_a_student_tells_of_itself(tiny_store: Path, tiny_logits: Path, tmp
     assert told["teachers"] == run.data.teachers.describe()
     assert told["versions"] == package_versions()
     assert told["versions"]["torch"] == torch.__version__.partition("+")[0]
-
-
-# -- Teachers ----------------------------------------------------------------------------------------------------------
-
-
-def test_clips_without_teachers_are_refused_left_out_or_kept(
-    tiny_store: Path, make_tiny_logits: Callable[..., Path]
-) -> None:
-    logits = make_tiny_logits("part.h5", tiny_store, rows=range(0, 12, 2))
-    clips, rows, said = ClipStore.open(tiny_store), np.array([0, 1, 2, 5, 6]), []
-
-    def chosen(missing: str) -> list[int]:
-        config = stage(logits=(str(logits),), missing_logits=missing)
-        return rows_with_teachers(config, open_teachers(config), clips, rows, said.append, "fold 1: ").tolist()
-
-    with pytest.raises(ValueError, match="fold 1: 2 of 5 training clips have no teacher logits .as 'clip-0001'"):
-        chosen("refuse")
-    assert said == []
-    assert chosen("leave-out") == [0, 2, 6]
-    assert "they are left out" in said[0]
-    assert chosen("label-only") == rows.tolist()
-    assert "trained on their labels alone" in said[1]
-    assert rows_with_teachers(stage(), None, clips, rows, said.append).tolist() == rows.tolist()
-
-
-def test_teachers_of_other_classes_are_refused(
-    tiny_store: Path, make_tiny_store: Callable[..., Path], make_tiny_logits: Callable[..., Path]
-) -> None:
-    other = make_tiny_store("other.h5", class_names=("hiss", "hum, low", "knock"))
-    config = stage(logits=(str(make_tiny_logits("other-logits.h5", other)),))
-    with pytest.raises(ValueError, match="'knock'"):
-        rows_with_teachers(config, open_teachers(config), ClipStore.open(tiny_store), np.arange(4), print)
-
-
-def test_stored_views_need_teachers_that_heard_views(tiny_logits: Path) -> None:
-    with pytest.raises(ValueError, match="of no views; make some with kd teach --views"):
-        open_teachers(stage(logits=(str(tiny_logits),), views="stored"))

@@ -1,0 +1,1 @@
+"""Batch-norm statistics: exchanged between processes while training, and taken anew for inference."""

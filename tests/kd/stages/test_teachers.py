@@ -1,0 +1,50 @@
+"""The teachers of a run: clips without logits, classes and views that do not fit."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from audio_datasets.stores.clip_store import ClipStore
+from kd.stages.stage_config import StageConfig
+from kd.stages.teachers import open_teachers, rows_with_teachers
+
+
+def stage(**settings: Any) -> StageConfig:
+    return StageConfig(**{"out": Path("run"), "student": "mn01", "clip_seconds": 0.4, **settings})
+
+
+def test_clips_without_teachers_are_refused_left_out_or_kept(
+    tiny_store: Path, make_tiny_logits: Callable[..., Path]
+) -> None:
+    logits = make_tiny_logits("part.h5", tiny_store, rows=range(0, 12, 2))
+    clips, rows, said = ClipStore.open(tiny_store), np.array([0, 1, 2, 5, 6]), []
+
+    def chosen(missing: str) -> list[int]:
+        config = stage(logits=(str(logits),), missing_logits=missing)
+        return rows_with_teachers(config, open_teachers(config), clips, rows, said.append, "fold 1: ").tolist()
+
+    with pytest.raises(ValueError, match="fold 1: 2 of 5 training clips have no teacher logits .as 'clip-0001'"):
+        chosen("refuse")
+    assert said == []
+    assert chosen("leave-out") == [0, 2, 6]
+    assert "they are left out" in said[0]
+    assert chosen("label-only") == rows.tolist()
+    assert "trained on their labels alone" in said[1]
+    assert rows_with_teachers(stage(), None, clips, rows, said.append).tolist() == rows.tolist()
+
+
+def test_teachers_of_other_classes_are_refused(
+    tiny_store: Path, make_tiny_store: Callable[..., Path], make_tiny_logits: Callable[..., Path]
+) -> None:
+    other = make_tiny_store("other.h5", class_names=("hiss", "hum, low", "knock"))
+    config = stage(logits=(str(make_tiny_logits("other-logits.h5", other)),))
+    with pytest.raises(ValueError, match="'knock'"):
+        rows_with_teachers(config, open_teachers(config), ClipStore.open(tiny_store), np.arange(4), print)
+
+
+def test_stored_views_need_teachers_that_heard_views(tiny_logits: Path) -> None:
+    with pytest.raises(ValueError, match="of no views; make some with kd teach --views"):
+        open_teachers(stage(logits=(str(tiny_logits),), views="stored"))
