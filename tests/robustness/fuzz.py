@@ -198,7 +198,7 @@ def fuzz(config: FuzzConfig) -> int:
     rows.append(
         ("all", *(sum(row[column] for row in rows) for column in range(1, 5)), sum(int(row[5]) for row in rows))
     )
-    print("| input | tried | refused | accepted, and right | failures | seconds |")
+    print("| input | tried | refused | accepted and correct | failures | seconds |")
     print("|---|---:|---:|---:|---:|---:|")
     for row in rows:
         print("| " + " | ".join(map(str, row)) + " |")
