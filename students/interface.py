@@ -112,6 +112,10 @@ class Student(nn.Module):
         """
         return None
 
+    def unused_tensors(self, state: StateDict) -> set[str]:
+        """Names of a public checkpoint's tensors that this student's options leave unused, and that it therefore lacks."""
+        return set()
+
     def imagenet_weights(self, timm_state_dict: Mapping[str, Tensor]) -> StateDict:
         """The part of this student's state dict that the weights of ``imagenet_architecture`` give.
 

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,13 @@ _log = logging.getLogger(__name__)
 
 Shapes = dict[str, tuple[int, ...]]
 
+CONTAINERS = ("state_dict", "model_state_dict", "model")
+"""Names under which training loops keep the weights beside their other state."""
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+"""What wrappers put before every name: DataParallel and DistributedDataParallel, torch.compile, and training modules."""
+AVERAGED_COUNT = "n_averaged"
+"""torch.optim.swa_utils.AveragedModel's count of updates, beside the weights under "module."."""
+
 
 # --- Weights into a student --------------------------------------------------------------------------------------------
 
@@ -29,7 +36,8 @@ Shapes = dict[str, tuple[int, ...]]
 def read_state_dict(path: str | Path) -> StateDict:
     """The tensors by name in a .safetensors file or in a PyTorch checkpoint that holds a plain state dict.
 
-    A checkpoint that holds one under the name "state_dict", beside a training loop's other state, gives that one.
+    A checkpoint that holds one under "state_dict", "model_state_dict" or "model", beside a training loop's other state, gives
+    that one.
 
     Raises ValueError for a missing file and for one that is something else.
     """
@@ -47,8 +55,9 @@ def read_state_dict(path: str | Path) -> StateDict:
     except Exception as error:  # a text file, taken for a pickle, fails with an IndexError, and others in other ways
         # Not torch's own message: it advises to load the file in a way that can run code.
         raise ValueError(f"{path} is truncated, no PyTorch checkpoint, or holds more than plain tensors") from error
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
+    if isinstance(state, Mapping):
+        inner = next((state[name] for name in CONTAINERS if isinstance(state.get(name), Mapping) and state[name]), None)
+        state = state if inner is None else inner
     if not isinstance(state, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
@@ -60,12 +69,12 @@ def read_state_dict(path: str | Path) -> StateDict:
 def load_weights(student: Student, path: str | Path, new_classes: bool = False) -> None:
     """Fills a student with weights from a file: a public checkpoint (.pt) or our own .safetensors.
 
-    Every name and shape must agree. With ``new_classes`` the layer that gives the classes is not taken from the file but
+    Every name and shape must agree, apart from what ``tensors_under_own_names`` takes off or passes over. With ``new_classes`` the layer that gives the classes is not taken from the file but
     initialised anew, whatever number of classes the file has, and a warning says so.
 
     Raises ValueError, saying what differs and which student the file fits, if it does not fit this one.
     """
-    state = student.tensors_of_checkpoint(read_state_dict(path))
+    state = tensors_under_own_names(student, read_state_dict(path), str(path))
     config = config_of(student)
     refuse_other_shapes(student, state, str(path), new_classes)
     if new_classes:
@@ -87,18 +96,66 @@ def student_from_weights(family: str, path: str | Path) -> Student:
     families = list_families()
     if family not in families:
         raise ValueError(f"unknown family {family!r}; choices: {', '.join(families)}")
-    state = families[family].tensors_of_checkpoint(read_state_dict(path))
+    read = read_state_dict(path)
     try:
-        config = families[family].config_of_weights(state)
+        config = _config_of_weights(families[family], read)
         if config is None:
             names = [name for name in list_students() if family_of(name) is families[family]]
             raise ValueError(f"the weights of {family} do not tell its options; name the student: {', '.join(names)}")
         student = create_student(config.name, config.num_classes, **config.options)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    state = tensors_under_own_names(student, read, str(path))
     refuse_other_shapes(student, state, str(path))
     student.load_state_dict(state)
     return student.eval()
+
+
+def _config_of_weights(family: type[Student], state: StateDict) -> StudentConfig | None:
+    """``config_of_weights`` of the tensors as they are named, or without a wrapper's prefix; the first error if neither works."""
+    first_error = None
+    for _, unwrapped in _without_prefixes(state):
+        try:
+            return family.config_of_weights(family.tensors_of_checkpoint(unwrapped))
+        except ValueError as error:
+            first_error = first_error or error
+    raise first_error
+
+
+def tensors_under_own_names(student: Student, state: StateDict, origin: str) -> StateDict:
+    """The tensors of a file under the student's own names.
+
+    A prefix that all names share (``PREFIXES``) is taken off where the names then fit, and tensors that the student's options
+    leave unused are passed over; a warning that begins with ``origin`` says so. Names that do not fit either way are returned
+    as they fit best.
+    """
+    own = student.state_dict().keys()
+    best, most = student.tensors_of_checkpoint(state), -1
+    for prefix, unwrapped in _without_prefixes(state):
+        tensors = student.tensors_of_checkpoint(unwrapped)
+        unused = student.unused_tensors(tensors)
+        used = {name: value for name, value in tensors.items() if name not in unused}
+        if used.keys() == own:
+            if prefix:
+                _log.warning("%s: every name begins with %r, which was taken off", origin, prefix)
+            if unused:
+                shown = ", ".join(sorted(unused)[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
+                _log.warning("%s: not loaded, since the student's options do not use them: %s", origin, shown)
+            return used
+        if (common := len(tensors.keys() & own)) > most:
+            best, most = tensors, common
+    return best
+
+
+def _without_prefixes(state: StateDict) -> Iterator[tuple[str, StateDict]]:
+    """("", the tensors as they are), then the tensors without one more of the prefixes that all their names share."""
+    yield "", state
+    names = {name: name for name in state if name != AVERAGED_COUNT}
+    prefix = ""
+    while names and (shared := next((p for p in PREFIXES if all(name.startswith(p) for name in names)), None)):
+        prefix += shared
+        names = {name.removeprefix(shared): original for name, original in names.items()}
+        yield prefix, {name: state[original] for name, original in names.items()}
 
 
 def refuse_other_shapes(student: Student, state: StateDict, origin: str, new_classes: bool = False) -> None:
@@ -199,6 +256,15 @@ def imagenet_architecture(student: Student) -> str:
             f"there are no ImageNet weights for {type(student).__name__}; families with such weights: {', '.join(having)}"
         )
     return student.imagenet_architecture
+
+
+def check_imagenet_weights(student: Student) -> None:
+    """Raises ValueError, saying why, for a student that ImageNet's weights do not fit; found without downloading them."""
+    import timm  # here, since it takes longer to import than all else, and most students do without
+
+    with torch.device("meta"):
+        network = timm.create_model(imagenet_architecture(student))
+    student.imagenet_weights(network.state_dict())
 
 
 def load_imagenet_weights(student: Student, timm_state_dict: Mapping[str, Tensor]) -> None:

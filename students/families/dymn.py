@@ -537,6 +537,17 @@ class DyMN(MobileNet):
             )
         return options
 
+    def unused_tensors(self, state: Mapping[str, Tensor]) -> set[str]:
+        """Parts of a context that nothing uses: public checkpoints hold the two convolutions of coordinate attention also where
+        they were trained without it, and the context where no part of a block is dynamic."""
+        unused: set[str] = set()
+        for index, block in enumerate(self.layers):
+            if isinstance(block, DynamicBlock) and not self.options.coord_attention:
+                context = f"layers.{index}.context_gen."
+                parts = (context,) if block.context_gen is None else (f"{context}conv_f.", f"{context}conv_t.")
+                unused |= {name for name in state if name.startswith(parts)}
+        return unused
+
     def chain(self) -> list[nn.Module]:
         """(see MobileNet)"""
         return [self.in_c, *self.layers, self.out_c]

@@ -146,6 +146,54 @@ def test_a_state_dict_inside_a_training_checkpoint_is_found(checkpoint: Path, tm
     assert all(torch.equal(found[name], plain[name]) for name in plain)
 
 
+@pytest.mark.parametrize("name", ["model", "model_state_dict"])
+def test_other_names_that_training_loops_use_are_found(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    torch.save({"epoch": 3, "optimizer": {"state": {}}, name: read_state_dict(checkpoint)}, tmp_path / "training.pt")
+    student = create_student("mn01", num_classes=3)
+    load_weights(student, tmp_path / "training.pt")
+    assert_holds(student, checkpoint)
+
+
+def assert_holds(student: nn.Module, checkpoint: Path) -> None:
+    stored = torch.load(checkpoint, weights_only=True)
+    assert all(torch.equal(value, stored[name]) for name, value in student.state_dict().items())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.module.net."])
+def test_a_wrappers_prefix_is_taken_off_aloud(
+    checkpoint: Path, tmp_path: Path, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = {f"{prefix}{name}": value for name, value in read_state_dict(checkpoint).items()}
+    torch.save({"state_dict": state}, tmp_path / "wrapped.pt")
+    student = create_student("mn01", num_classes=3)
+    load_weights(student, tmp_path / "wrapped.pt")
+    assert_holds(student, checkpoint)
+    assert f"every name begins with {prefix!r}, which was taken off" in caplog.text
+    other = create_student("mn01", num_classes=4)
+    load_weights(other, tmp_path / "wrapped.pt", new_classes=True)
+    assert same_weights(other.features, student.features)
+
+
+def test_an_averaged_models_count_is_no_weight(checkpoint: Path, tmp_path: Path) -> None:
+    source = create_student("mn01", num_classes=3)
+    averaged = torch.optim.swa_utils.AveragedModel(source)
+    torch.save(averaged.state_dict(), tmp_path / "averaged.pt")
+    student = create_student("mn01", num_classes=3)
+    load_weights(student, tmp_path / "averaged.pt")
+    assert same_weights(student, source)
+
+
+def test_a_prefix_stays_where_the_rest_does_not_fit(checkpoint: Path, tmp_path: Path) -> None:
+    state = {f"module.{name}": value for name, value in read_state_dict(checkpoint).items()}
+    torch.save(state, tmp_path / "wrapped.pt")
+    with pytest.raises(ValueError, match=r"does not hold the weights of mn02 .*it fits mn01 with 3 classes"):
+        load_weights(create_student("mn02", num_classes=3), tmp_path / "wrapped.pt")
+    some = {f"module.{name}" if name.startswith("classifier") else name: value for name, value in state.items()}
+    torch.save({**read_state_dict(checkpoint), **dict(list(some.items())[:1])}, tmp_path / "mixed.pt")
+    with pytest.raises(ValueError, match=r"not known to the student: module\."):
+        load_weights(create_student("mn01", num_classes=3), tmp_path / "mixed.pt")
+
+
 def test_code_in_a_checkpoint_does_not_run(tmp_path: Path) -> None:
     class Attack:
         def __reduce__(self) -> tuple:

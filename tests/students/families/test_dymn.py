@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from students import create_student
+from students import create_student, load_weights
 from students.families.dymn import (
     DynamicBlock,
     DynamicConv,
@@ -306,3 +306,34 @@ def test_a_fresh_one_treats_clips_alike_and_learns() -> None:
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.5
+
+
+def test_context_convolutions_that_a_public_checkpoint_holds_without_attention_are_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Public checkpoints trained without coordinate attention still hold its two convolutions."""
+    source = create_student("dymn04", 3, coord_attention=False)
+    with_attention = create_student("dymn04", 3).state_dict()
+    unused = {name: value for name, value in with_attention.items() if "conv_f." in name or "conv_t." in name}
+    assert len(unused) == 15 * 4
+    torch.save(source.state_dict() | unused, tmp_path / "public.pt")
+    student = create_student("dymn04", 3, coord_attention=False)
+    load_weights(student, tmp_path / "public.pt")
+    assert all(torch.equal(value, student.state_dict()[name]) for name, value in source.state_dict().items())
+    assert "do not use them: layers.0.context_gen.conv_f.bias" in caplog.text
+    assert "and 57 more" in caplog.text
+    # What another switched-off part leaves unused is not known, and stays an error.
+    torch.save(source.state_dict() | unused | {"layers.3.context_gen.other": torch.ones(1)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"not known to the student: .*"):
+        load_weights(student, tmp_path / "other.pt")
+
+
+def test_a_block_without_dynamic_parts_passes_over_its_whole_context(tmp_path: Path) -> None:
+    static = {"coord_attention": False, "dyconv": False, "dyrelu": False}
+    source = create_student("dymn04", 3, **static)
+    whole = create_student("dymn04", 3).state_dict()
+    context = {name: value for name, value in whole.items() if ".context_gen." in name}
+    torch.save(source.state_dict() | context, tmp_path / "static.pt")
+    student = create_student("dymn04", 3, **static)
+    load_weights(student, tmp_path / "static.pt")
+    assert all(torch.equal(value, student.state_dict()[name]) for name, value in source.state_dict().items())
