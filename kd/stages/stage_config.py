@@ -19,6 +19,7 @@ from kd.run_folder.config import parse_options
 from kd.training.loop import LoopConfig
 from kd.training.optimization import OptimizerConfig
 from kd.training.schedule import ScheduleConfig
+from kd.training.transfer import IMAGENET, check_imagenet_start
 from students.frontend import LogMelConfig
 from teacher_logits.stores.ensemble import MeanOf
 
@@ -106,6 +107,8 @@ class StageConfig:
                     f"--views stored shows clips exactly as the teachers heard them; leave out {', '.join(own)}"
                 )
         check_options(self.objective, parse_options(self.objective_options))
+        if self.weights == IMAGENET:
+            check_imagenet_start(self.student, tuple(self.student_options), self.frontend)
 
     @property
     def options_of_objective(self) -> dict[str, Any]:

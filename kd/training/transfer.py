@@ -1,5 +1,6 @@
 """How a student starts on a new task: its weights, what of it is frozen, and how fast each of its layers learns."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +11,17 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kd.run_folder.config import parse_options
 from students import create_student, load_weights
 from students.card import WEIGHTS_FILE, StudentCard, read_card
 from students.catalog import options_for
 from students.frontend import LogMelConfig
 from students.interface import Student
-from students.weights import imagenet_architecture, load_imagenet_weights
+from students.weights import check_imagenet_weights, imagenet_architecture, load_imagenet_weights
 
 Freeze = Literal["none", "backbone", "batch-norm"]
 HEAD = "head"
+IMAGENET = "imagenet"
 
 
 @dataclass(frozen=True)
@@ -68,20 +71,41 @@ def starting_student(
     """
     options = options_for(start.name, start.options, frontend)
     same_classes = keep_classes or start.class_names == tuple(class_names)
-    loads_classes = start.weights not in (None, "imagenet") and same_classes
+    loads_classes = start.weights not in (None, IMAGENET) and same_classes
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         student = create_student(start.name, len(class_names), **options)
-        if start.weights == "imagenet":
-            import timm
-
-            network = timm.create_model(imagenet_architecture(student), pretrained=True)
-            load_imagenet_weights(student, network.state_dict())
+        if start.weights == IMAGENET:
+            load_imagenet_weights(student, _imagenet_tensors(student))
         elif start.weights is not None:
             load_weights(student, start.weights, new_classes=not same_classes)
     if prior is not None and not loads_classes:
         student.set_class_prior(torch.as_tensor(prior))
     return student
+
+
+@functools.cache  # a configuration is made several times on its way from a recipe to a run
+def check_imagenet_start(name: str, student_options: tuple[str, ...], frontend: LogMelConfig) -> None:
+    """Raises ValueError for a student that ImageNet's weights do not fit; reads no data and downloads nothing."""
+    options = options_for(name, parse_options(student_options), frontend)
+    with torch.device("meta"):
+        student = create_student(name, num_classes=2, **options)
+    check_imagenet_weights(student)
+
+
+def _imagenet_tensors(student: Student) -> dict[str, torch.Tensor]:
+    """The weights of the student's ImageNet network, from timm's cache or the network. ValueError where they do not fit it."""
+    import timm
+
+    check_imagenet_weights(student)
+    architecture = imagenet_architecture(student)
+    try:
+        return timm.create_model(architecture, pretrained=True).state_dict()
+    except Exception as error:  # of httpx, requests, huggingface_hub or urllib, whichever timm's version downloads with
+        raise OSError(
+            f"timm's weights of {architecture} cannot be downloaded ({type(error).__name__}: {error}); fetch them where there is a "
+            "network, and copy Hugging Face's cache folder (HF_HOME) here"
+        ) from error
 
 
 def freeze(student: Student, what: Freeze) -> list[nn.Module]:

@@ -76,6 +76,23 @@ def test_impulse_responses_are_read_at_the_front_ends_rate(tmp_path: Path) -> No
     assert len(response) == pytest.approx(1600, abs=2)
 
 
+@pytest.mark.parametrize(
+    ("student", "options", "message"),
+    [
+        ("mergenet32", (), "no ImageNet weights for MergeNet; families with such weights: mn, efficientnet"),
+        ("mn04", (), "fit an MN of width 1"),
+        ("mn10", ("se_reduction=8",), "se_reduction 4"),
+    ],
+)
+def test_imagenet_weights_that_a_student_does_not_have_are_refused_at_once(
+    student: str, options: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *_, **__: pytest.fail("downloads"))
+    with pytest.raises(ValueError, match=message):
+        stage(weights="imagenet", student=student, student_options=options)
+    assert stage(weights="imagenet", student="mn10").weights == "imagenet"
+
+
 # -- Pretraining and fine-tuning ---------------------------------------------------------------------------------------
 
 

@@ -70,3 +70,16 @@ def test_a_fresh_multi_label_student_expects_one_class_for_each_clip() -> None:
         Start("mn01", {}), NAMES, LogMelConfig(), seed=0, prior=np.full(3, 1 / 3, dtype=np.float32)
     )
     torch.testing.assert_close(torch.sigmoid(student.classifier[-1].bias), torch.full((3,), 1 / 3))
+
+
+def test_imagenet_weights_that_cannot_be_downloaded_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("timm.models._builder.load_pretrained", offline)
+    with pytest.raises(
+        OSError, match=r"timm's weights of mobilenetv3_large_100 cannot be downloaded \(.*no route to host"
+    ):
+        starting_student(Start("mn10", {}, "imagenet"), NAMES, LogMelConfig(), seed=0)
+    with pytest.raises(ValueError, match="fit an MN of width 1"):  # before anything is tried
+        starting_student(Start("mn01", {}, "imagenet"), NAMES, LogMelConfig(), seed=0)
