@@ -44,7 +44,7 @@ def with_class_names(
     """
     names_of = {label: (label,) for label in listing.class_names}
     if label_map is not None:
-        if any(clip.known is not None for clip in listing.clips):
+        if any(clip.known for clip in listing.clips):  # a clip without labels needs no map
             raise ValueError(
                 f"--label-map cannot be used with the layout {listing.layout}: of many of its labels it is not known whether the "
                 "clip has them, which a map cannot carry over"

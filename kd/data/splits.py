@@ -1,7 +1,7 @@
 """Which clips of a task train, validate and test a student: official folds or splits, or a split of our own."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -22,12 +22,16 @@ class Partition:
     train: np.ndarray
     valid: np.ndarray
     test: np.ndarray
+    unlabelled: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """Clips without labels that may train beside ``train``; no clip without labels is in the other three."""
 
 
 def partitions(
     clips: TaskClips, *, folds: Sequence[int] = (), test_share: float = 0.2, valid_share: float = 0.0
 ) -> tuple[list[Partition], str]:
     """How the clips are divided, and one line on it: cross-validation where each clip has a fold, else train and test.
+
+    Clips without labels only train: in every run, but for those whose fold, split or group is held out.
 
     Args:
         folds: only the runs that these folds test; all where empty.
@@ -37,7 +41,10 @@ def partitions(
     Raises:
         ValueError: a fold that is not there; no clips to train or test on; a clip's group on both sides.
     """
-    divided, valid, told = _divided(clips, folds, test_share)
+    labelled = clips.mask(np.arange(len(clips))).any(axis=1)
+    if not labelled.any():
+        raise ValueError(f"{clips.path}: none of the {len(clips)} clips has a label")
+    divided, valid, told = _divided(clips, labelled, folds, test_share)
     if valid_share and valid.any():
         raise ValueError(
             f"--valid-share was given, but {clips.path} has {int(valid.sum())} validation clips of its own"
@@ -55,37 +62,68 @@ def partitions(
                 raise ValueError(f"{clips.path} has no clip to {name} on")
         partition = Partition(fold, train_rows, valid_rows, test_rows)
         check_apart(clips, partition)
-        result.append(partition)
-    return result, told
+        result.append(replace(partition, unlabelled=_unlabelled_rows(clips, labelled, partition)))
+    return result, told + _on_unlabelled(labelled, result)
 
 
 def _divided(
-    clips: TaskClips, folds: Sequence[int], test_share: float
+    clips: TaskClips, labelled: np.ndarray, folds: Sequence[int], test_share: float
 ) -> tuple[list[tuple[int | None, np.ndarray, np.ndarray]], np.ndarray, str]:
-    """The fold of each run with its training and test clips, the validation clips (bool (n,) each), and one line on it."""
-    of_clip = [clip.fold for clip in clips.clips]
+    """The fold of each run with its training and test clips, the validation clips (bool (n,) each), and one line on it.
+
+    Only clips that are ``labelled``, bool (n,), are divided.
+    """
+    of_clip = np.array([np.nan if clip.fold is None else clip.fold for clip in clips.clips])
     splits = np.array([clip.split or "" for clip in clips.clips])
     no_clip = np.zeros(len(clips), dtype=bool)
-    if all(fold is not None for fold in of_clip):
-        numbers = sorted(set(of_clip))
+    if not np.isnan(of_clip[labelled]).any():
+        numbers = sorted(set(of_clip[labelled].astype(int).tolist()))
         if len(numbers) < 2:
             raise ValueError(f"{clips.path}: cross-validation needs two folds; every clip is in fold {numbers[0]}")
         if absent := sorted(set(folds) - set(numbers)):
             raise ValueError(f"{clips.path} has no fold {absent}; its folds are {numbers}")
         wanted = [number for number in numbers if not folds or number in folds]
-        divided = [(number, np.array(of_clip) != number, np.array(of_clip) == number) for number in wanted]
+        divided = [(number, labelled & (of_clip != number), labelled & (of_clip == number)) for number in wanted]
         return divided, no_clip, f"cross-validation over folds {numbers}"
     if folds:
         raise ValueError(f"--fold {listed(list(map(str, folds)))} was given, but not every clip has a fold")
-    if (splits != "").any():
-        if (splits == "").any():
-            clip = clips.clip_id(int(np.flatnonzero(splits == "")[0]))
+    if (splits[labelled] != "").any():
+        without = labelled & (splits == "")
+        if without.any():
+            clip = clips.clip_id(int(np.flatnonzero(without)[0]))
             raise ValueError(f"{clips.path}: either all clips have a split or none; clip {clip!r} has none")
-        return [(None, splits == "train", splits == "test")], splits == "valid", "train and test as listed"
+        divided = [(None, labelled & (splits == "train"), labelled & (splits == "test"))]
+        return divided, labelled & (splits == "valid"), "train and test as listed"
     test = no_clip.copy()
-    test[stratified_share(clips, np.arange(len(clips)), test_share, "test split")] = True
+    test[stratified_share(clips, np.flatnonzero(labelled), test_share, "test split")] = True
     grouped = ", grouped" if any(clip.group is not None for clip in clips.clips) else ""
-    return [(None, ~test, test)], no_clip, f"{test_share:.0%} of the clips test (stratified by class{grouped})"
+    return (
+        [(None, labelled & ~test, test)],
+        no_clip,
+        f"{test_share:.0%} of the clips test (stratified by class{grouped})",
+    )
+
+
+def _unlabelled_rows(clips: TaskClips, labelled: np.ndarray, part: Partition) -> np.ndarray:
+    """The clips without labels that train in a run: not those whose fold, split or group it tests (int64 ascending)."""
+    tested = {clips.clips[row].group for row in part.test} - {None}
+
+    def is_held_out(row: int) -> bool:
+        clip = clips.clips[row]
+        of_fold = part.fold is not None and clip.fold == part.fold
+        return of_fold or clip.split not in (None, "train") or clip.group in tested
+
+    return np.array([row for row in np.flatnonzero(~labelled) if not is_held_out(row)], dtype=np.int64)
+
+
+def _on_unlabelled(labelled: np.ndarray, parts: Sequence[Partition]) -> str:
+    """What is to be said of the clips without labels; "" if there are none."""
+    unlabelled = int((~labelled).sum())
+    if not unlabelled:
+        return ""
+    used = len(np.unique(np.concatenate([part.unlabelled for part in parts])))
+    left_out = f", and {unlabelled - used} more are left out: their split, fold or group is held out"
+    return f"; {used} clips without labels may train and are never tested on{left_out if used < unlabelled else ''}"
 
 
 def check_apart(clips: TaskClips, partition: Partition) -> None:

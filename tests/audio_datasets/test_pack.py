@@ -96,6 +96,7 @@ def test_a_manifest_with_a_class_list_a_label_map_splits_and_folds(tmp_path: Pat
     store = ClipStore.open(tmp_path / "clips.h5")
     assert store.clip_ids == ["one", "two", "three"]
     np.testing.assert_array_equal(store.targets(range(3)), [[1, 0, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0]])
+    assert store.mask(range(3)).all(axis=1).tolist() == [True, False, True]  # an empty cell: unknown
     assert select_rows(store, split="train", folds=[2]).tolist() == [2]
     first = store.manifest().to_pylist()[0]
     assert (first["labels"], first["source_labels"], first["group"]) == (

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from audio_datasets.stores.manifest import read_parquet
 from audio_datasets.system.tables import read_csv_rows, require_columns, whole_number
 from audio_datasets.tasks.listing import Clip, Listing
-from audio_datasets.tasks.own_sounds import for_training
+from audio_datasets.tasks.own_sounds import NONE_OF_THEM, UNKNOWN_LABELS, for_training, note_on_unlabelled
 from audio_datasets.tasks.task import Task
 
 LABEL_SEPARATOR = ";"
@@ -17,7 +18,8 @@ LABEL_SEPARATOR = ";"
 def read(file: Path) -> Listing:
     """A CSV or Parquet file with the columns ``clip_id``, ``path``, ``labels`` and perhaps ``split``, ``fold``, ``group``, ``device``.
 
-    Paths are relative to the manifest. Labels are separated by ``;`` (in Parquet also a list); a clip may have none.
+    Paths are relative to the manifest. Labels are separated by ``;`` (in Parquet also a list). An empty cell, or the word
+    ``(unknown)``, says that the labels are unknown; ``(none)`` says that the clip has none of the classes.
     """
     suffix = file.suffix.lower()
     if not file.is_file() or suffix not in (".csv", ".parquet"):
@@ -28,19 +30,22 @@ def read(file: Path) -> Listing:
     for line, row in rows:
         where = f"{file}, row {line}"
         clip_id, path = (_required_text(row[name], f"{where}: {name}") for name in ("clip_id", "path"))
+        labels = _labels(row["labels"], where)
         clips.append(
             Clip(
                 clip_id=clip_id,
                 path=file.parent / path,
                 source=path,
-                labels=_labels(row["labels"], where),
+                labels=() if labels is None else labels,
+                known=() if labels is None else None,
                 split=_text(row.get("split"), f"{where}: split"),
                 fold=whole_number(row.get("fold"), f"{where}: fold"),
                 group=_text(row.get("group"), f"{where}: group"),
                 device=_text(row.get("device"), f"{where}: device"),
             )
         )
-    return Listing(tuple(sorted({label for clip in clips for label in clip.labels})), tuple(clips))
+    listing = Listing(tuple(sorted({label for clip in clips for label in clip.labels})), tuple(clips))
+    return replace(listing, notes=note_on_unlabelled(listing))
 
 
 def _parquet_rows(file: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -54,15 +59,22 @@ def _parquet_rows(file: Path, required: tuple[str, ...]) -> Iterator[tuple[int, 
             yield number, row
 
 
-def _labels(value: Any, where: str) -> tuple[str, ...]:
-    if value is None:
-        return ()
+def _labels(value: Any, where: str) -> tuple[str, ...] | None:
+    """The labels in a cell, () for "none of the classes", None if they are unknown."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
     if isinstance(value, str):
         value = value.split(LABEL_SEPARATOR)
     if not isinstance(value, list) or not all(isinstance(label, str) for label in value):
         raise ValueError(f"{where}: labels must be text, separated by {LABEL_SEPARATOR!r}, or a list; found {value!r}")
     stripped = (label.strip() for label in value)
-    return tuple(dict.fromkeys(label for label in stripped if label))
+    labels = tuple(dict.fromkeys(label for label in stripped if label))
+    for word in (UNKNOWN_LABELS, NONE_OF_THEM):
+        if word in labels and len(labels) > 1:
+            raise ValueError(f"{where}: {word} stands in place of labels, not beside them; found {', '.join(labels)}")
+    if labels == (NONE_OF_THEM,):
+        return ()
+    return None if labels in ((), (UNKNOWN_LABELS,)) else labels
 
 
 def _required_text(value: Any, where: str) -> str:
@@ -87,7 +99,8 @@ MANIFEST = Task(
     title="own sounds, listed",
     source="your own recordings",
     licence="yours",
-    layout="a CSV or Parquet file with the columns clip_id, path, labels (separated by ';') and perhaps split, fold, group, device",
+    layout="a CSV or Parquet file with the columns clip_id, path, labels (separated by ';'; empty: unknown; (none): none of the "
+    "classes) and perhaps split, fold, group, device",
     read=read,
     recognises=Path.is_file,
     is_fallback=True,

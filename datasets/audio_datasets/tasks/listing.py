@@ -33,7 +33,7 @@ class Clip:
     source: str = ""
     """The file as the corpus names it: relative to its folder, with forward slashes (filled in from ``path`` if empty)."""
     known: tuple[str, ...] | None = None
-    """The classes for which it is known whether the clip has them; None for all."""
+    """The classes for which it is known whether the clip has them; None for all, () for a clip without labels."""
     split: str | None = None
     """As the corpus names it; "train", "valid" or "test" in fine-tuning (``Split``)."""
     fold: int | None = None
@@ -43,6 +43,11 @@ class Clip:
     """What it was recorded with."""
     seconds: float | None = None
     """Length that the corpus gives for the clip; a file that is much longer was not cut to it."""
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether anything is known of its classes, if only that it has none of them."""
+        return self.known is None or len(self.known) > 0
 
 
 @dataclass(frozen=True)
@@ -170,9 +175,12 @@ def describe(listing: Listing) -> str:
 
 
 def one_label_each(clips: Iterable[Clip], class_names: Sequence[str]) -> bool:
-    """Whether every clip has exactly one class, and all labels are known."""
+    """Whether every clip has exactly one class, and all labels are known; clips of which nothing is known do not count."""
     every = set(class_names)
-    return all(len(clip.labels) == 1 and (clip.known is None or every <= set(clip.known)) for clip in clips)
+    labelled = [clip for clip in clips if clip.is_labelled]
+    return bool(labelled) and all(
+        len(clip.labels) == 1 and (clip.known is None or every <= set(clip.known)) for clip in labelled
+    )
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audio_datasets.tasks.catalog import read_listing
+from audio_datasets.tasks.catalog import get_task, read_listing
+from audio_datasets.tasks.task import read_task
 
 
 def touch(path: Path) -> Path:
@@ -148,3 +149,45 @@ def test_names_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
     touch(tmp_path / "sounds" / "dog" / os.fsdecode(b"caf\xe9.wav"))
     with pytest.raises(ValueError, match="clip ids must be printable"):
         read_listing(tmp_path / "sounds")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_empty_labels_are_unknown_and_a_word_says_none_of_the_classes(tmp_path: Path, suffix: str) -> None:
+    cells = ["dog", "", "(unknown)", "(none)", " ", "cat"]
+    rows = [[f"c{number}", f"{number}.wav", cell] for number, cell in enumerate(cells)]
+    path = tmp_path / f"m.{suffix}"
+    if suffix == "csv":
+        write_csv(path, [["clip_id", "path", "labels"], *rows])
+    else:
+        lists = [["dog"], [], ["(unknown)"], ["(none)"], None, ["cat"]]
+        pyarrow.parquet.write_table(
+            pyarrow.table({"clip_id": [row[0] for row in rows], "path": [row[1] for row in rows], "labels": lists}),
+            path,
+        )
+    listing = read_listing(path)
+    assert [clip.labels for clip in listing.clips] == [("dog",), (), (), (), (), ("cat",)]
+    assert [clip.is_labelled for clip in listing.clips] == [True, False, False, True, False, True]
+    assert listing.class_names == ("cat", "dog")
+    assert listing.notes[0].startswith("3 of 6 clips have unknown labels ('c1', 'c2', 'c4')")
+
+
+def test_clips_with_unknown_labels_leave_the_classes_exclusive(tmp_path: Path) -> None:
+    rows = [["a", "a.wav", "dog"], ["b", "b.wav", "cat"], ["c", "c.wav", ""]]
+    path = write_csv(tmp_path / "m.csv", [["clip_id", "path", "labels"], *rows])
+    for name in "abc":
+        touch(tmp_path / f"{name}.wav")
+    clips, notes = read_task(get_task("manifest"), path)
+    assert clips.label_space.exclusive
+    assert clips.mask([0, 1, 2]).tolist() == [[True, True], [True, True], [False, False]]
+    assert "every labelled clip has one label, so they exclude each other (single-label)" in notes
+    write_csv(path, [["clip_id", "path", "labels"], *rows[:2], ["c", "c.wav", "(none)"]])
+    clips, notes = read_task(get_task("manifest"), path)
+    assert not clips.label_space.exclusive
+    assert clips.mask([2]).all()
+    assert "multi-label, since clip 'c' has 0 labels" in notes
+
+
+def test_a_word_beside_labels_is_refused(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "m.csv", [["clip_id", "path", "labels"], ["a", "a.wav", "dog;(none)"]])
+    with pytest.raises(ValueError, match=r"row 2: \(none\) stands in place of labels.*found dog, \(none\)"):
+        read_listing(path)

@@ -61,3 +61,43 @@ def test_splits_must_be_whole(clips_with_labels: Callable[..., TaskClips]) -> No
         partitions(clips_with_labels([("a",), ("b",)], split=["train", None]))
     with pytest.raises(ValueError, match="no clip to test on"):
         partitions(clips_with_labels([("a",), ("b",)], split=["train", "valid"]))
+
+
+def test_clips_without_labels_train_in_every_fold_but_their_own(clips_with_labels: Callable[..., TaskClips]) -> None:
+    labels = [("a",), ("b",), ("a",), ("b",), (), (), ()]
+    clips = clips_with_labels(labels, fold=[1, 1, 2, 2, None, 1, 2], known=[None] * 4 + [()] * 3)
+    parts, told = partitions(clips)
+    assert [part.unlabelled.tolist() for part in parts] == [[4, 6], [4, 5]]
+    assert [part.train.tolist() for part in parts] == [[2, 3], [0, 1]]
+    assert [part.test.tolist() for part in parts] == [[0, 1], [2, 3]]
+    assert told.endswith("; 3 clips without labels may train and are never tested on")
+
+
+def test_no_clip_without_labels_is_tested_or_validated(clips_with_labels: Callable[..., TaskClips]) -> None:
+    listed = clips_with_labels(
+        [("a",), ("b",), ("a",), (), (), ()],
+        split=["train", "valid", "test", None, "test", "valid"],
+        known=[None] * 3 + [()] * 3,
+    )
+    (part,), told = partitions(listed)
+    assert [rows.tolist() for rows in (part.train, part.valid, part.test, part.unlabelled)] == [[0], [1], [2], [3]]
+    assert "1 clips without labels may train" in told
+    assert "2 more are left out" in told
+
+    shares = clips_with_labels([("a",), ("b",)] * 10 + [()] * 30, known=[None] * 20 + [()] * 30)
+    (part,), _ = partitions(shares, test_share=0.2, valid_share=0.25)
+    assert [len(rows) for rows in (part.train, part.valid, part.test, part.unlabelled)] == [12, 4, 4, 30]
+    assert set(part.unlabelled) == set(range(20, 50))
+
+
+def test_a_clip_without_labels_whose_group_is_tested_is_left_out(clips_with_labels: Callable[..., TaskClips]) -> None:
+    labels = [("a",), ("b",), ("a",), ("b",), (), ()]
+    groups = ["w", "w", "x", "x", "x", "w"]
+    clips = clips_with_labels(labels, groups=groups, fold=[1, 1, 2, 2, None, None], known=[None] * 4 + [()] * 2)
+    parts, _ = partitions(clips)
+    assert [part.unlabelled.tolist() for part in parts] == [[4], [5]]
+
+
+def test_without_any_label_there_is_nothing_to_divide(clips_with_labels: Callable[..., TaskClips]) -> None:
+    with pytest.raises(ValueError, match="none of the 2 clips has a label"):
+        partitions(clips_with_labels([("a",), ("b",)], known=[(), ()]))
