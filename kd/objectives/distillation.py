@@ -28,21 +28,30 @@ def distillation_targets(teacher_logits: Tensor, temperature: float, label_space
     )
 
 
-def weighted_loss(label_loss: Tensor, distillation_loss: Tensor, has_teacher: Tensor, label_weight: float) -> Tensor:
+def weighted_loss(
+    label_loss: Tensor,
+    distillation_loss: Tensor,
+    has_teacher: Tensor,
+    label_weight: float,
+    has_labels: Tensor | None = None,
+) -> Tensor:
     """λ · L_label + (1 − λ) · L_kd for each clip (DyMN paper, Eq. 8, λ = ``label_weight``).
 
     A clip without a teacher is trained on its labels alone, at full weight: with λ = 0.1 it would otherwise count a tenth
-    of the others.
+    of the others. In the same way the teacher of a clip without labels has full weight.
 
     Args:
         label_loss: (B,).
         distillation_loss: (B,); its values where ``has_teacher`` is false are not used.
         has_teacher: (B,) bool.
+        has_labels: (B,) bool, whether any label of a clip is known; None: of all.
 
     Returns:
         (B,) float32.
     """
     mixed = label_weight * label_loss + (1.0 - label_weight) * distillation_loss
+    if has_labels is not None:
+        mixed = torch.where(has_labels, mixed, distillation_loss)
     return torch.where(has_teacher, mixed, label_loss)
 
 
@@ -52,7 +61,8 @@ class DistillationObjective(Objective):
     L is binary cross entropy, or cross entropy in groups of exclusive classes. Without teacher logits in the batch, or with
     ``label_weight`` 1, it is the label loss alone. Mixup mixes log-mels, labels and, unless configured otherwise, teacher
     probabilities alike (for the last, both losses being linear in their target, this equals mixing the two losses). A mixed
-    clip has a teacher only where both of its parts have one.
+    clip has a teacher only where both of its parts have one. A clip without labels is left out of the label loss, which is
+    then the mean over the others, and learns from its teacher at full weight.
     """
 
     def __init__(self, settings: ObjectiveSettings) -> None:
@@ -71,8 +81,10 @@ class DistillationObjective(Objective):
         if not distils:
             return {"loss": label_loss.mean()}
         distillation_loss = self.distillation_loss(logits, teacher)
+        has_labels = None if known is None else known.any(dim=1)
+        weight = self.distillation.label_weight
         return {
-            "loss": weighted_loss(label_loss, distillation_loss, has_teacher, self.distillation.label_weight).mean(),
+            "loss": weighted_loss(label_loss, distillation_loss, has_teacher, weight, has_labels).mean(),
             "label_loss": label_loss.mean(),
             # Clips without a teacher have no such loss; the mean is over those that have one.
             "distillation_loss": (distillation_loss * has_teacher).sum() / has_teacher.sum().clamp(min=1),

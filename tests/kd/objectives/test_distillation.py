@@ -129,3 +129,27 @@ def test_low_precision_logits_give_a_finite_float32_loss(dtype: torch.dtype) -> 
     loss = bce_per_clip(logits, torch.tensor([[0.0, 1.0]]))
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(60.0)
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_a_clip_without_labels_learns_from_its_teacher_at_full_weight(exclusive: bool) -> None:
+    """Against the loss written clip by clip: λ · mean of the label losses of those that have labels, and the teachers'."""
+    student, data = MeanStudent(), batch()
+    del data["mix_weight"]
+    data["targets"] = torch.eye(3)[[0, 1, 2, 0]]
+    data["known"] = torch.tensor([True, False, False, True])[:, None].expand(4, 3)
+    data["targets"][1:3] = float("nan")  # has no influence
+    space = LabelSpace.single(("a", "b", "c"), exclusive)
+    settings = ObjectiveSettings(LogMelConfig(), space, 128, distillation=DistillationConfig(label_weight=0.3))
+    losses = DistillationObjective(settings)(student, data)
+    logits = student(student.seen).logits
+    with torch.no_grad():
+        if exclusive:
+            label = -logits.log_softmax(1)[[0, 3], [0, 0]]
+            taught = -(data["teacher_logits"].softmax(1) * logits.log_softmax(1)).sum(1)
+        else:
+            label = bce_per_clip(logits[[0, 3]], data["targets"][[0, 3]])
+            taught = bce_per_clip(logits, data["teacher_logits"].sigmoid())
+    expected = 0.3 * label.mean() + (0.7 * taught[[0, 3]].sum() + taught[[1, 2]].sum()) / 4
+    torch.testing.assert_close(losses["loss"].detach(), expected)
+    torch.testing.assert_close(losses["label_loss"].detach(), label.mean())
