@@ -30,8 +30,10 @@ from kd.reports.document import (
 from kd.reports.figures import cost_and_quality, headline_points
 from kd.reports.markdown_text import to_markdown
 from kd.reports.page import to_html
-from kd.reports.run_reader import RunFolder, flat_settings, is_number
+from kd.reports.pooled_runs import read_run_or_runs
+from kd.reports.run_reader import RunFolder, flat_settings
 from kd.reports.sections.cost import Cost, student_cost
+from kd.reports.sections.differences import difference_sections, values_by_key
 from kd.reports.sections.wording import (
     beginning,
     capitalised,
@@ -43,15 +45,14 @@ from kd.reports.sections.wording import (
 
 MOST_DIFFERENT_CLASSES = 20
 
-PartKey = tuple[int | None, int | None]
-
 
 @dataclass(frozen=True)
 class CompareConfig:
     """Put runs side by side. The table goes to standard output as Markdown."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run folders of kd finetune or kd pretrain; the others are compared with the first."""
+    """Run folders of kd finetune or kd pretrain; the others are compared with the first. A folder that holds run folders (other
+    draws, seeds or folds of one experiment) counts as one run; runs with the same name in two such folders form pairs."""
     out: Path | None = None
     """Also write a page (.html) or the text (.md) to this file."""
 
@@ -68,7 +69,7 @@ def compare(config: CompareConfig) -> Document:
     Raises:
         ValueError: a folder that is no run folder, or one that is damaged.
     """
-    document = comparison([RunFolder.read(path) for path in config.runs])
+    document = comparison([read_run_or_runs(path) for path in config.runs])
     print(to_markdown(document))
     if config.out is not None:
         render = to_html if config.out.suffix == ".html" else to_markdown
@@ -82,6 +83,7 @@ def comparison(runs: Sequence[RunFolder]) -> Document:
     costs = [student_cost(run) for run in runs]
     sections = [
         Section("Results", tuple(result_blocks(runs, names, costs))),
+        *difference_sections(runs, names),
         *class_sections(runs, names),
         Section("Settings that differ", (settings_block(runs, names),)),
     ]
@@ -138,7 +140,7 @@ def result_blocks(runs: Sequence[RunFolder], names: Sequence[str], costs: Sequen
     blocks.append(Text(note))
     if same_metric and all(run.headline is not None for run in runs):
         metric = metrics[0]
-        values = [list(headline_values_by_part(run).values()) for run in runs]
+        values = [list(values_by_key(run).values()) for run in runs]
         caption = "A point is a fold or seed, a line their mean"
         blocks.append(Chart(headline_points(names, values, metric), caption))
         if all(costs) and len({cost.macs for cost in costs}) > 1:
@@ -157,28 +159,16 @@ def paired_difference(first: RunFolder, other: RunFolder) -> str:
     if first.headline is None or other.headline is None or first.headline.metric != other.headline.metric:
         return "–"
     metric = first.headline.metric
-    ours, theirs = headline_values_by_part(first), headline_values_by_part(other)
-    common = sorted(ours.keys() & theirs.keys(), key=str)
+    ours, theirs = values_by_key(first), values_by_key(other)
+    common = [key for key in ours if key in theirs]
     if not common:
-        return "no common fold"
+        return "no common training"
     differences = np.array([theirs[key] - ours[key] for key in common])
     scale, unit, digits = (100, " points", 1) if "accuracy" in metric else (1, "", 3)
     text = f"{scale * differences.mean():+.{digits}f}".replace("-", "−")
     if len(common) == 1:
         return text + unit
     return f"{text} ± {scale * differences.std(ddof=1):.{digits}f}{unit} in {len(common)}"
-
-
-def headline_values_by_part(run: RunFolder) -> dict[PartKey, float]:
-    """The headline metric of each part by its seed and fold; of runs with one seed each, the seeds need not be the same."""
-    metric = run.headline.metric
-    several_seeds = len({part.seed for part in run.parts}) > 1
-    found = {
-        (part.seed if several_seeds else None, part.fold): float(part.metrics[metric])
-        for part in run.parts
-        if is_number(part.metrics.get(metric))
-    }
-    return found or {(None, None): run.headline.mean}
 
 
 def last_epoch(run: RunFolder) -> int | str:

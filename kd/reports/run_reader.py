@@ -48,6 +48,8 @@ class Part:
     fold: int | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """Metrics on its test clips by name, and other values that were saved with them."""
+    run: str = ""
+    """The name of the run among several that are read as one. Empty for a run read alone."""
     label: str = ""
     """What distinguishes it from the other parts, such as ``"seed 1, fold 2"``. Empty if it is the only part."""
 

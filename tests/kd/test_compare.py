@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from audio_datasets.system.files import read_json, write_json
-from kd.compare import headline_values_by_part, main, paired_difference, run_names
+from kd.compare import main, paired_difference, run_names
 from kd.reports.run_reader import RunFolder
+from kd.reports.sections.differences import values_by_key
 
 Make = Callable[..., Path]
 
@@ -23,6 +24,12 @@ def with_values(run: Path, values: dict[int, float]) -> Path:
     return run
 
 
+def table_rows(text: str) -> dict[str, list[str]]:
+    """The cells of Markdown tables by their first cell."""
+    lines = [line.split("|") for line in text.splitlines() if line.startswith("| ")]
+    return {line[1].strip(): [cell.strip() for cell in line[2:-1]] for line in lines}
+
+
 def test_the_table_of_runs(make_run: Make, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     first = with_values(make_run("first"), {1: 0.80, 2: 0.90})
     config = {"init": "runs/mn01", "loop": {"epochs": 6, "batch_size": 16}}
@@ -30,11 +37,8 @@ def test_the_table_of_runs(make_run: Make, capsys: pytest.CaptureFixture, tmp_pa
     page = tmp_path / "page.html"
     assert main([str(first), str(second), "--out", str(page)]) == 0
     text = capsys.readouterr().out
-    rows = {
-        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
-        for line in text.splitlines()
-        if line.startswith("| ")
-    }
+    rows = table_rows(text.partition("## Differences and chance")[0])
+    rows |= table_rows(text.partition("## Classes")[2])
     assert rows["run"][:3] == ["accuracy", "over", "against first"]
     assert rows["first"][:5] == ["85.0 ± 10.0%", "2 folds", "–", "mn01", "random weights"]
     assert rows["second"][:5] == ["89.0 ± 10.0%", "2 folds", "+4.0 ± 1.4 points in 2", "mn01", "the run runs/mn01"]
@@ -60,12 +64,12 @@ def test_differences_are_taken_in_the_folds_that_both_have(make_run: Make) -> No
     first = RunFolder.read(with_values(make_run("first", folds=(1, 2, 3)), {1: 0.5, 2: 0.6, 3: 0.7}))
     other = RunFolder.read(with_values(make_run("other", folds=(2, 5)), {2: 0.5, 5: 0.9}))
     assert paired_difference(first, other) == "−10.0 points"
-    assert headline_values_by_part(other) == {(None, 2): 0.5, (None, 5): 0.9}
+    assert values_by_key(other) == {("", None, 2): 0.5, ("", None, 5): 0.9}
     apart = RunFolder.read(with_values(make_run("apart", folds=(4, 5)), {4: 0.5, 5: 0.9}))
-    assert paired_difference(first, apart) == "no common fold"
-    assert headline_values_by_part(RunFolder.read(make_run("one", folds=()))) == {(None, None): 0.8}
+    assert paired_difference(first, apart) == "no common training"
+    assert values_by_key(RunFolder.read(make_run("one", folds=()))) == {("", None, None): 0.8}
     seeds = RunFolder.read(make_run("seeds", seeds=(0, 1), folds=(1, 2)))
-    assert set(headline_values_by_part(seeds)) == {(0, 1), (0, 2), (1, 1), (1, 2)}
+    assert set(values_by_key(seeds)) == {("", seed, fold) for seed in (0, 1) for fold in (1, 2)}
 
 
 def test_names_are_as_short_as_they_can_be() -> None:
@@ -92,3 +96,34 @@ def test_mistakes_of_users_get_one_message(
         code = stopped.code
     assert code == 2
     assert message in capsys.readouterr().err
+
+
+def test_folders_of_runs_are_compared_in_pairs_of_the_same_name(make_run: Make, capsys: pytest.CaptureFixture) -> None:
+    for draw, (alone, distilled) in enumerate([(0.40, 0.60), (0.50, 0.64), (0.45, 0.68)]):
+        with_values(make_run(f"alone/draw{draw}", folds=(1,), config={"draw": draw}, sharpness=0.2), {1: alone})
+        with_values(make_run(f"distilled/draw{draw}", folds=(1,), config={"draw": draw}), {1: distilled})
+    folder = make_run("alone/draw0", folds=(1,)).parent
+    with_values(folder / "draw0", {1: 0.40})
+    assert main([str(folder), str(folder.parent / "distilled")]) == 0
+    text = capsys.readouterr().out
+    results = table_rows(text.partition("## Results")[2].partition("## Differences")[0])
+    assert results["alone"][:2] == ["45.0 ± 5.0%", "3 runs"]
+    assert results["distilled"][:3] == ["64.0 ± 4.0%", "3 runs", "+19.0 ± 4.6 points in 3"]
+    cells = table_rows(text.partition("## Differences")[2].partition("## Classes")[0])["distilled"]
+    # 19 ± 4.303 · 4.583 / √3
+    assert cells[:3] == ["+19.0 points", "+7.6 to +30.4", "3"]
+    low, high = (float(value.replace("−", "-")) for value in cells[3].split(" to "))
+    assert 0 < low < high  # the logits of "alone" are nearly noise
+    assert int(cells[5]) > 2 * int(cells[4])
+    assert cells[6] == "&lt; 0.001"
+
+
+def test_runs_in_one_folder_must_be_alike_and_finished(make_run: Make, capsys: pytest.CaptureFixture) -> None:
+    other = make_run("other")
+    folder = make_run("mixed/a").parent
+    make_run("mixed/b", ("x", "y"))
+    assert main([str(other), str(folder)]) == 2
+    assert "must have the same class list; those of a and b differ" in capsys.readouterr().err
+    (make_run("stopped/a") / "results.json").unlink()
+    assert main([str(other), str(folder.parent / "stopped")]) == 2
+    assert "1 of 1 runs have no result yet: 'a'" in capsys.readouterr().err

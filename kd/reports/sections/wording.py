@@ -44,7 +44,10 @@ def headline_value(headline: Headline) -> str:
 
 
 def parts_in_words(parts: Sequence[Part]) -> str:
-    """The number of parts as text, such as "5 folds" or "3 seeds of 5 folds"."""
+    """The number of parts as text, such as "5 folds", "3 seeds of 5 folds" or, of several runs read as one, "4 runs"."""
+    runs = {part.run for part in parts}
+    if len(runs) > 1:
+        return f"{len(runs)} runs" + (f", {len(parts)} trainings" if len(parts) > len(runs) else "")
     seeds = {part.seed for part in parts if part.seed is not None}
     folds = {part.fold for part in parts if part.fold is not None}
     if len(seeds) > 1 and len(folds) > 1:
