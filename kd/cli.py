@@ -2,42 +2,60 @@
 
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 
 COMMANDS = {
-    "demo": ("kd.demo", "the whole pipeline on synthetic sound scenes, in a few minutes"),
-    "pack": ("audio_datasets.pack", "put a folder or a manifest of audio files into a clip store"),
-    "teach": ("teacher_logits.precompute", "run teachers over a clip store and keep their logits"),
-    "import-logits": ("teacher_logits.import_logits", "put published predictions into a logit store"),
+    "demo": ("kd.demo", "run the whole pipeline on synthetic sound scenes, in a few minutes"),
+    "pack": ("audio_datasets.pack", "pack a folder or a manifest of audio files into a clip store"),
+    "teach": ("teacher_logits.precompute", "run teachers over a clip store and store their logits"),
+    "import-logits": ("teacher_logits.import_logits", "import published predictions into a logit store"),
     "compact-logits": ("teacher_logits.compact", "keep only the largest logits of each clip in a logit store"),
     "verify": ("teacher_logits.verify", "check logit stores against a clip store"),
     "pretrain": ("kd.pretrain", "train a student on labels and teacher logits"),
-    "finetune": ("kd.finetune", "carry a student over to ESC-50, FSD50K, OpenMIC, DCASE20 or your own sounds"),
-    "evaluate": ("kd.evaluate", "metrics of a run, a checkpoint or a teacher on a clip store"),
-    "inspect": ("kd.inspect_student", "what the dynamic parts of a trained DyMN are worth, as a table and charts"),
-    "report": ("kd.report", "the report of a run, as a page and as text"),
-    "compare": ("kd.compare", "runs side by side"),
-    "doctor": ("kd.doctor", "whether this machine and these data are fit for training, and what it will wait for"),
-    "profile": ("kd.profile_students", "what students cost: parameters, MACs, memory, file sizes, latency"),
+    "finetune": ("kd.finetune", "fine-tune a student on ESC-50, FSD50K, OpenMIC, DCASE20 or your own sounds"),
+    "evaluate": ("kd.evaluate", "evaluate a run, a checkpoint or a teacher on a clip store"),
+    "inspect": ("kd.inspect_student", "measure what the dynamic parts of a trained DyMN contribute"),
+    "report": ("kd.report", "write the report of a run, as a web page and as text"),
+    "compare": ("kd.compare", "compare runs side by side"),
+    "doctor": ("kd.doctor", "check this machine and your data, and predict the bottleneck of training"),
+    "profile": ("kd.profile_students", "measure what students cost: parameters, MACs, memory, file sizes, latency"),
 }
 
 
 def usage() -> str:
     width = max(map(len, COMMANDS))
-    lines = ["usage: kd COMMAND [OPTIONS]   (kd COMMAND --help lists a command's options)", ""]
-    return "\n".join(lines + [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()])
+    lines = ["usage: kd COMMAND [OPTIONS]", ""]
+    lines += [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    lines += ["", "kd COMMAND --help      a command's main options", "kd COMMAND --help-all  all of its options"]
+    return "\n".join([*lines, "kd --version           the version of this package"])
+
+
+def installed_version() -> str:
+    """The version of this package; "unknown" for a source folder that is not installed."""
+    try:
+        return version("audio-kd")
+    except PackageNotFoundError:
+        return "unknown (not installed)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a subcommand and returns its exit code; 2 for a command that does not exist."""
+    """Runs a subcommand and returns its exit code, which is 2 for a command that does not exist."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0] in ("-h", "--help"):
         print(usage())
         return 0
-    if not arguments or arguments[0] not in COMMANDS:
-        if arguments:
-            print(f"error: no such command: {arguments[0]}\n", file=sys.stderr)
+    if arguments and arguments[0] in ("-V", "--version"):
+        print(f"kd {installed_version()}")
+        return 0
+    if not arguments:
         print(usage(), file=sys.stderr)
+        return 2
+    if arguments[0] not in COMMANDS:
+        nearest = get_close_matches(arguments[0].replace("_", "-"), COMMANDS, n=1)
+        hint = f"; did you mean kd {nearest[0]}?" if nearest else ""
+        print(f"error: no such command: {arguments[0]}{hint}\n\n{usage()}", file=sys.stderr)
         return 2
     return import_module(COMMANDS[arguments[0]][0]).main(arguments[1:])
 

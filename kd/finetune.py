@@ -3,41 +3,56 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import tyro
+
+from audio_datasets.command_line.help_pages import wants_help
 from audio_datasets.system.command import parse, run_command
 from audio_datasets.tasks.catalog import get_task
 from kd.recipes.finetuning import recipe_config
 from kd.stages.finetuning import finetune
-from kd.stages.finetuning_config import FinetuneConfig, read_deciding
+from kd.stages.finetuning_config import Deciding, FinetuneConfig, read_deciding
 from kd.training.transfer import start_from_run
 
 GUIDE = """\
-finetune.py carries a student over to a task. It needs:
+finetune.py trains a student on a task. It needs:
   --task NAME   esc50, fsd50k, openmic, dcase20; folder or manifest for your own sounds
   --data DIR    the data set in its official layout; for folder: one sub-folder of audio files per class
-and mostly
-  --out RUN     a folder for checkpoints, metrics, predictions and the trained student (runs/TASK if left out)
-and, to start from a trained student, one of:
-  --init RUN                            a run folder of kd pretrain (or of this command)
+Usually also:
+  --out RUN     run folder for checkpoints, metrics, predictions and the trained student (default: runs/TASK)
+and one of these, to start from a trained student:
+  --init RUN                            a run folder of kd pretrain or kd finetune
   --student mn04 --weights mn04_as.pt   a student of the catalog with weights from a file
-All options: --help."""
+Main options: --help. All options: --help-all."""
 
 ONLY_WITH_LOGITS = ("--label-weight", "--teacher-temperature", "--mixup-of-teacher", "--ensemble", "--missing-logits")
 
 
 def configure(arguments: Sequence[str]) -> FinetuneConfig:
-    """The configuration of a command line: the recipe's for its task and student, and over it what is given.
+    """The configuration for a command line: the recipe's defaults for its task and student, with the given options on top.
 
     Raises:
-        ValueError: an unknown task or recipe; an --init that holds no student; settings that would not be used.
+        ValueError: an unknown task or recipe; an --init that holds no student; options that have no effect.
     """
     given = read_deciding(arguments)
+    if wants_help(arguments):
+        return show_help(given, arguments)
     if None in (given.task, given.data):
-        return parse(FinetuneConfig, arguments, "kd finetune")  # says what is missing, or what there is (--help)
+        return parse(FinetuneConfig, arguments, "kd finetune")  # reports what is missing
+    config = parse(FinetuneConfig, arguments, "kd finetune", defaults(given))
+    typed = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+    if unused := [option for option in ONLY_WITH_LOGITS if option in typed and not config.logits]:
+        raise ValueError(f"{unused[0]} has no effect without --logits; leave it out, or give teacher logits")
+    return config
+
+
+def defaults(given: Deciding) -> FinetuneConfig:
+    """The defaults for the options that decide them."""
     if given.init is not None and given.weights is not None:
-        raise ValueError("--weights and --init both say what to start from; leave one of the two out")
+        raise ValueError("--weights and --init both name a starting point; leave out one of the two")
     task = get_task(given.task)
     trained: dict[str, Any] = {}
     if given.init is not None:
@@ -45,12 +60,32 @@ def configure(arguments: Sequence[str]) -> FinetuneConfig:
         trained = {"student": start.name, "frontend": card.frontend, "init": given.init}
     names = ("student", "weights", "recipe", "views", "epochs")
     settings = {name: value for name in names if (value := getattr(given, name)) is not None}
-    default = recipe_config(task, given.data, given.out or Path("runs") / task.name, **{**settings, **trained})
-    config = parse(FinetuneConfig, arguments, "kd finetune", default)
-    typed = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
-    if unused := [option for option in ONLY_WITH_LOGITS if option in typed and not config.logits]:
-        raise ValueError(f"{unused[0]} would not be used without --logits; leave it out, or give teacher logits")
-    return config
+    return recipe_config(task, given.data, given.out or Path("runs") / task.name, **{**settings, **trained})
+
+
+def show_help(given: Deciding, arguments: Sequence[str]) -> FinetuneConfig:
+    """Prints the help with the defaults for the given task and student, and ends with SystemExit 0."""
+    task = given.task or "folder"
+    config = defaults(replace(given, task=task, data=given.data or Path()))
+    start = (
+        f"--init {config.init}" if config.init else f"--weights {config.weights}" if config.weights else "no --weights"
+    )
+    note = f"The defaults shown are for --task {task}, --student {config.student} and {start}."
+    if given.task is None or not config.is_pretrained:
+        note += " Give --task, --student and --weights or --init to see the defaults for yours."
+    missing = dict.fromkeys(("task", "data"), tyro.MISSING)
+    seconds = config.clip_seconds or get_task(task).clip_seconds
+    return parse(
+        FinetuneConfig, arguments, "kd finetune", replace_unchecked(config, **missing, clip_seconds=seconds), note
+    )
+
+
+def replace_unchecked(config: FinetuneConfig, **values: Any) -> FinetuneConfig:
+    """A copy with other values that are only shown, such as one that says an option is required."""
+    shown = replace(config)
+    for name, value in values.items():
+        object.__setattr__(shown, name, value)
+    return shown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 import torch
@@ -27,16 +27,18 @@ _MINIMUM_DEVIATION = 1e-3
 
 @dataclass(frozen=True)
 class LogMelConfig:
-    """Settings of LogMel; the defaults are those of the public checkpoints. Raises ValueError for what cannot be."""
+    """Settings of LogMel; the defaults are those of the public checkpoints. Raises ValueError for values that are not possible."""
+
+    help_title: ClassVar[str] = "Front end (log-mel spectrogram)"
 
     sample_rate_hz: int = 32000
     """Sample rate of the waveform."""
     n_fft: int = 1024
-    """Length of the Fourier transform in samples; even."""
+    """Length of the Fourier transform in samples; must be even."""
     window_samples: int = 800
-    """Length of the (symmetric) Hann window; at most n_fft."""
+    """Length of the (symmetric) Hann window in samples; at most n_fft."""
     hop_samples: int = 320
-    """Distance between frames."""
+    """Distance between frames in samples."""
     n_mels: int = 128
     """Number of mel bands."""
     fmin_hz: float = 0.0
@@ -44,25 +46,25 @@ class LogMelConfig:
     fmax_hz: float = 15000.0
     """Upper edge of the highest band; at most half the sample rate."""
     preemphasis: float = 0.97
-    """y[n] = x[n] - preemphasis * x[n - 1], which has one sample less than x; 0 leaves the waveform as it is."""
+    """Pre-emphasis: y[n] = x[n] - preemphasis * x[n - 1], one sample shorter than x. 0 turns it off."""
     log_offset: float = 1e-5
     """Added to the power of each band before the logarithm."""
     shift: float = 4.5
     """Added to the logarithm."""
     scale: float = 5.0
-    """Divides the shifted logarithm."""
+    """The shifted logarithm is divided by this."""
     logarithm: Logarithm = "ln"
-    """Natural logarithm of the power, or decibels (10 log10)."""
+    """Natural logarithm of the power (ln), or decibels (db: 10 log10)."""
     remove_mean: bool = False
     """Subtract the mean of each waveform first."""
     standardize: bool = False
-    """Shift and scale the log-mel spectrogram of each clip to mean 0 and standard deviation 1."""
+    """Standardize the log-mel spectrogram of each clip to mean 0 and standard deviation 1."""
     tile_seconds: float = 0.0
-    """A clip's frames are repeated, from the first one on, up to the frames of a clip of this length; 0 repeats nothing."""
+    """Repeat the frames of a shorter clip until it has this length. 0 turns it off."""
     fmin_jitter_hz: float = 10.0
-    """Width of the range from fmin_hz upwards from which ``draw_band_edges`` draws the lower edge in training."""
+    """Mel jitter in training: the lower edge is drawn from fmin_hz to this much above it."""
     fmax_jitter_hz: float = 2000.0
-    """Width of the range around fmax_hz from which ``draw_band_edges`` draws the upper edge in training."""
+    """Mel jitter in training: the upper edge is drawn from a range of this width around fmax_hz."""
 
     def __post_init__(self) -> None:
         for name in ("sample_rate_hz", "n_fft", "window_samples", "hop_samples", "n_mels"):

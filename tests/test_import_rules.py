@@ -29,7 +29,17 @@ LIBRARIES = {
         *("accelerate", "h5py", "numpy", "onnxruntime", "scipy", "torch", "torchaudio", "transformers", "tyro"),
     },
     "students": {"numpy", "safetensors", "timm", "torch", "torchaudio"},
-    "audio_datasets": {"h5py", "numpy", "pyarrow", "soundfile", "torch", "torchaudio", "tqdm", "tyro"},
+    "audio_datasets": {
+        "docstring_parser",
+        "h5py",
+        "numpy",
+        "pyarrow",
+        "soundfile",
+        "torch",
+        "torchaudio",
+        "tqdm",
+        "tyro",
+    },
 }
 
 LARGEST_FOLDER = 12

@@ -5,7 +5,7 @@ Every process computes the same order from (seed, epoch); nothing is exchanged.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -20,11 +20,13 @@ ROWS_AT_A_TIME = 8_192  # bounds the memory of a pass over the targets
 class SamplingConfig:
     """How the clips of an epoch are chosen."""
 
+    help_title: ClassVar[str] = "Sampling"
+
     sampler: Literal["label-frequency", "uniform", "balanced"] = "label-frequency"
-    """label-frequency draws clips of rare classes more often (PaSST paper); uniform shuffles; balanced draws with
-    replacement, so that all classes come about equally often."""
+    """uniform shuffles all clips. label-frequency draws clips of rare classes more often (PaSST paper). balanced draws with
+    replacement, so that all classes occur about equally often."""
     clips_per_epoch: int | None = None
-    """Clips drawn in an epoch, without replacement unless balanced (all of them if left out; 100,000 in the papers)."""
+    """Clips drawn per epoch (default: as many as there are; 100,000 in the papers)."""
 
     def __post_init__(self) -> None:
         if self.clips_per_epoch is not None and self.clips_per_epoch < 1:

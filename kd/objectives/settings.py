@@ -1,7 +1,7 @@
-"""The settings of the losses, which the command line shows."""
+"""The settings of the losses, as the command line shows them."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 Loss = Literal["bce", "cross-entropy"]
 
@@ -10,12 +10,15 @@ Loss = Literal["bce", "cross-entropy"]
 class LossConfig:
     """Loss on the labels."""
 
+    help_title: ClassVar[str] = "Label loss"
+
     loss: Loss | None = None
-    """bce: each class on its own; cross-entropy: classes exclude each other (by the labels if left out)."""
+    """bce: binary cross entropy for each class; cross-entropy: softmax over classes that exclude each other (default: chosen
+    by the labels)."""
     label_smoothing: float = 0.0
-    """Share of the target that is spread over all classes (cross-entropy only)."""
+    """Share of the target that is spread evenly over all classes (cross-entropy only)."""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced: rare classes count more, as if all were equally frequent in the training clips."""
+    """balanced: weight classes inversely to their frequency in the training clips."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.label_smoothing < 1.0:
@@ -26,12 +29,14 @@ class LossConfig:
 class DistillationConfig:
     """Weights of labels and teachers in the loss."""
 
+    help_title: ClassVar[str] = "Teachers"
+
     label_weight: float = 0.1
     """Weight of the label loss; 1 - label_weight is the weight of the distillation loss (DyMN paper, Eq. 8)."""
     teacher_temperature: float = 1.0
-    """The teacher's logits are divided by this before the sigmoid (or softmax, for classes that exclude each other)."""
+    """Divide the teacher's logits by this before the sigmoid (or the softmax, for classes that exclude each other)."""
     mixup_of_teacher: Literal["probabilities", "logits"] = "probabilities"
-    """What mixup mixes of the teacher: its probabilities, which equals mixing the losses, or its logits."""
+    """Mixup mixes the teacher's probabilities (the same as mixing the losses) or its logits."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.label_weight <= 1.0:

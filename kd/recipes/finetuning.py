@@ -1,4 +1,4 @@
-"""The recipes of fine-tuning: what a run is configured with unless the command line says otherwise.
+"""The recipes of fine-tuning: the defaults of a run.
 
 A recipe is a function from a configuration to a changed one. ``dymn`` is the one that all tasks share; learning rate and
 batch size are those that the student's family was published with for the task (``Student.fine_tuning``).

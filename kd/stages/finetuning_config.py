@@ -1,19 +1,20 @@
-"""The settings of a fine-tuning run, and what of the command line decides their defaults."""
+"""The settings of a fine-tuning run, and the options that decide their defaults."""
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from audio_datasets.audio.augment import AugmentConfig
+from audio_datasets.command_line.help_pages import HelpGroups
 from audio_datasets.tasks.task import MissingAudio, Task, TaskClips, usable_durations
 from kd.data.sampling import SamplingConfig
 from kd.evaluation.label_metrics import metric_names
 from kd.objectives.label_losses import loss_space
 from kd.objectives.settings import DistillationConfig
 from kd.stages import stage_config
-from kd.stages.stage_config import Flat, StageConfig
+from kd.stages.stage_config import STAGE_GROUPS, Flat, StageConfig
 from kd.training.loop import LoopConfig
 from kd.training.optimization import OptimizerConfig
 from kd.training.schedule import ScheduleConfig
@@ -31,60 +32,72 @@ def shared_schedule(epochs: int) -> ScheduleConfig:
 
 
 ASKS_FOR = ("fold", "probe", "probe_only", "report")
-"""Settings that say how much is to be done, and change nothing of what is done already."""
+"""Settings that say how much to do. They do not change the result of what is already done."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(StageConfig):
     """Fine-tune a student on a task."""
 
+    help_groups: ClassVar[HelpGroups] = {
+        "Data": ("task", "data", "out", "test_share", "valid_share", "cache", "missing_audio", "allow_outside"),
+        "Student": ("student", "weights", "init", "student_options", "freeze", "layer_decay"),
+        "Training": ("recipe", *STAGE_GROUPS["Training"], "early_stopping", "patience"),
+        "Evaluation": ("fold", "seeds", "probe", "probe_only", "probe_regularization", "report", "eval_batch_size"),
+        **{title: names for title, names in STAGE_GROUPS.items() if title not in ("Student", "Training")},
+    }
+    main_options: ClassVar[tuple[str, ...]] = (
+        *("task", "data", "out", "student", "weights", "init", "epochs", "batch_size", "learning_rate", "clip_seconds"),
+        *("freeze", "test_share", "valid_share", "early_stopping", "fold", "seeds", "cache", "logits", "restart"),
+    )
+
     task: str
-    """Name of the task in the catalog, as esc50; folder and manifest are for your own sounds, MODULE:TASK for a task of
+    """Name of the task: esc50, fsd50k, openmic, dcase20; folder or manifest for your own sounds; MODULE:TASK for a task of
     your own."""
     data: Path
-    """Folder of the data set in its official layout (for the task manifest: the CSV or Parquet file)."""
+    """Folder of the data set in its official layout. folder: one sub-folder per class; manifest: the CSV or Parquet file."""
     out: Path = Path("runs/TASK")
-    """Run folder to write; TASK stands for the task's name."""
+    """Run folder to write."""
     init: Path | None = None
-    """Start from the student of this run folder, with its options and front end."""
+    """Start from the student in this run folder, with its options and front end."""
     recipe: str = "dymn"
-    """What all settings are unless given: dymn (shared by all tasks) or mergenet (that paper's protocols)."""
+    """Source of all defaults: dymn (shared by all tasks) or mergenet (the MergeNet paper's protocols)."""
     fold: tuple[int, ...] = ()
-    """Only the runs that these folds test (all folds if left out)."""
+    """Run only these test folds (default: all)."""
     seeds: tuple[int, ...] = (0,)
-    """One run (or one of each fold) for each of these seeds; the result is their mean and spread."""
+    """Train once with each of these seeds, or once per fold and seed; the result is the mean with its spread."""
     missing_audio: MissingAudio = "refuse"
-    """What to do if audio files that the task's lists name are not there."""
+    """Audio files that the task lists but that do not exist: refuse stops, leave-out trains without them."""
     allow_outside: bool = False
-    """Take files that a list names outside of its own folder, by an absolute path or through ".."."""
+    """Allow a list to name files outside its own folder, by an absolute path or through ".."."""
     test_share: float = 0.2
-    """Own sounds without folds and splits: share of the clips held out for testing."""
+    """Your own sounds, without folds or splits: share of the clips held out for testing."""
     valid_share: float = 0.0
-    """Share of the training clips to validate on, where the task has no validation clips of its own."""
+    """Share of the training clips held out for validation, if the task has no validation clips of its own."""
     clip_seconds: float | None = None
     """Length that training clips are cropped or padded to, and of the windows that are averaged in evaluation (the task's
     if left out; for own sounds that of the longest clip, at most 10)."""
     freeze: Freeze = "none"
-    """backbone: train the layers after the last map alone. batch-norm: keep the running statistics of all batch norms but
-    the first."""
+    """backbone: train only the classifier (the layers after the last feature map). batch-norm: keep the running statistics of
+    all batch norms except the first."""
     layer_decay: float = 1.0
-    """Each layer learns so many times as fast as the one after it."""
+    """Learning rate of each layer, as a fraction of the next layer's."""
     early_stopping: str | None = None
-    """Keep the weights that are best on the validation clips by this metric, and stop when it no longer gets better."""
+    """Stop when this metric of the validation clips no longer improves, and keep the best weights."""
     patience: int = 10
-    """Validations without a better value after which early stopping stops."""
+    """Early stopping: number of validations without improvement before training stops."""
     probe: bool = False
-    """First fit a linear probe on the frozen embeddings, as a check that takes seconds."""
+    """First fit a linear probe on the frozen embeddings, a check that takes seconds."""
     probe_only: bool = False
-    """Fit the probe and train nothing."""
+    """Fit the linear probe only; do not train."""
     probe_regularization: float = 1.0
-    """Inverse strength of the probe's regularization (scikit-learn's C)."""
+    """Inverse regularization strength of the probe (scikit-learn's C)."""
     cache: Path | None = None
-    """Decode every clip once into this folder, as 16-bit samples, and read those; may be shared between runs."""
+    """Decode every clip once into this folder, as 16-bit samples, and read it from there. Several runs can share it."""
     report: bool = True
-    """Write report.html and report.md at the end (kd report does so later)."""
+    """Write report.html and report.md at the end (kd report writes them later)."""
     eval_batch_size: int = 32
-    """Windows in a batch of evaluation."""
+    """Evaluation windows in a batch."""
     loop: Annotated[LoopConfig, Flat] = field(
         default_factory=lambda: LoopConfig(epochs=80, batch_size=64, keep_checkpoints=1, log_every_steps=10)
     )
@@ -98,9 +111,11 @@ class FinetuneConfig(StageConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.weights is not None and self.init is not None:
-            raise ValueError("--weights and --init both say what to start from; leave one of the two out")
+            raise ValueError("--weights and --init both name a starting point; leave out one of the two")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds are one or more different numbers from 0; found {list(self.seeds)}")
+            raise ValueError(
+                f"seeds must be one or more different whole numbers, 0 or greater; found {list(self.seeds)}"
+            )
         if self.patience < 1 or self.eval_batch_size < 1:
             raise ValueError(
                 f"patience and eval_batch_size must be at least 1; found {self.patience} and {self.eval_batch_size}"
@@ -109,14 +124,14 @@ class FinetuneConfig(StageConfig):
             raise ValueError(f"layer_decay must be above 0 and at most 1; found {self.layer_decay}")
         if not 0.0 < self.test_share < 1.0 or not 0.0 <= self.valid_share < 1.0:
             raise ValueError(
-                f"test_share must lie between 0 and 1, valid_share from 0 to below 1; found {self.test_share} and "
+                f"test_share must be between 0 and 1, and valid_share at least 0 and below 1; found {self.test_share} and "
                 f"{self.valid_share}"
             )
         if not self.probe_regularization > 0:
             raise ValueError(f"probe_regularization must be positive; found {self.probe_regularization}")
         if not self.logits and replace(self.distillation, label_weight=0.1) != DistillationConfig():
             raise ValueError(
-                "--teacher-temperature and --mixup-of-teacher would not be used without --logits; leave them out"
+                "--teacher-temperature and --mixup-of-teacher have no effect without --logits; leave them out"
             )
 
     @property
@@ -126,7 +141,7 @@ class FinetuneConfig(StageConfig):
 
 
 CHANGES_NOTHING = (*stage_config.CHANGES_NOTHING, *ASKS_FOR, "allow_outside", "data", "cache")
-"""Settings that a run may go on with otherwise, since they do not change the result of a fold."""
+"""Settings that may differ when a run is continued, since they do not change the result of a fold."""
 
 
 def decided_by_data(config: FinetuneConfig, task: Task, clips: TaskClips) -> FinetuneConfig:
@@ -157,7 +172,7 @@ def decided_by_data(config: FinetuneConfig, task: Task, clips: TaskClips) -> Fin
 
 @dataclass(frozen=True)
 class Deciding:
-    """What of a command line decides the defaults of everything else; None where it is not given."""
+    """The options that decide the defaults of all others; None where an option is not given."""
 
     task: str | None = None
     data: Path | None = None
@@ -171,7 +186,7 @@ class Deciding:
 
 
 def read_deciding(arguments: Sequence[str]) -> Deciding:
-    """Picks those options out of a command line and passes over all others, which are checked later."""
+    """Reads those options from a command line. All other options are checked later."""
     reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in ("task", "student", "weights", "recipe", "views"):
         reader.add_argument(f"--{name}")

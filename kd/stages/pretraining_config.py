@@ -2,23 +2,44 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
+from audio_datasets.command_line.help_pages import HelpGroups
 from kd.stages import stage_config
-from kd.stages.stage_config import StageConfig
+from kd.stages.stage_config import STAGE_GROUPS, StageConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(StageConfig):
     """Train a student on labels and teacher logits."""
 
+    help_groups: ClassVar[HelpGroups] = {
+        "Data": ("clips", "out", "split", "folds", "class_names"),
+        **STAGE_GROUPS,
+        "Validation": ("valid_folds", "valid_split", "valid_clips", "validate_every_epochs"),
+    }
+    main_options: ClassVar[tuple[str, ...]] = (
+        *("clips", "out", "folds", "student", "weights", "logits", "label_weight", "epochs", "batch_size"),
+        *(
+            "learning_rate",
+            "clip_seconds",
+            "mixed_precision",
+            "workers",
+            "valid_folds",
+            "valid_clips",
+            "seed",
+            "restart",
+        ),
+    )
+
     clips: tuple[Path, ...]
-    """Clip stores with the training clips; several count as one."""
+    """Clip stores with the training clips; several are treated as one."""
     split: str | None = None
-    """Train on the clips of this split of the manifest only."""
+    """Train only on the clips of this split of the manifest."""
     folds: tuple[int, ...] = ()
-    """Train on the clips of these folds only."""
+    """Train only on the clips of these folds."""
     valid_clips: Path | None = None
-    """Clip store to validate on (the training store if left out and a validation split or folds are given)."""
+    """Clip store to validate on (default with --valid-split or --valid-folds: the training store)."""
     valid_split: str | None = None
     """Validate on the clips of this split."""
     valid_folds: tuple[int, ...] = ()
@@ -26,11 +47,11 @@ class PretrainConfig(StageConfig):
     class_names: Path | None = None
     """Class list for clip stores that carry none (the PaSST layout)."""
     clip_seconds: float = 10.0
-    """Length that training clips are cropped or padded to; with stored views, theirs."""
+    """Crop or pad training clips to this many seconds; must equal the length of stored views."""
     seed: int = 0
-    """Seed of everything random."""
+    """Seed of all random choices."""
     log_with: tuple[str, ...] = ()
-    """Trackers of Accelerate to log to besides metrics.jsonl, as tensorboard."""
+    """Also log to these trackers of Accelerate, such as tensorboard."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,15 +61,14 @@ class PretrainConfig(StageConfig):
         has_clips = isinstance(self.clips, tuple) and len(self.clips) > 0
         if has_clips and not self.logits and self.distillation.label_weight < 1.0:
             raise ValueError(
-                f"label_weight is {self.distillation.label_weight}, but no --logits are given; give teacher logits, or "
+                f"label_weight is {self.distillation.label_weight}, but there are no --logits; give teacher logits, or "
                 "--label-weight 1 to train on labels alone"
             )
         if self.augment.in_pairs and self.loop.batch_size % 2:
             raise ValueError(
-                f"batch_size must be at least 2 (batch normalisation), and even with mixup (clips are mixed in pairs); "
-                f"found {self.loop.batch_size}"
+                f"batch_size must be even with mixup, which mixes clips in pairs; found {self.loop.batch_size}"
             )
 
 
 CHANGES_NOTHING = (*stage_config.CHANGES_NOTHING, "log_with", "clips", "valid_clips", "class_names")
-"""Settings that a run may go on with otherwise, since they do not change what is trained."""
+"""Settings that may differ when a run is continued, since they do not change what is trained."""

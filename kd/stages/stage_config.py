@@ -1,4 +1,4 @@
-"""What both stages are configured with: pretraining and fine-tuning are the same parts with other defaults."""
+"""The settings that both stages share. Pretraining and fine-tuning are built from the same parts, with other defaults."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ import tyro
 from audio_datasets.audio.augment import AugmentConfig
 from audio_datasets.audio.bad_clips import OnBadClip
 from audio_datasets.audio.impulse_responses import load_impulse_responses
+from audio_datasets.command_line.help_pages import HelpGroups
 from kd.data.sampling import SamplingConfig
 from kd.data.windows import ShortClips
 from kd.objectives.catalog import check_options
@@ -31,49 +32,69 @@ NOT_IN_STORED_VIEWS = (
 )
 """Augmentation that would change what the teachers heard."""
 
+STAGE_GROUPS: HelpGroups = {
+    "Student": ("student", "weights", "student_options"),
+    "Teachers": (
+        *("logits", "label_weight", "teacher_temperature", "ensemble", "missing_logits", "views", "mixup_of_teacher"),
+        *("objective", "objective_options"),
+    ),
+    "Training": (
+        "epochs",
+        "batch_size",
+        "learning_rate",
+        "clip_seconds",
+        "short_clips",
+        "mixed_precision",
+        "workers",
+        "sync_batch_norm",
+    ),
+    "Run folder": ("on_bad_clip", "restart", "accept_changes"),
+}
+"""How the help of both stages arranges the options that they share."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """Settings of a run, whichever stage it belongs to."""
+    """Settings of a run of either stage."""
 
     out: Path
     """Run folder to write."""
     student: str = "mn10"
-    """Name of the student in the catalog, or MODULE:CLASS for your own."""
+    """Name of the student in the catalog (kd profile lists them), or MODULE:CLASS for your own."""
     student_options: tuple[str, ...] = ()
     """Options of the student, each NAME=VALUE."""
     weights: str | None = None
     """Start from these weights: a file, or "imagenet" (MN of width 1 and timm's image networks)."""
     logits: tuple[str, ...] = ()
-    """Logit stores of the teachers, each PATH or PATH:WEIGHT (weight 0: takes no part); A.h5+B.h5 is one teacher's logits for
-    clips in two stores. Found by clip id."""
+    """Logit stores of the teachers, each PATH or PATH:WEIGHT (a teacher with weight 0 is not used). A.h5+B.h5 joins two stores
+    of one teacher. Logits are looked up by clip id."""
     ensemble: MeanOf = "logits"
-    """What several teachers' weighted mean is taken of."""
+    """Several teachers: average their logits or their probabilities."""
     missing_logits: Literal["refuse", "label-only", "leave-out"] = "refuse"
-    """A training clip without teacher logits: stop, train it on its labels alone, or train without it."""
+    """A training clip without teacher logits: refuse stops, label-only trains on its labels alone, leave-out drops the clip."""
     views: Literal["own", "stored"] = "own"
-    """Augmentation: this run's own, or the stored views that the teachers heard (kd teach --views)."""
+    """own: this run's own augmentation. stored: the views that the teachers heard (kd teach --views)."""
     objective: str = "distillation"
-    """What gives the losses: distillation (labels and stored logits), or MODULE:CLASS for your own."""
+    """Training objective: distillation (labels and stored logits), or MODULE:CLASS for your own."""
     objective_options: tuple[str, ...] = ()
     """Options of the objective, each NAME=VALUE."""
     clip_seconds: float | None = None
-    """Length that training clips are cropped or padded to."""
+    """Crop or pad training clips to this many seconds."""
     short_clips: ShortClips = "pad"
-    """What fills up clips that are shorter: silence, or the clip again."""
+    """Fill up shorter clips with silence (pad) or by repeating them (repeat)."""
     on_bad_clip: OnBadClip = "refuse"
-    """A clip that cannot be decoded: refuse stops with its name; skip trains on another in its place, leaves it out of
-    evaluation, and lists it."""
+    """A clip that cannot be decoded: refuse stops and names it; skip trains on another clip in its place, leaves it out of
+    evaluation and lists it."""
     workers: int = 2
     """Data-loading processes for each training process."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the student's forward pass."""
     sync_batch_norm: bool = False
-    """Take batch-norm statistics over all processes."""
+    """Compute batch-norm statistics over all processes."""
     accept_changes: bool = False
-    """Go on with an unfinished or finished run although settings have changed that change its result."""
+    """Continue the run in the folder although settings that affect its result have changed."""
     restart: bool = False
-    """Give up the run in the folder if it was begun with other settings, and begin again."""
+    """If the folder holds a run with other settings, delete that run and start over."""
     loop: Annotated[LoopConfig, Flat] = field(default_factory=LoopConfig)
     optimizer: Annotated[OptimizerConfig, Flat] = field(default_factory=OptimizerConfig)
     schedule: Annotated[ScheduleConfig, Flat] = field(default_factory=ScheduleConfig)
@@ -89,22 +110,21 @@ class StageConfig:
         if self.workers < 0:
             raise ValueError(f"workers must be at least 0; found {self.workers}")
         if self.accept_changes and self.restart:
-            raise ValueError(
-                "--accept-changes goes on with the run in the folder and --restart gives it up; choose one"
-            )
+            raise ValueError("--accept-changes continues the run in the folder and --restart deletes it; choose one")
         if self.logits and self.distillation.label_weight == 1.0:
-            raise ValueError("--logits would not be used with --label-weight 1; leave one of the two out")
+            raise ValueError("with --label-weight 1 the teachers' --logits are not used; leave out one of the two")
         if self.loop.batch_size < 2:
-            raise ValueError(f"batch_size must be at least 2 (batch normalisation); found {self.loop.batch_size}")
+            raise ValueError(f"batch_size must be at least 2 (for batch normalisation); found {self.loop.batch_size}")
         if self.views == "stored":
             if not self.logits:
-                raise ValueError("--views stored shows the views that teachers heard, and needs their --logits")
+                raise ValueError("--views stored needs --logits: it shows the views that the teachers heard")
             own = [name for name in NOT_IN_STORED_VIEWS if getattr(self.augment, name)]
             own += ["crop"] if self.augment.crop != "start" else []
             own += ["short_clips"] if self.short_clips != "pad" else []
             if own:
                 raise ValueError(
-                    f"--views stored shows clips exactly as the teachers heard them; leave out {', '.join(own)}"
+                    f"--views stored shows clips exactly as the teachers heard them, so it allows no other augmentation; "
+                    f"leave out {', '.join(own)}"
                 )
         check_options(self.objective, parse_options(self.objective_options))
         if self.weights == IMAGENET:
@@ -124,6 +144,6 @@ class StageConfig:
 CHANGES_NOTHING = (
     *("accept_changes", "restart", "on_bad_clip", "workers", "out"),
     *("loop.keep_checkpoints", "loop.checkpoint_every_steps"),
-    "logits",  # what is in them counts, by their fingerprints
+    "logits",  # their contents are compared, by fingerprint
 )
-"""Settings that a run may go on with otherwise, since they do not change what is trained."""
+"""Settings that may differ when a run is continued, since they do not change what is trained."""

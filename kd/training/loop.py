@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -25,26 +25,28 @@ from teacher_logits.processes import take_over_main_state
 class LoopConfig:
     """Length and mechanics of a training run."""
 
+    help_title: ClassVar[str] = "Training"
+
     epochs: int = 200
-    """Epochs to train."""
+    """Number of epochs."""
     batch_size: int = 120
-    """Clips in a batch of one process. Processes x gradient_accumulation_steps of them make an optimizer step."""
+    """Clips in a batch of one process. An optimizer step uses one batch per process, times gradient_accumulation_steps."""
     gradient_accumulation_steps: int = 1
-    """Batches whose gradients are added up (averaged) before an optimizer step."""
+    """Batches whose gradients are averaged for each optimizer step."""
     max_gradient_norm: float | None = None
-    """Clip the gradient's norm to this."""
+    """Clip the gradient to this norm."""
     ema_decay: float | None = None
-    """Keep an exponential moving average of the weights, with this decay per step; it is what is evaluated and saved."""
+    """Keep an exponential moving average of the weights with this decay per step, and evaluate and save that average."""
     checkpoint_every_steps: int | None = None
-    """Save a checkpoint every so many optimizer steps, besides the one at the end of each epoch."""
+    """Save a checkpoint every N optimizer steps, in addition to the one at the end of each epoch."""
     keep_checkpoints: int = 2
-    """Newest checkpoints to keep."""
+    """Number of checkpoints to keep."""
     validate_every_epochs: int = 1
-    """Validate after every so many epochs, and after the last one."""
+    """Validate every N epochs, and after the last one."""
     log_every_steps: int = 50
-    """Log the mean losses of every so many steps (and at the end of an epoch)."""
+    """Log the mean losses every N steps, and at the end of each epoch."""
     skip_non_finite: int = 0
-    """Steps whose loss is not finite that the run may leave out; at one more it stops, with a dump of the batch."""
+    """Skip up to N steps whose loss is not finite. At the next one the run stops and saves the batch for inspection."""
 
     def __post_init__(self) -> None:
         for name in (

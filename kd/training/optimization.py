@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from audio_datasets.system.messages import brief
 class OptimizerConfig:
     """Optimizer of the student."""
 
+    help_title: ClassVar[str] = "Optimizer"
+
     optimizer: Literal["adam", "adamw"] = "adam"
     """Adam, or Adam with decoupled weight decay."""
     learning_rate: float = 8e-4
@@ -22,7 +24,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     """Weight decay."""
     adam_epsilon: float = 1e-8
-    """Added to the root of Adam's mean squared gradient. A larger one damps steps along gradients that are all rounding."""
+    """Epsilon in Adam's denominator. A larger value damps steps where the gradient is only rounding error."""
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:

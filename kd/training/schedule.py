@@ -5,26 +5,29 @@ A pure function of the epoch, so there is no scheduler state to save.
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Phases of the learning rate, in epochs. Phases left out are the paper's shares of the run's epochs.
+    """Phases of the learning rate, in epochs. A phase that is not given has the paper's share of the run.
 
-    The DyMN paper (Section IV-A) trains 200 epochs: warm-up to epoch 8, constant to 80, 95 epochs of ramp down, 25 at 1 %.
+    The DyMN paper (Section IV-A) trains 200 epochs: warm-up to epoch 8 (4 % of the run), constant to epoch 80 (40 %), a ramp
+    down over 95 epochs (47.5 %), and the last 25 at 1 % of the peak.
     """
 
+    help_title: ClassVar[str] = "Learning-rate schedule"
+
     warmup_epochs: float | None = None
-    """Length of the exponential warm-up (4 % of the run if left out)."""
+    """Length of the exponential warm-up, in epochs."""
     ramp_down_start: float | None = None
-    """Epoch at which the linear ramp down begins (40 %)."""
+    """Epoch at which the linear ramp down begins."""
     ramp_down_epochs: float | None = None
-    """Length of the ramp down (47.5 %)."""
+    """Length of the linear ramp down, in epochs."""
     last_factor: float = 0.01
-    """Learning rate of the last phase, as a share of the peak."""
+    """Learning rate after the ramp down, as a fraction of the peak."""
     lr_update: Literal["epoch", "step"] = "epoch"
-    """Change the learning rate between epochs, as published, or at every step."""
+    """Update the learning rate after every epoch (as published) or after every step."""
 
     def __post_init__(self) -> None:
         for name in ("warmup_epochs", "ramp_down_start", "ramp_down_epochs"):

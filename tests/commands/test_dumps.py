@@ -168,5 +168,5 @@ def test_settings_of_teachers_are_refused_without_teachers(
     assert stopped.value.code == 2
     shown = " ".join(capsys.readouterr().err.split())
     assert option in shown
-    assert "would not be used without --logits" in shown
+    assert "no effect without --logits" in shown
     assert not out.exists()

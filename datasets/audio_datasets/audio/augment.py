@@ -5,7 +5,7 @@ Draws come from ``randomness.generator``, so a clip's augmentation depends on (s
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from torch import Tensor
@@ -18,36 +18,38 @@ from audio_datasets.system.randomness import generator
 class AugmentConfig:
     """Augmentation of the training clips."""
 
+    help_title: ClassVar[str] = "Augmentation"
+
     mixup_alpha: float = 0.3
-    """Mixup of spectrograms: weights are drawn from Beta(alpha, alpha), the larger one for the clip itself; 0 turns it off."""
+    """Spectrogram mixup: draw the weights from Beta(alpha, alpha); the clip itself gets the larger one. 0 turns it off."""
     mel_jitter: bool = True
-    """Draw the lowest and highest mel frequency of each clip within the front end's ranges."""
+    """Vary the lowest and highest mel frequency from clip to clip (--fmin-jitter-hz, --fmax-jitter-hz)."""
     gain_db: float = 0.0
-    """Multiply the waveform by a gain drawn uniformly from +/- this many decibels."""
+    """Change the volume by up to +/- this many decibels."""
     roll_seconds: float = 0.0
-    """Roll the waveform in time by an offset drawn uniformly from +/- this many seconds."""
+    """Shift the waveform in time, with wrap-around, by up to +/- this many seconds."""
     crop: Literal["start", "random"] = "start"
-    """Which part of a clip longer than the clip length is used. Offline teacher logits belong to the start."""
+    """Part of a long clip to train on. Teacher logits that were stored without views belong to the start."""
     waveform_mixup: float = 0.0
-    """Share of the training clips that are mixed with another one as waveforms; 0 turns it off."""
+    """Share of the training clips whose waveform is mixed with another clip's. 0 turns it off."""
     waveform_mixup_alpha: float = 2.0
-    """Their weights are drawn from Beta(alpha, alpha), the larger one for the clip itself; 0: one half each."""
+    """Waveform mixup: draw the weights from Beta(alpha, alpha); the clip itself gets the larger one. 0: one half each."""
     freq_mixstyle: float = 0.0
-    """Share of the training clips that take over part of another clip's statistics in each mel band (Freq-MixStyle)."""
+    """Freq-MixStyle: share of the training clips whose statistics in each mel band are mixed with another clip's."""
     freq_mixstyle_alpha: float = 0.3
-    """The part is drawn from Beta(alpha, alpha)."""
+    """Freq-MixStyle: draw the weights from Beta(alpha, alpha)."""
     impulse_responses: Path | None = None
     """Folder with impulse responses of recording devices (WAV)."""
     impulse_response_share: float = 0.6
-    """Share of the training clips that are convolved with one of them."""
+    """Share of the training clips that are convolved with an impulse response."""
     time_masks: int = 0
-    """SpecAugment: stretches of time in each clip that are set to the clip's mean."""
+    """SpecAugment: number of time masks in each clip. Masked parts are set to the clip's mean."""
     time_mask_share: float = 0.1
-    """The longest such stretch, as a share of the clip."""
+    """SpecAugment: longest time mask, as a share of the clip."""
     frequency_masks: int = 0
-    """SpecAugment: ranges of mel bands in each clip that are set to the clip's mean."""
+    """SpecAugment: number of frequency masks in each clip."""
     frequency_mask_share: float = 0.1
-    """The widest such range, as a share of the bands."""
+    """SpecAugment: widest frequency mask, as a share of the mel bands."""
 
     def __post_init__(self) -> None:
         for name in (

@@ -7,6 +7,7 @@ consistent", 2022; for audio CED, Dinkel et al., 2023). Nothing of a view is sto
 
 import hashlib
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -18,20 +19,22 @@ from audio_datasets.system.randomness import generator
 class ViewConfig:
     """Views of each clip, for consistent teaching."""
 
+    help_title: ClassVar[str] = "Augmented views (consistent teaching)"
+
     views: int = 0
-    """Augmented views of each clip that the teachers hear; 0 for the clip as it is."""
+    """Number of augmented views of each clip that the teachers hear; 0: the clip itself, unchanged."""
     view_seconds: float | None = None
-    """Length of a view: a random part of a longer clip (the length that the teacher hears, if left out)."""
+    """Length of a view, cut at random from a longer clip (default: the length that the teacher hears)."""
     view_roll_seconds: float = 0.125
-    """Views are rolled in time by up to this many seconds, either way."""
+    """Shift each view in time, with wrap-around, by up to +/- this many seconds."""
     view_gain_db: float = 7.0
-    """Views are made louder or softer by up to this many decibels."""
+    """Change the volume of each view by up to +/- this many decibels."""
     view_mel_jitter: bool = True
-    """Each view has mel bands with limits of its own, drawn within the front end's ranges."""
+    """Vary the lowest and highest mel frequency from view to view, within the front end's ranges."""
     view_masked_bands: float = 0.0
-    """Largest share of the mel bands that is masked in a view, as one stripe."""
+    """Mask one range of mel bands in each view, at most this share of them."""
     view_masked_time: float = 0.0
-    """Largest share of a view's duration that is masked in its spectrogram, as one stripe."""
+    """Mask one stretch of time in each view, at most this share of it."""
     view_seed: int = 0
     """Seed of the views."""
 

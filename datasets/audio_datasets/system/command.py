@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import tyro
 from tqdm import tqdm
 
+from audio_datasets.command_line.help_pages import help_page, wants_help
 from audio_datasets.system.stop_signals import Stopped, StopRequested, raised_stop_signals
 
 Config = TypeVar("Config")
@@ -21,12 +22,25 @@ STOPPED = 75
 INTERRUPTED = 130
 
 
-def parse(config: type[Config], arguments: Sequence[str] | None, program: str, default: Config | None = None) -> Config:
-    """``config`` filled from the command line; a wrong flag or value is explained and ends with SystemExit 2.
+def parse(
+    config: type[Config],
+    arguments: Sequence[str] | None,
+    program: str,
+    default: Config | None = None,
+    help_note: str = "",
+) -> Config:
+    """Fills ``config`` from the command line. A wrong flag or value is explained and ends with SystemExit 2.
 
     The same holds for values that ``config`` itself refuses with a ValueError. What the command line leaves out is taken
-    from ``default``, if given.
+    from ``default``, if given. ``--help`` and ``--help-all`` print a page of options and end with SystemExit 0.
+
+    Args:
+        help_note: a sentence for that page, such as which task the defaults are for.
     """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if wants_help(arguments):
+        print(help_page(config, program, default=default, everything="--help-all" in arguments, note=help_note), end="")
+        raise SystemExit(0)
     settings = {} if default is None else {"default": default}
     return tyro.cli(config, args=arguments, prog=program, description=config.__doc__, **settings)
 

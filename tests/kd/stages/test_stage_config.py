@@ -40,10 +40,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "going on and giving up": ({"accept_changes": True, "restart": True}, "choose one"),
     "teachers without weight": (
         {"logits": ("a.h5",), "distillation": DistillationConfig(label_weight=1.0)},
-        "--logits would not be used with --label-weight 1",
+        "with --label-weight 1 the teachers.* --logits are not used",
     ),
     "a batch of one": ({"loop": LoopConfig(batch_size=1)}, "batch_size must be at least 2"),
-    "views without teachers": ({"views": "stored"}, "needs their --logits"),
+    "views without teachers": ({"views": "stored"}, "--views stored needs --logits"),
     "unknown objective": ({"objective": "kindness"}, "unknown objective 'kindness'"),
     "option that there is not": ({"objective_options": ("weight=1",)}, "unknown option 'weight'"),
     "option without a value": ({"objective_options": ("weight",)}, "NAME=VALUE; found 'weight'"),
@@ -97,7 +97,7 @@ def test_imagenet_weights_that_a_student_does_not_have_are_refused_at_once(
 
 
 def test_pretraining_needs_teachers_or_labels_alone() -> None:
-    with pytest.raises(ValueError, match="no --logits are given; give teacher logits, or --label-weight 1"):
+    with pytest.raises(ValueError, match="there are no --logits; give teacher logits, or --label-weight 1"):
         PretrainConfig(clips=(Path("a.h5"),), out=Path("run"))
     labels_alone = DistillationConfig(label_weight=1.0)
     assert PretrainConfig(clips=(Path("a.h5"),), out=Path("run"), distillation=labels_alone).logits == ()
@@ -107,13 +107,13 @@ def test_pretraining_needs_teachers_or_labels_alone() -> None:
 
 
 WRONG_TUNING: dict[str, tuple[dict[str, Any], str]] = {
-    "two starts": ({"weights": "a.pt", "init": Path("b")}, "leave one of the two out"),
-    "a seed twice": ({"seeds": (1, 1)}, r"different numbers from 0; found \[1, 1\]"),
-    "no seed": ({"seeds": ()}, "seeds are one or more"),
-    "a negative seed": ({"seeds": (-1,)}, "from 0"),
+    "two starts": ({"weights": "a.pt", "init": Path("b")}, "both name a starting point"),
+    "a seed twice": ({"seeds": (1, 1)}, r"0 or greater; found \[1, 1\]"),
+    "no seed": ({"seeds": ()}, "seeds must be one or more"),
+    "a negative seed": ({"seeds": (-1,)}, "0 or greater"),
     "no patience": ({"patience": 0}, "patience and eval_batch_size must be at least 1; found 0 and 32"),
     "layers that learn faster": ({"layer_decay": 1.1}, "layer_decay must be above 0 and at most 1"),
-    "everything tests": ({"test_share": 1.0}, "test_share must lie between 0 and 1"),
+    "everything tests": ({"test_share": 1.0}, "test_share must be between 0 and 1"),
     "a probe without strength": ({"probe_regularization": 0.0}, "must be positive"),
     "a teacher's temperature": ({"distillation": DistillationConfig(teacher_temperature=2.0)}, "without --logits"),
     "a teacher's mixup": ({"distillation": DistillationConfig(mixup_of_teacher="logits")}, "without --logits"),

@@ -1,0 +1,1 @@
+"""What users read of a command before it runs: its help."""
