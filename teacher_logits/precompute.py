@@ -4,7 +4,7 @@ Any number of processes share the work, shard by shard (see ``shards.py``). What
 neither their number nor on who computes it, and a run that was killed continues: each process loses at most the shard
 that it was working on. Two processes on a CPU machine:
 
-    ACCELERATE_USE_CPU=true python -m torch.distributed.run --nproc_per_node 2 teacher_logits/precompute.py …
+    ACCELERATE_USE_CPU=true python -m torch.distributed.run --nproc_per_node 2 -m teacher_logits.precompute …
 
 On a CPU each process computes with one thread, unless OMP_NUM_THREADS says otherwise: sums come out the same on any number
 of cores, and threads do not fight with the data loaders for them. More processes, not more threads, use more cores.

@@ -1,14 +1,17 @@
 """What the processes of one run agree upon."""
 
+import os
+import shlex
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, broadcast_object_list
+from accelerate.utils import broadcast, broadcast_object_list, parse_flag_from_env
 from torch import Tensor, nn
 
 from audio_datasets.system.command import USER_MISTAKE
@@ -35,10 +38,49 @@ def start_accelerator(**options: Any) -> Accelerator:
     ``audio_datasets.system.command.leave_process_group`` has left it, which this module sees to. Where they do while a data
     loader's process is forked, that one may hang (``audio_datasets.system.forks``).
     """
+    refuse_too_many_processes()
     accelerator = Accelerator(**options)
+    refuse_separate_processes(accelerator.num_processes)
     if accelerator.num_processes > 1:
         fork_when_threads_rest()
     return accelerator
+
+
+def refuse_separate_processes(together: int) -> None:
+    """Ends the command if a launcher started several processes but each would do all the work alone.
+
+    Accelerate starts no process group without a GPU unless ``ACCELERATE_USE_CPU`` is set.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and together == 1:
+        refuse_launch(
+            f"{started} processes were started, but without a GPU each would do all of the work alone. To share it on CPUs, "
+            f"run:\n  ACCELERATE_USE_CPU=true python -m torch.distributed.run --nproc_per_node {started} {this_command()}"
+        )
+
+
+def refuse_too_many_processes() -> None:
+    """Ends the command if a launcher started more processes on this machine than it has GPUs."""
+    started, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if 0 < gpus < started and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+        refuse_launch(
+            f"{started} processes were started on this machine, which has {gpus} GPU{'s' if gpus > 1 else ''}. Start one "
+            f"process per GPU:\n  accelerate launch --num_processes {gpus} {this_command()}"
+        )
+
+
+def refuse_launch(message: str) -> NoReturn:
+    """ValueError in the first process; the others end without a message of their own."""
+    if int(os.environ.get("RANK", "0")) > 0:
+        raise SystemExit(USER_MISTAKE)
+    raise ValueError(message)
+
+
+def this_command() -> str:
+    """The running command as a launcher takes it: ``-m kd.pretrain --clips …`` or ``kd/pretrain.py --clips …``."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = sys.argv[:1] if spec is None else ["-m", spec.name.removesuffix(".__main__")]
+    return shlex.join([*program, *sys.argv[1:]])
 
 
 def on_main_process(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
