@@ -1,7 +1,7 @@
 """A student on disk: a folder with ``student.safetensors`` (weights) and ``student.json`` (the card).
 
-The card tells name and options, class names, front end and provenance. The two files are all that tagging, fine-tuning and
-export need. Format "kd-student", version 1; writer and reader are both here.
+The card contains name and options, class names, front end and provenance. Tagging, fine-tuning and export need nothing but these
+two files. Format "kd-student", version 1; this module has both writer and reader.
 """
 
 import dataclasses
@@ -30,16 +30,16 @@ CARD_FILE = "student.json"
 
 @dataclass(frozen=True)
 class StudentCard:
-    """What ``student.json`` tells about a student."""
+    """The contents of ``student.json``."""
 
     config: StudentConfig
-    """Name, number of classes and options: enough to build it."""
+    """Name, number of classes and options: everything needed to build it."""
     class_names: tuple[str, ...]
     """One name per output, in order."""
     frontend: LogMelConfig
-    """What the student was trained to hear."""
+    """The front end that the student was trained with."""
     provenance: dict[str, Any] = field(default_factory=dict)
-    """Where the weights come from; free form, plain enough for JSON."""
+    """Where the weights come from: any dict that can be written as JSON."""
 
 
 def save_student(
@@ -49,13 +49,15 @@ def save_student(
     frontend: LogMelConfig,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes ``student.safetensors`` and ``student.json`` into ``folder``, each aside and renamed into place.
+    """Writes ``student.safetensors`` and ``student.json`` into ``folder``, each under a temporary name that is then renamed.
 
-    Raises ValueError if the class names are not one per output.
+    Raises ValueError unless there is one class name per output.
     """
     config = config_of(student)
     if len(class_names) != config.num_classes:
-        raise ValueError(f"one class name per output: {config.num_classes} are needed, {len(class_names)} were given")
+        raise ValueError(
+            f"one class name per output is needed: expected {config.num_classes}, found {len(class_names)}"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
@@ -74,12 +76,12 @@ def save_student(
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """A killed process leaves the old file or the new one, never half of one."""
+    """Replaces a file. A killed process leaves either the old file or the new one, never half of one."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
             write(aside)
-        except SafetensorError as error:  # a full disk, mostly, which safetensors does not tell by an OSError
+        except SafetensorError as error:  # usually a full disk, for which safetensors does not raise an OSError
             raise OSError(f"{path} cannot be written: {error}") from error
         with open(aside, "rb") as file:
             os.fsync(file.fileno())
@@ -92,11 +94,11 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def read_card(folder: str | Path, allow: Sequence[str] = ()) -> StudentCard:
-    """A saved student's card without its weights.
+    """The card of a saved student, without loading weights.
 
     ``allow``: names of the form ``module:Class`` that the card may ask for (see ``students.outside``).
 
-    Raises ValueError if the folder holds no student, or one from outside this package that is not allowed.
+    Raises ValueError if the folder contains no student, or one from outside this package that is not allowed.
     """
     path, content = _read_card_file(folder)
     return _card(path, content, allow)
@@ -107,7 +109,7 @@ def load_student(folder: str | Path, allow: Sequence[str] = ()) -> tuple[Student
 
     ``allow``: names of the form ``module:Class`` that the card may ask for (see ``students.outside``).
 
-    Raises ValueError if the folder holds no student, one from outside this package that is not allowed, or if weights and
+    Raises ValueError if the folder contains no student, or one from outside this package that is not allowed, or if weights and
     card do not belong together.
     """
     path, content = _read_card_file(folder)
@@ -119,16 +121,16 @@ def load_student(folder: str | Path, allow: Sequence[str] = ()) -> tuple[Student
     student.load_state_dict(state)
     if weights_fingerprint(student) != content.get("weights_fingerprint"):
         raise ValueError(
-            f"{path} and {WEIGHTS_FILE} beside it do not belong together: the weights are not those that the card was"
-            " written for (was saving interrupted, or one of them replaced?)"
+            f"{path} and the {WEIGHTS_FILE} beside it do not belong together: the card was written for other weights"
+            " (was saving interrupted, or one of the files replaced?)"
         )
     return student.eval(), card
 
 
 def outline(folder: str | Path, card: StudentCard) -> Student:
-    """The student of a card on the device "meta": its shapes without memory, of which a damaged card may ask for any amount.
+    """The student of a card on the device "meta": shapes without memory, because a damaged card could ask for any amount of it.
 
-    Raises ValueError, naming the card in ``folder``, if there is no such student.
+    Raises ValueError that names the card in ``folder`` if there is no such student.
     """
     try:
         with torch.device("meta"):
@@ -142,13 +144,13 @@ def _read_card_file(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{folder} holds no student: there is no {CARD_FILE}") from None
+        raise ValueError(f"{folder} contains no student: there is no {CARD_FILE}") from None
     except ValueError as error:  # not JSON or not UTF-8
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} does not describe a student (its format is not {FORMAT!r})")
     if content.get("version") != FORMAT_VERSION:
-        raise ValueError(f"{path} has format version {content.get('version')!r}; this reader knows {FORMAT_VERSION}")
+        raise ValueError(f"{path} has format version {content.get('version')!r}; only {FORMAT_VERSION} can be read")
     return path, content
 
 
@@ -158,13 +160,13 @@ def _card(path: Path, content: Mapping[str, Any], allow: Sequence[str]) -> Stude
         class_names = tuple(content["class_names"])
         card = StudentCard(config, class_names, LogMelConfig.from_dict(content["frontend"]), content["provenance"])
         if not all(isinstance(part, dict) for part in (config.options, card.provenance)):
-            raise TypeError("options and provenance are objects")
+            raise TypeError("options and provenance must be objects")
         if not all(isinstance(name, str) and name.strip() for name in class_names) or len({*class_names}) < len(
             class_names
         ):
-            raise TypeError("class names are unique text")
+            raise TypeError("class names must be unique, nonempty strings")
         if not isinstance(config.name, str):
-            raise TypeError("the student's name is text")
+            raise TypeError("the student's name must be a string")
     except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"{path} is incomplete or damaged: {error}") from error
     except ValueError as error:
@@ -173,8 +175,8 @@ def _card(path: Path, content: Mapping[str, Any], allow: Sequence[str]) -> Stude
     bands = config.options.get("n_mels", card.frontend.n_mels)
     if bands != card.frontend.n_mels:
         raise ValueError(
-            f"{path}: the student takes {bands!r} mel bands, and its front end makes {card.frontend.n_mels}"
+            f"{path}: the student takes {bands!r} mel bands, but its front end makes {card.frontend.n_mels}"
         )
     if len(class_names) != config.num_classes:
-        raise ValueError(f"{path} names {len(class_names)} classes for {config.num_classes} outputs")
+        raise ValueError(f"{path} has {len(class_names)} class names for {config.num_classes} outputs")
     return card

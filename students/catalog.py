@@ -19,12 +19,12 @@ from students.outside import is_outside, outside_family
 
 @dataclass(frozen=True)
 class Variant:
-    """A name of the catalog and what it stands for."""
+    """A catalog name and the student that it stands for."""
 
     name: str
     family: type[Student]
     options: Any
-    """The family's ``Options``, at the values that this name stands for."""
+    """The family's ``Options``, with this variant's values."""
     build: Callable[[int, Any], Student]
     """Takes the number of classes and the options."""
     place: int
@@ -45,7 +45,7 @@ def register(
 
     Args:
         variants: the family's ``Options`` by name.
-        build: makes a student of the number of classes and the options; ``family`` itself if left out.
+        build: makes a student from the number of classes and the options; default: ``family`` itself.
         place: families with a lower number are listed first.
     """
     for name, options in variants.items():
@@ -62,14 +62,14 @@ def _import_families() -> None:
 
 
 def _registered() -> dict[str, Variant]:
-    """All variants, family by family, in an order that does not depend on which was imported first."""
+    """All variants, grouped by family, in an order that does not depend on the order of imports."""
     _import_families()
     ordered = sorted(_variants.values(), key=lambda variant: (variant.place, variant.family.__name__))
     return {variant.name: variant for variant in ordered}
 
 
 def _variant(name: str) -> Variant:
-    """What a name of the catalog, or ``module:Class``, stands for."""
+    """The variant with this catalog name, or the one for ``module:Class``."""
     if is_outside(name):
         family = outside_family(name)
         return Variant(name, family, family.Options(), family, place=0)
@@ -85,7 +85,7 @@ def list_students() -> list[str]:
 
 
 def list_families() -> dict[str, type[Student]]:
-    """The families by their class's name in lower case, such as "mn"."""
+    """The families by class name in lower case, such as "mn"."""
     return {variant.family.__name__.lower(): variant.family for variant in _registered().values()}
 
 
@@ -112,7 +112,7 @@ def options_for(
 
 
 def pretraining_learning_rate(name: str, **options: Any) -> float | None:
-    """The published peak learning rate of pretraining a student; None if its family knows none."""
+    """The published peak learning rate for pretraining a student; None if there is none."""
     variant = _variant(name)
     return variant.family.pretraining_learning_rate(_chosen(variant, options))
 
@@ -120,15 +120,15 @@ def pretraining_learning_rate(name: str, **options: Any) -> float | None:
 def create_student(name: str, num_classes: int, **options: Any) -> Student:
     """A freshly initialised student: mel (batch, 1, n_mels, frames) -> StudentOutput(logits, embedding).
 
-    ``name`` is one of ``list_students()``, or ``module:Class`` for a student from elsewhere, whose module is imported.
+    ``name`` is one of ``list_students()``, or ``module:Class`` for a student from outside; its module is imported.
     ``options`` are the family's options by keyword (see ``default_options`` and, for MN, ``students.families.mn.MNOptions``).
-    ``student.config`` holds all that is needed to build it again. Weights are drawn from torch's default generator.
+    ``student.config`` contains everything needed to rebuild it. Weights are drawn from torch's default generator.
 
     Raises ValueError for an unknown name, an unknown option or a value that an option does not allow.
     """
     variant = _variant(name)
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-        raise ValueError(f"a student has at least one class; found num_classes={num_classes!r}")
+        raise ValueError(f"a student needs at least one class; found num_classes={num_classes!r}")
     chosen = _chosen(variant, options)
     student = variant.build(num_classes, chosen)
     student.config = StudentConfig(name, num_classes, _plain(chosen))
@@ -136,7 +136,7 @@ def create_student(name: str, num_classes: int, **options: Any) -> Student:
 
 
 def _chosen(variant: Variant, options: Mapping[str, Any]) -> Any:
-    """The variant's options with the given ones in place of its own."""
+    """The variant's options, overridden by the given ones."""
     known = [option.name for option in dataclasses.fields(variant.options)]
     unknown = [option for option in options if option not in known]
     if unknown:
@@ -145,14 +145,14 @@ def _chosen(variant: Variant, options: Mapping[str, Any]) -> Any:
         )
     try:
         return dataclasses.replace(variant.options, **options)
-    except TypeError as error:  # a value of another kind, such as a word where a number belongs
+    except TypeError as error:  # a value of the wrong type, such as a word in place of a number
         raise ValueError(
-            f"an option of {variant.name} has a value of the wrong kind: {error}; found {dict(options)}"
+            f"an option of {variant.name} has a value of the wrong type: {error}; found {dict(options)}"
         ) from error
 
 
 def _plain(options: Any) -> dict[str, Any]:
-    """An options dataclass as JSON would give it back: lists in place of tuples."""
+    """An options dataclass as it would come back from JSON: with lists in place of tuples."""
     return {
         key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(options).items()
     }

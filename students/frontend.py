@@ -1,8 +1,8 @@
-"""The log-mel spectrogram that all students hear.
+"""The log-mel front end of all students.
 
-Numerically the front end of PaSST and EfficientAT (Koutini et al. 2022, Schmid et al. 2023): pre-emphasis, centred STFT,
-power, Kaldi's mel bands, logarithm, shift and scale. Settings turn it into others, such as MergeNet's (``students.families.mergenet``). What is
-done for speed, mostly on CPU, stands beside the code.
+Numerically the same as that of PaSST and EfficientAT (Koutini et al. 2022, Schmid et al. 2023): pre-emphasis, centred STFT,
+power, Kaldi's mel bands, logarithm, shift and scale. Other settings give other front ends, such as MergeNet's
+(``students.families.mergenet``). Comments in the code explain optimisations, most of which are for the CPU.
 
 Shapes: B batch, N samples, M mel bands, T frames, K frequency bins below the Nyquist frequency.
 """
@@ -22,12 +22,12 @@ Logarithm = Literal["ln", "db"]
 _DECIBELS_PER_LN = 10.0 / math.log(10.0)
 
 _MINIMUM_DEVIATION = 1e-3
-"""Below this a clip's log-mel spectrogram is a constant and its deviation the rounding of its mean: silence stays 0."""
+"""Below this, a clip's log-mel spectrogram counts as constant and its deviation as rounding, so that silence stays 0."""
 
 
 @dataclass(frozen=True)
 class LogMelConfig:
-    """Settings of LogMel; the defaults are those of the public checkpoints. Raises ValueError for values that are not possible."""
+    """Settings of LogMel; the defaults are those of the public checkpoints. Raises ValueError for impossible values."""
 
     help_title: ClassVar[str] = "Front end (log-mel spectrogram)"
 
@@ -70,30 +70,30 @@ class LogMelConfig:
         for name in ("sample_rate_hz", "n_fft", "window_samples", "hop_samples", "n_mels"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is a whole number above 0; found {value!r}")
+                raise ValueError(f"{name} must be a whole number above 0; found {value!r}")
         for name in ("fmin_hz", "preemphasis", "fmin_jitter_hz", "fmax_jitter_hz", "tile_seconds"):
             if not 0.0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is not negative; found {getattr(self, name)}")
+                raise ValueError(f"{name} must not be negative; found {getattr(self, name)}")
         for name in ("log_offset", "scale"):
             if not 0.0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is above 0; found {getattr(self, name)}")
+                raise ValueError(f"{name} must be above 0; found {getattr(self, name)}")
         if not math.isfinite(self.shift):
-            raise ValueError(f"shift is a finite number; found {self.shift}")
+            raise ValueError(f"shift must be a finite number; found {self.shift}")
         if self.logarithm not in get_args(Logarithm):
             raise ValueError(f"unknown logarithm {self.logarithm!r}; choices: {', '.join(get_args(Logarithm))}")
         if self.n_fft % 2:
-            raise ValueError(f"n_fft is even; found {self.n_fft}")
+            raise ValueError(f"n_fft must be even; found {self.n_fft}")
         if self.window_samples > self.n_fft:
-            raise ValueError(f"window_samples is at most n_fft ({self.n_fft}); found {self.window_samples}")
+            raise ValueError(f"window_samples must be at most n_fft ({self.n_fft}); found {self.window_samples}")
         if not self.fmin_hz < self.fmax_hz <= self.nyquist_hz:
             raise ValueError(
-                f"mel bands lie between fmin_hz and fmax_hz, with fmin_hz < fmax_hz <= {self.nyquist_hz:g} Hz (half the"
-                f" sample rate); found fmin_hz={self.fmin_hz:g}, fmax_hz={self.fmax_hz:g}"
+                f"mel bands need fmin_hz < fmax_hz <= {self.nyquist_hz:g} Hz (half the sample rate);"
+                f" found fmin_hz={self.fmin_hz:g}, fmax_hz={self.fmax_hz:g}"
             )
         if self.fmin_hz + self.fmin_jitter_hz >= self.fmax_hz - self.fmax_jitter_hz / 2:
             raise ValueError(
-                f"jitter of {self.fmin_jitter_hz:g} and {self.fmax_jitter_hz:g} Hz could turn around the mel bands between"
-                f" {self.fmin_hz:g} and {self.fmax_hz:g} Hz"
+                f"jitter of {self.fmin_jitter_hz:g} and {self.fmax_jitter_hz:g} Hz is too large for mel bands between"
+                f" {self.fmin_hz:g} and {self.fmax_hz:g} Hz: the lower edge could exceed the upper one"
             )
 
     @property
@@ -102,21 +102,21 @@ class LogMelConfig:
 
     @property
     def minimum_samples(self) -> int:
-        """The shortest waveform that can be mirrored at its ends; LogMel pads a shorter one with zeros at its end."""
+        """The shortest waveform that can be reflected at its ends; LogMel pads shorter ones with zeros at the end."""
         return self.n_fft // 2 + 1 + self._lost_samples
 
     def frames(self, samples: int) -> int:
-        """How many frames LogMel makes of a waveform."""
+        """The number of frames that LogMel makes from a waveform."""
         samples = max(samples, self.minimum_samples, round(self.tile_seconds * self.sample_rate_hz))
         return 1 + (samples - self._lost_samples) // self.hop_samples
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings, plain enough for JSON."""
+        """All settings, ready for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> Self:
-        """The reverse of ``to_dict``; a setting that is not given has its default. ValueError for an unknown one."""
+        """The reverse of ``to_dict``; missing settings get their defaults. ValueError for an unknown one."""
         known = [known.name for known in dataclasses.fields(cls)]
         unknown = sorted(set(settings) - set(known))
         if unknown:
@@ -139,10 +139,10 @@ def draw_band_edges(config: LogMelConfig, rng: np.random.Generator) -> tuple[flo
 
 
 def mask_spectrogram(mel: Tensor, time_masks: Tensor | None, band_masks: Tensor | None) -> Tensor:
-    """SpecAugment's masks (Park et al., 2019): mel (B, 1, M, T) with all that is masked set to the clip's mean.
+    """SpecAugment's masks (Park et al., 2019): mel (B, 1, M, T) with masked values set to the clip's mean.
 
     Args:
-        time_masks: (B, masks, 2) on any device, from start to end as shares of the frames; None for no masks.
+        time_masks: (B, masks, 2) on any device: start and end as fractions of the frames; None for no masks.
         band_masks: the same for the mel bands.
     """
     if time_masks is None and band_masks is None:
@@ -159,19 +159,19 @@ def mask_spectrogram(mel: Tensor, time_masks: Tensor | None, band_masks: Tensor 
 
 
 def mask_stripes(mel: Tensor, stripes: Tensor) -> Tensor:
-    """The masks of a stored view, one along each axis: ``stripes`` (B, 4), masked bands and then masked time."""
+    """Applies the masks of a stored view, one for each axis: ``stripes`` (B, 4), first bands, then time."""
     return mask_spectrogram(mel, time_masks=stripes[:, None, 2:], band_masks=stripes[:, None, :2])
 
 
 def mel_banks(config: LogMelConfig, band_edges: Tensor) -> Tensor:
     """Kaldi's triangular mel bands between given edges, for any number of clips at once and on their device.
 
-    ``band_edges`` (B, 2): fmin_hz and fmax_hz of each clip -> (B, M, K). Triangles are straight on the mel scale,
-    1127 ln(1 + f / 700), have height 1 and reach to their neighbours' centres.
+    ``band_edges`` (B, 2): fmin_hz and fmax_hz of each clip -> (B, M, K). The triangles are linear on the mel scale,
+    1127 ln(1 + f / 700), have height 1 and end at their neighbours' centres.
     """
     bin_hz = torch.arange(config.n_fft // 2, device=band_edges.device) * (config.sample_rate_hz / config.n_fft)
     low, high = _mel(band_edges.float()).unsqueeze(-1).unbind(1)  # (B, 1) each
-    # Position of every bin in units of bands: band m has its centre at m + 1 and ends at m and m + 2.
+    # Position of each bin in units of bands: band m is centred at m + 1 and ends at m and m + 2.
     position = (_mel(bin_hz) - low) * ((config.n_mels + 1) / (high - low))  # (B, K)
     centre = torch.arange(1, config.n_mels + 1, device=band_edges.device, dtype=position.dtype)
     return (position[:, None, :] - centre[:, None]).abs_().neg_().add_(1.0).clamp_(min=0.0)
@@ -182,17 +182,17 @@ def _mel(frequency_hz: Tensor) -> Tensor:
 
 
 class _BandGroup(NamedTuple):
-    """Neighbouring mel bands, and all frequency bins in which any of them is not zero."""
+    """Neighbouring mel bands, and the frequency bins in which any of them is nonzero."""
 
     bands: slice
     bins: slice
 
 
 def _band_groups(config: LogMelConfig, edges: Sequence[Sequence[float]]) -> list[_BandGroup]:
-    """Groups of 16 bands with the bins that they cover for clips of the given edges.
+    """Groups of 16 bands with the bins that they cover, for clips with the given edges.
 
-    Nine tenths of a mel bank are zeros. Eight small products without most of them take a quarter of the time of one
-    large one (measured on CPU for 128 bands); still more groups gain nothing.
+    Nine tenths of a mel bank are zeros. Eight small products that skip most of them take a quarter of the time of one
+    large product (measured on CPU for 128 bands). More groups bring no further gain.
     """
     lows = [1127.0 * math.log1p(fmin_hz / 700.0) for fmin_hz, _ in edges]
     highs = [1127.0 * math.log1p(fmax_hz / 700.0) for _, fmax_hz in edges]
@@ -204,7 +204,7 @@ def _band_groups(config: LogMelConfig, edges: Sequence[Sequence[float]]) -> list
     groups = []
     for first in range(0, config.n_mels, 16):
         last = min(first + 16, config.n_mels) - 1
-        # A band's edges rise with both ends of the scale, so the extremes belong to the extreme clips.
+        # A band's edges increase with both fmin and fmax, so the extreme clips give the extreme edges.
         first_bin = max(0, math.floor(edge_hz(min(lows), min(highs), first) / bin_hz) - 1)
         end_bin = min(config.n_fft // 2, math.ceil(edge_hz(max(lows), max(highs), last + 2) / bin_hz) + 1)
         groups.append(_BandGroup(slice(first, last + 1), slice(first_bin, end_bin)))
@@ -212,10 +212,10 @@ def _band_groups(config: LogMelConfig, edges: Sequence[Sequence[float]]) -> list
 
 
 class LogMel(nn.Module):
-    """Waveform (B, N) -> log-mel spectrogram (B, 1, M, T), always computed in float32, also under autocast.
+    """Waveform (B, N) -> log-mel spectrogram (B, 1, M, T), always computed in float32, even under autocast.
 
-    Frames are centred: frame t lies around sample t * hop, the ends are mirrored. A waveform too short for that is
-    padded with zeros at its end. Digital silence gives a finite constant, 0 where clips are standardised.
+    Frames are centred: frame t is centred at sample t * hop, and the waveform is reflected at its ends. A waveform too short for that is
+    padded with zeros at the end. Digital silence gives a finite constant, which is 0 if clips are standardised.
     """
 
     def __init__(self, config: LogMelConfig = LogMelConfig()) -> None:
@@ -223,7 +223,7 @@ class LogMel(nn.Module):
         self.config = config
         edges = (config.fmin_hz, config.fmax_hz)
         self._groups = _band_groups(config, [edges])
-        # Not persistent: they follow from the configuration, and weights must not carry them.
+        # Not persistent: they follow from the configuration and do not belong in weights files.
         window = torch.hann_window(config.window_samples, periodic=False)
         left = (config.n_fft - config.window_samples) // 2
         window = nn.functional.pad(window, (left, config.n_fft - config.window_samples - left))
@@ -233,21 +233,21 @@ class LogMel(nn.Module):
     def forward(self, waveform: Tensor, band_edges: Tensor | None = None) -> Tensor:
         """(B, N) at ``config.sample_rate_hz``, in [-1, 1] -> (B, 1, M, T)
 
-        ``band_edges`` (B, 2), on any device: fmin_hz and fmax_hz for each clip in place of the configured ones, drawn by
-        the caller (``draw_band_edges``).
+        ``band_edges`` (B, 2), on any device: fmin_hz and fmax_hz of each clip, which replace the configured ones. The caller
+        draws them (``draw_band_edges``).
         """
         if waveform.ndim != 2 or waveform.shape[1] == 0:
-            raise ValueError(f"a batch of waveforms has shape (batch, samples); found {tuple(waveform.shape)}")
+            raise ValueError(f"a batch of waveforms must have shape (batch, samples); found {tuple(waveform.shape)}")
         if band_edges is not None and band_edges.shape != (len(waveform), 2):
             raise ValueError(
-                f"band edges have shape (batch, 2), here ({len(waveform)}, 2); found {tuple(band_edges.shape)}"
+                f"band edges must have shape (batch, 2), here ({len(waveform)}, 2); found {tuple(band_edges.shape)}"
             )
         with torch.autocast(waveform.device.type, enabled=False):
             if waveform.device.type != "cpu":
                 return self._log_mel(waveform.float(), band_edges)
-            # One clip after the other: its spectrum stays in the cache, and memory is reused in place of fetched from the
-            # system for every batch. Measured for a batch of 8: three times faster. It also keeps a clip's numbers
-            # independent of the batch it is in.
+            # One clip at a time: its spectrum stays in the cache, and memory is reused instead of requested from the
+            # system for every batch. This is three times faster (measured with a batch of 8), and a clip's values do not
+            # depend on the batch that it is in.
             clips = waveform.float().split(1)
             edges = [None] * len(clips) if band_edges is None else band_edges.cpu().split(1)
             return torch.cat([self._log_mel(clip, edge) for clip, edge in zip(clips, edges, strict=True)])
@@ -262,7 +262,7 @@ class LogMel(nn.Module):
             parts = [torch.matmul(banks[:, bands, bins], power[:, :, bins].transpose(1, 2)) for bands, bins in groups]
             bands = torch.cat(parts, dim=1)
         else:
-            # To group the bands the host would have to wait for the edges; a GPU multiplies zeros faster than that.
+            # Grouping the bands would make the host wait for the edges; on a GPU it is faster to multiply the zeros.
             bands = torch.matmul(banks, power.transpose(1, 2))
         logarithms = bands.add_(config.log_offset).log_()
         if config.logarithm == "db":
@@ -286,8 +286,8 @@ class LogMel(nn.Module):
             waveform = nn.functional.pad(waveform, (0, missing))
         if config.preemphasis:
             waveform = torch.sub(waveform[:, 1:], waveform[:, :-1], alpha=config.preemphasis)
-        # Mirrored by hand because functional.pad takes ten times as long, and cut into whole n_fft frames under a window
-        # with zeros at its ends because rfft takes longer to pad short frames than to read long ones.
+        # Reflected by hand because functional.pad takes ten times as long. The window is zero-padded to n_fft because rfft
+        # takes longer to pad short frames than to read long ones.
         half = config.n_fft // 2
         mirrored_start = waveform[:, 1 : half + 1].flip(1)
         mirrored_end = waveform[:, -half - 1 : -1].flip(1)

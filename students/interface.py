@@ -1,4 +1,4 @@
-"""What every student is to the rest of the code: a module from mel spectrograms to logits and an embedding.
+"""The interface of every student: a module that maps mel spectrograms to logits and an embedding.
 
 Shapes: B batch, C channels, F frequency positions, T time positions, E embedding size, K classes.
 """
@@ -27,18 +27,18 @@ class StudentOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """Everything that ``create_student`` needs to build a student again; plain enough for JSON."""
+    """Everything that ``create_student`` needs to rebuild a student. Can be written as JSON."""
 
     name: str
     """Catalog name, such as "mn04"."""
     num_classes: int
     """Size of the output."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Every option of the family with its value, defaults included, so that a later default changes nothing."""
+    """Every option of the family with its value, including defaults, so that changing a default later has no effect."""
 
 
 class FineTuning(NamedTuple):
-    """What a family's authors fine-tuned a trained student with."""
+    """The settings with which a family's authors fine-tuned a trained student."""
 
     learning_rate: float
     batch_size: int
@@ -50,22 +50,22 @@ class NoOptions:
 
 
 class Student(nn.Module):
-    """Base of all students: mel (B, 1, n_mels, frames) -> StudentOutput.
+    """Base class of all students: mel (B, 1, n_mels, frames) -> StudentOutput.
 
-    A subclass is a family: it takes the number of classes and its options (``Options``), and says here what is known of it.
-    A family needs ``forward``, a ``classifier`` and ``output_biases``; everything else has a default.
+    Each subclass is a family. It takes the number of classes and its options (``Options``), and overrides what differs from the
+    defaults here. A family must define ``forward``, ``classifier`` and ``output_biases``; everything else has a default.
 
-    ``create_student`` sets ``config``; a student built by hand has none and can be neither saved nor matched to weights.
+    ``create_student`` sets ``config``. A student built directly has none, so it cannot be saved or matched to weights.
     """
 
     Options: ClassVar[type] = NoOptions
     """The family's options: a frozen dataclass with defaults, which raises ValueError for a value that is not allowed."""
     fine_tuning: ClassVar[Mapping[str, FineTuning]] = {}
-    """Published learning rate and batch size for trained students, by the name of the task."""
+    """Published learning rate and batch size for trained students, by task name."""
     only_from_scratch: ClassVar[tuple[str, ...]] = ()
-    """Options that change how a fresh student trains, and nothing about a trained one."""
+    """Options that affect training from scratch but not a trained student."""
     imagenet_architecture: str | None = None
-    """timm's name of the network whose ImageNet weights ``imagenet_weights`` takes; None if there is none."""
+    """timm's name of the network whose ImageNet weights ``imagenet_weights`` converts; None if there is none."""
     config: StudentConfig | None = None
 
     def __init__(self, num_classes: int, embedding_dim: int) -> None:
@@ -73,7 +73,7 @@ class Student(nn.Module):
         self.num_classes = num_classes
         self.embedding_dim = embedding_dim
 
-    # --- What a family knows of itself ---
+    # --- Facts about the family ---
 
     @classmethod
     def published_frontend(cls) -> LogMelConfig:
@@ -82,13 +82,13 @@ class Student(nn.Module):
 
     @classmethod
     def options_for_frontend(cls, given: Mapping[str, Any], frontend: LogMelConfig) -> dict[str, Any]:
-        """The given options and those that follow from the front end: ``n_mels``, if the family has such an option."""
+        """The given options plus those that follow from the front end: ``n_mels``, if the family has that option."""
         has_n_mels = any(option.name == "n_mels" for option in dataclasses.fields(cls.Options))
         return {"n_mels": frontend.n_mels, **given} if has_n_mels else dict(given)
 
     @classmethod
     def options_for_training(cls, given: Mapping[str, Any], epochs: int) -> dict[str, Any]:
-        """The given options and those that follow from the length of a run from scratch.
+        """The given options plus those that follow from the length of a run from scratch.
 
         Raises ValueError for an option that does not fit the length.
         """
@@ -101,12 +101,12 @@ class Student(nn.Module):
 
     @classmethod
     def tensors_of_checkpoint(cls, state: StateDict) -> StateDict:
-        """The tensors of a public checkpoint under this student's names."""
+        """The tensors of a public checkpoint, renamed to this student's names."""
         return state
 
     @classmethod
     def config_of_weights(cls, state: StateDict) -> StudentConfig | None:
-        """The student that tensors belong to; None if the shapes of this family's tensors do not tell its options.
+        """The configuration that these tensors belong to; None if options of this family cannot be inferred from shapes.
 
         Raises ValueError for tensors of another family.
         """
@@ -117,59 +117,59 @@ class Student(nn.Module):
         return set()
 
     def imagenet_weights(self, timm_state_dict: Mapping[str, Tensor]) -> StateDict:
-        """The part of this student's state dict that the weights of ``imagenet_architecture`` give.
+        """The part of this student's state dict that the weights of ``imagenet_architecture`` provide.
 
-        Raises ValueError if they are another network's weights, or do not fit this student's options.
+        Raises ValueError if the weights belong to another network or do not fit this student's options.
         """
         raise NotImplementedError
 
     @property
     def clip_seconds(self) -> float | None:
-        """The length of the clips that this student was made for; None if it takes any length."""
+        """The clip length that this student was designed for; None if it takes any length."""
         return None
 
-    # --- What it computes ---
+    # --- Computation ---
 
     def forward(self, mel: Tensor) -> StudentOutput:
         """(B, 1, n_mels, frames) -> logits (B, K), embedding (B, E)"""
         raise NotImplementedError
 
     def start_epoch(self, epoch: int) -> None:
-        """Sets what changes with the epoch of pretraining, counted from 0. For most students nothing does."""
+        """Sets values that depend on the epoch of pretraining, counted from 0. Most students have none."""
 
     def output_biases(self) -> Tensor:
-        """The biases added to the logits, as a view that can be written to: (K,), or (parts, K) if the parts are averaged."""
+        """The biases added to the logits, as a writable view: (K,), or (parts, K) if the parts are averaged."""
         raise NotImplementedError
 
     @torch.no_grad()
     def set_class_prior(self, frequencies: Tensor) -> None:
-        """Sets the output biases so that an untrained student predicts each class's frequency (K,), within 0.1 to 99.9 %.
+        """Sets the output biases so that an untrained student predicts each class's frequency (K,), clipped to 0.1 to 99.9 %.
 
-        As in RetinaNet (Lin et al. 2017, Section 3.3): without it the first steps on rare classes all go into lowering
-        every logit.
+        As in RetinaNet (Lin et al. 2017, Section 3.3): without this, training spends its first steps on lowering all
+        logits of rare classes.
         """
         self.output_biases().copy_(torch.logit(frequencies.clamp(1e-3, 1.0 - 1e-3)))
 
     def feature_maps(self, mel: Tensor) -> list[Tensor]:
-        """The map (B, C, F, T) after every stage, in order; the last one is what ``classifier`` takes.
+        """The map (B, C, F, T) after every stage, in order; the last one is the input of ``classifier``.
 
-        Raises ValueError for a student that gives no maps.
+        Raises ValueError for a student without feature maps.
         """
-        raise ValueError(f"{type(self).__name__} gives no feature maps, and so no logits of single frames")
+        raise ValueError(f"{type(self).__name__} has no feature maps, so logits of single frames are not available")
 
     def frame_logits(self, mel: Tensor) -> Tensor:
-        """Logits of every time position on its own, (B, K, T): the last map, column by column, through the classifier.
+        """Logits of each time position, (B, K, T): the classifier applied to each column of the last map separately.
 
-        For evaluation: a column has no key of its own for dropout.
+        For evaluation only: columns have no keys for dropout.
         """
         last = self.feature_maps(mel)[-1]
         columns = last.permute(0, 3, 1, 2).flatten(0, 1)[..., None]  # (B * T, C, F, 1)
         return self.classifier(columns).unflatten(0, (last.shape[0], last.shape[3])).transpose(1, 2)
 
     def fuse(self) -> "Student":
-        """A copy for inference with batch norms folded into the convolutions before them; gives the same within rounding.
+        """A copy for inference with each batch norm folded into the convolution before it; same output within rounding.
 
-        It is in evaluation mode, its weights need no gradient, and it has no ``config``: save and train the original.
+        The copy is in evaluation mode, its weights require no gradient, and it has no ``config``: save and train the original.
         """
         fused = copy.deepcopy(self).eval().requires_grad_(False)
         fused.config = None
@@ -183,13 +183,13 @@ class Student(nn.Module):
 
 @runtime_checkable
 class FoldsBatchNorms(Protocol):
-    """A module that folds batch norms in its own way; those that follow a convolution in a Sequential need none."""
+    """A module with its own way to fold batch norms. Not needed where they follow a convolution in a Sequential."""
 
     def fold_batch_norms(self) -> None: ...
 
 
 def checked_mel(mel: Tensor) -> Tensor:
-    """``mel`` as it is. Raises ValueError unless its shape is (B, 1, n_mels, frames)."""
+    """Returns ``mel`` unchanged. Raises ValueError unless its shape is (B, 1, n_mels, frames)."""
     if mel.ndim != 4 or mel.shape[1] != 1:
         raise ValueError(f"this student takes (batch, 1, n_mels, frames); found {tuple(mel.shape)}")
     return mel

@@ -1,11 +1,11 @@
-"""Looking inside a DyMN: disturb what its dynamic parts compute from a clip, and record what its Dy-ReLUs do.
+"""Looking inside a DyMN: change the coefficients that its dynamic parts compute, and record what its Dy-ReLUs do.
 
 Schmid, Koutini and Widmer, "Dynamic Convolutional Neural Networks as Efficient Pre-trained Audio Models", 2023, Section VII,
-Table XII and Fig. 6. Everything is done by hooks on modules, so that a student outside the context is the student as it was:
+Table XII and Fig. 6. All changes are made by hooks on modules and end with the context:
 
-    Dy-Conv   ``residuals[0]`` returns the logits of the kernels (B, K): what is done to them is done to their softmax.
+    Dy-Conv   ``residuals[0]`` returns the logits of the kernels (B, K). Changing them changes the softmax accordingly.
     Dy-ReLU   ``coef_net`` returns slopes and intercepts before the sigmoid, (B, C * 2M), channel by channel.
-    CA        ``recalibration`` is given the weights (B, C, F, 1) and (B, C, 1, T).
+    CA        ``recalibration`` takes the weights (B, C, F, 1) and (B, C, 1, T).
 
 Shapes: B batch, C channels, F frequency positions, T time positions, K kernels, M maps of Dy-ReLU.
 """
@@ -23,35 +23,35 @@ from students.families.dymn import DyMN, DynamicBlock, DynamicConv, DynamicReLU,
 from students.interface import Student
 
 Coefficients = Sequence[Tensor]
-"""What a module gives to the maps of a batch: one tensor, or coordinate attention's one or two; the first axis is the clip."""
+"""The coefficients of a batch in one module: one tensor, or one or two for coordinate attention; the first axis is the clip."""
 Change = Callable[[Coefficients], Coefficients]
 Method = Callable[[np.random.Generator], Change]
-"""Begins one forward pass: what is drawn for all blocks together is drawn once."""
+"""Starts one forward pass: random choices that all blocks share are made once."""
 
 PARTS = {"CA": Recalibration, "Dy-Conv": DynamicConv, "Dy-ReLU": DynamicReLU}
-"""The dynamic parts as the paper calls them, and what each is in a block."""
+"""The dynamic parts by their names in the paper, and the class of each."""
 
 
-# --- What is done to coefficients --------------------------------------------------------------------------------------
+# --- Changes of coefficients -------------------------------------------------------------------------------------------
 
 
 def _untouched(rng: np.random.Generator) -> Change:
-    """Coefficients as they are."""
+    """Leaves coefficients unchanged."""
     return lambda coefficients: coefficients
 
 
 def other_clips(rng: np.random.Generator, batch: int) -> np.ndarray:
-    """For each clip of a batch the index of another one, (batch,); every clip is taken once. ValueError for a batch of one."""
+    """The index of another clip for each clip of a batch, (batch,); each clip is used once. ValueError for a batch of one."""
     if batch < 2:
         raise ValueError(f"context shuffle takes a clip's context from another clip of the batch; found {batch} clip")
     order = rng.permutation(batch)
     partners = np.empty_like(order)
-    partners[order] = np.roll(order, 1)  # one cycle through all clips, so that none meets itself
+    partners[order] = np.roll(order, 1)  # one cycle through all clips, so that no clip is paired with itself
     return partners
 
 
 def _context_shuffle(rng: np.random.Generator) -> Change:
-    """Coefficients of another clip, in all blocks of the same one."""
+    """Takes the coefficients of another clip, the same one in all blocks."""
     partners = functools.cache(lambda batch: torch.from_numpy(other_clips(rng, batch)))
 
     def change(coefficients: Coefficients) -> Coefficients:
@@ -61,7 +61,7 @@ def _context_shuffle(rng: np.random.Generator) -> Change:
 
 
 def _shuffle(*axes: int) -> Method:
-    """A random order along axes, one after the other: for each clip and block its own, the same for all else in them."""
+    """Shuffles along each of the axes in turn, in a new random order for each clip and block."""
 
     def begin(rng: np.random.Generator) -> Change:
         def change(coefficients: Coefficients) -> Coefficients:
@@ -90,12 +90,12 @@ def _shuffled(coefficients: Coefficients, axis: int, rng: np.random.Generator) -
 
 
 def _uniform(rng: np.random.Generator) -> Change:
-    """Every kernel with the weight 1 / K."""
+    """Gives every kernel the weight 1 / K."""
     return lambda logits: [torch.zeros_like(one) for one in logits]
 
 
 def _maximum(rng: np.random.Generator) -> Change:
-    """The kernel of the largest weight alone."""
+    """Uses only the kernel with the largest weight."""
 
     def change(logits: Coefficients) -> Coefficients:
         return [torch.full_like(one, -torch.inf).scatter(1, one.argmax(1, keepdim=True), 0.0) for one in logits]
@@ -119,23 +119,23 @@ METHODS: dict[str, dict[str, Method]] = {
     },
     "Dy-ReLU": {"context shuffle": _context_shuffle, "channel shuffle": _shuffle(1)},
 }
-"""Table XII, in its order: part, then inspection method."""
+"""The methods of Table XII in its order, by part and by inspection method."""
 
 IDENTITY = "untouched"
-"""A method of every part that changes nothing, to check the others by."""
+"""A method for every part that changes nothing, as a check."""
 
 DETERMINISTIC = ("uniform attention", "max attention", IDENTITY)
-"""Methods that draw nothing: one pass tells all."""
+"""Methods without randomness, for which one pass is enough."""
 
 
 # --- The student -------------------------------------------------------------------------------------------------------
 
 
 def methods_for(student: Student) -> list[tuple[str, str]]:
-    """(part, method) pairs of Table XII that do something to this student.
+    """The (part, method) pairs of Table XII that apply to this student.
 
     Raises:
-        ValueError: it is no DyMN, or one whose options leave out every dynamic part.
+        ValueError: it is not a DyMN, or its options leave out every dynamic part.
     """
     _checked(student)
     axes = student.options.coord_axes
@@ -145,7 +145,7 @@ def methods_for(student: Student) -> list[tuple[str, str]]:
         for part, methods in METHODS.items()
         if any(isinstance(module, PARTS[part]) for module in student.modules())
         for method in methods
-        if part != "CA" or method not in idle  # over one axis alone, "spatial" is that axis
+        if part != "CA" or method not in idle  # with one axis only, "spatial" would be the same as that axis
     ]
     if not found:
         raise ValueError("this DyMN has no dynamic part: its options leave out dyconv, dyrelu and coord_attention")
@@ -154,17 +154,17 @@ def methods_for(student: Student) -> list[tuple[str, str]]:
 
 @contextmanager
 def intervention(student: Student, part: str, method: str, rng: np.random.Generator) -> Iterator[None]:
-    """Inside the context, a part's coefficients are changed in all blocks; one forward pass for each context.
+    """Inside the context, a part's coefficients are changed in all blocks. Use one context per forward pass.
 
-    The blocks run on what the blocks before them made of the change, also where they compute coefficients.
+    Each block gets the changed output of the blocks before it and computes its coefficients from that.
 
     Args:
         part: one of ``PARTS``.
         method: one of ``METHODS[part]``, or ``IDENTITY``.
-        rng: draws what is shuffled, first for the first block.
+        rng: draws the shuffles, in the order of the blocks.
 
     Raises:
-        ValueError: another part or method, a student without the part; inside, a batch of one where the context is shuffled.
+        ValueError: unknown part or method, or a student without the part; in a forward pass, a batch of one with context shuffle.
     """
     _checked(student)
     if part not in METHODS:
@@ -204,16 +204,16 @@ def _hook(module: nn.Module, change: Change) -> torch.utils.hooks.RemovableHandl
 
 
 class ReLUPlace(NamedTuple):
-    """Where a Dy-ReLU stands."""
+    """The place of a Dy-ReLU."""
 
     block: int
     """1 to 15, as in Fig. 6."""
     position: int
-    """In the block: after the expansion (1), the depthwise convolution (2) or the projection (3)."""
+    """Position in the block: after the expansion (1), the depthwise convolution (2) or the projection (3)."""
 
 
 def dynamic_relus(student: Student) -> dict[ReLUPlace, DynamicReLU]:
-    """The student's Dy-ReLUs in order. Raises ValueError for a student that is no DyMN."""
+    """The student's Dy-ReLUs in order. Raises ValueError for a student that is not a DyMN."""
     _checked(student)
     return {
         ReLUPlace(number, position): activation
@@ -228,9 +228,9 @@ def dynamic_relus(student: Student) -> dict[ReLUPlace, DynamicReLU]:
 def watched_relus(
     student: Student, places: Sequence[ReLUPlace], watch: Callable[[ReLUPlace, Tensor, Tensor], None]
 ) -> Iterator[None]:
-    """Inside the context, ``watch(place, input, output)`` is called with maps (B, C, F, T) of the Dy-ReLUs in ``places``.
+    """Inside the context, ``watch(place, input, output)`` is called with the maps (B, C, F, T) of the Dy-ReLUs in ``places``.
 
-    The maps are the student's own: what is kept of them has to be copied.
+    The maps are the student's own tensors: copy anything that you want to keep.
     """
     relus = dynamic_relus(student)
     with ExitStack() as hooks:
@@ -246,4 +246,4 @@ def _show(watch: Callable, place: ReLUPlace, module: nn.Module, inputs: tuple, o
 
 def _checked(student: nn.Module) -> None:
     if not isinstance(student, DyMN):
-        raise ValueError(f"only a DyMN has dynamic parts to look into; found {type(student).__name__}")
+        raise ValueError(f"only a DyMN has dynamic parts to inspect; found {type(student).__name__}")

@@ -1,11 +1,11 @@
-"""Students from outside this package, named ``module:Class``, and when a saved one is loaded.
+"""Students from outside this package, named ``module:Class``, and the rules for loading saved ones.
 
 Importing a module runs its code, so a run folder from a stranger must not decide what is imported. A name that the caller
-gives (``create_student``, ``--student my_toy:Toy``) is imported. A name that comes from a run folder's card is imported only if
+gives (``create_student``, ``--student my_toy:Toy``) is imported. A name from a run folder's card is imported only if
 
 - the caller named the same student before in this process, for example on the command line, or
 - the caller allows it (``load_student(folder, allow=["my_toy:Toy"])``), or
-- the environment variable ``KD_ALLOW_STUDENTS`` holds it; several names are separated by commas.
+- the environment variable ``KD_ALLOW_STUDENTS`` contains it; several names are separated by commas.
 """
 
 import functools
@@ -22,7 +22,7 @@ from students.interface import Student
 
 ALLOW_VARIABLE = "KD_ALLOW_STUDENTS"
 
-_named: set[str] = set()
+_named_by_caller: set[str] = set()
 """Names that the caller gave in this process."""
 
 
@@ -32,12 +32,12 @@ def is_outside(name: str) -> bool:
 
 
 def outside_family(name: str) -> type[Student]:
-    """The class that ``module:Class`` stands for. Its card may be loaded from now on.
+    """The class named ``module:Class``. From now on this process may load saved students of this class.
 
-    Raises ValueError if there is no such class, or if it is no Student with an options dataclass.
+    Raises ValueError if there is no such class, or if it is not a Student with an options dataclass.
     """
     family = _outside_family(name)
-    _named.add(name)
+    _named_by_caller.add(name)
     return family
 
 
@@ -46,20 +46,20 @@ def _outside_family(name: str) -> type[Student]:
     family = _imported(name)
     if not (isinstance(family, type) and issubclass(family, Student)) or family is Student:
         found = f"the class {family.__name__}" if isinstance(family, type) else f"{family!r}"
-        raise ValueError(f"student {name!r}: a subclass of students.interface.Student is needed; found {found}")
+        raise ValueError(f"student {name!r} must be a subclass of students.interface.Student; found {found}")
     if not (isinstance(family.Options, type) and is_dataclass(family.Options)):
         raise ValueError(f"student {name!r}: its attribute Options must be a dataclass; found {family.Options!r}")
     try:
         family.Options()
     except TypeError as error:
-        raise ValueError(f"student {name!r}: every option needs a default; {error}") from error
+        raise ValueError(f"student {name!r}: every option needs a default value ({error})") from error
     return family
 
 
 def _imported(name: str) -> Any:
-    """What ``module:Class`` stands for. An error inside the module itself is raised as it is."""
+    """The object named ``module:Class``. Errors raised inside the module are passed on unchanged."""
     module_name, _, class_name = name.partition(":")
-    # As for `python -m`: the user's module lies where the command is run, which is not where our script lies.
+    # As with `python -m`: the user's module is in the current directory, which is not the folder of our script.
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -67,8 +67,8 @@ def _imported(name: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, but something that it imports is not
-        raise ValueError(f"student {name!r}: there is no module {error.name!r} (looked in {folder} too)") from error
+            raise  # the module exists, but something that it imports does not
+        raise ValueError(f"student {name!r}: there is no module {error.name!r} (also looked in {folder})") from error
     if not hasattr(module, class_name):
         raise ValueError(f"student {name!r}: {module_name} has no class {class_name!r}")
     return getattr(module, class_name)
@@ -79,8 +79,8 @@ def check_allowed(name: str, path: Path, allow: Sequence[str] = ()) -> None:
     if not is_outside(name):
         return
     in_environment = [allowed.strip() for allowed in os.environ.get(ALLOW_VARIABLE, "").split(",")]
-    if name not in (*_named, *allow, *in_environment):
+    if name not in (*_named_by_caller, *allow, *in_environment):
         raise ValueError(
             f"{path} needs the student {name!r}, and loading it would run the code in {name.partition(':')[0]!r}. If you trust"
-            f" that code, set {ALLOW_VARIABLE}={name} in the environment (in Python: allow=[{name!r}])"
+            f" this code, set {ALLOW_VARIABLE}={name} in the environment (in Python: allow=[{name!r}])"
         )

@@ -1,4 +1,4 @@
-"""What a student costs: parameters, multiply-accumulates and memory for an input size, without running it."""
+"""The cost of a student: parameters, multiply-accumulates and memory for an input size, without running it."""
 
 import copy
 import weakref
@@ -19,18 +19,18 @@ class StudentProfile:
     """The cost of one input through one student."""
 
     parameters: int
-    """Trained numbers; the running statistics of batch norms are not among them."""
+    """Number of trained values, without the running statistics of batch norms."""
     macs: int
-    """Multiply-accumulates of convolutions and matrix products, as the field counts them: biases, norms, activations and
-    pooling are left out. A dynamic convolution is one convolution with the mixed kernel, and the mixing of its kernels."""
+    """Multiply-accumulates of convolutions and matrix products, as is usual in the field: biases, norms, activations and
+    pooling are left out. A dynamic convolution counts as one convolution with the mixed kernel, plus the mixing of kernels."""
     activation_bytes: int
-    """Most memory that inputs, outputs and intermediate maps occupy at the same time in inference, in float32."""
+    """Peak memory of inputs, outputs and intermediate maps during inference in float32."""
 
 
 def profile_student(student: Student, n_mels: int = 128, frames: int = 1000, channels: int = 1) -> StudentProfile:
     """The cost of one clip of the given size (1, channels, n_mels, frames).
 
-    Nothing is computed: a copy of the student runs on tensors without memory, so mn40 takes as long as mn01.
+    Nothing is computed: a copy of the student runs on tensors without data, so mn40 takes as long as mn01.
     """
     copied = copy.deepcopy(student).to("meta").eval()
     mel = torch.empty(1, channels, n_mels, frames, device="meta")
@@ -39,21 +39,21 @@ def profile_student(student: Student, n_mels: int = 128, frames: int = 1000, cha
         FlopCounterMode(display=False) as counter,
         _PeakMemory(
             ignored=copied.state_dict().values()
-        ) as memory,  # innermost: sees operations before they are split up
+        ) as memory,  # innermost: it must see operations before they are decomposed
     ):
-        copied(mel.clone())  # a clone, so that the input is seen as it comes into being
-    macs = counter.get_total_flops() // 2  # it counts a multiplication and an addition as two
+        copied(mel.clone())  # cloning creates the input inside the context, so that its memory is counted
+    macs = counter.get_total_flops() // 2  # the counter counts a multiply-accumulate as two operations
     return StudentProfile(sum(p.numel() for p in student.parameters()), macs, memory.peak_bytes)
 
 
 class _PeakMemory(TorchDispatchMode):
-    """Adds up the storages that operations create, until they are freed, and keeps the largest sum."""
+    """Tracks the total size of storages that operations create and free, and keeps the maximum."""
 
     def __init__(self, ignored: Iterable[Tensor]) -> None:
         super().__init__()
         self.peak_bytes = 0
         self._live_bytes = 0
-        # Weak references: the sum must fall as soon as the student lets go of a map.
+        # Weak references: the total must fall as soon as the student releases a map.
         self._seen = weakref.WeakSet(tensor.untyped_storage() for tensor in ignored)
 
     def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
@@ -64,7 +64,7 @@ class _PeakMemory(TorchDispatchMode):
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._seen:  # a view, or an operation in place
+        if storage in self._seen:  # a view or an in-place operation
             return
         self._seen.add(storage)
         size = storage.nbytes()

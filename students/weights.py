@@ -1,5 +1,5 @@
-"""Weights into a student: from a file, strictly by name and shape, or from ImageNet's networks. Nothing is ever loaded that
-could run code.
+"""Loading weights into a student: from a file, where all names and shapes must match, or from ImageNet networks. Nothing is
+ever loaded that could run code.
 """
 
 import functools
@@ -30,16 +30,16 @@ AVERAGED_COUNT = "n_averaged"
 """torch.optim.swa_utils.AveragedModel's count of updates, beside the weights under "module."."""
 
 
-# --- Weights into a student --------------------------------------------------------------------------------------------
+# --- Weights from files ------------------------------------------------------------------------------------------------
 
 
 def read_state_dict(path: str | Path) -> StateDict:
-    """The tensors by name in a .safetensors file or in a PyTorch checkpoint that holds a plain state dict.
+    """The tensors, by name, in a .safetensors file or in a PyTorch checkpoint that contains a plain state dict.
 
-    A checkpoint that holds one under "state_dict", "model_state_dict" or "model", beside a training loop's other state, gives
-    that one.
+    If a checkpoint has an entry "state_dict", "model_state_dict" or "model" beside other state of a training loop, that entry is
+    used.
 
-    Raises ValueError for a missing file and for one that is something else.
+    Raises ValueError for a missing file and for one with other contents.
     """
     path = Path(path)
     if not path.is_file():
@@ -49,12 +49,14 @@ def read_state_dict(path: str | Path) -> StateDict:
         try:
             return load(content)
         except SafetensorError as error:
-            raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
+            raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # a text file, taken for a pickle, fails with an IndexError, and others in other ways
-        # Not torch's own message: it advises to load the file in a way that can run code.
-        raise ValueError(f"{path} is truncated, no PyTorch checkpoint, or holds more than plain tensors") from error
+    except Exception as error:  # a text file read as a pickle raises an IndexError, for example
+        # We do not show torch's message: it suggests loading the file in a way that can run code.
+        raise ValueError(
+            f"{path} is truncated, is not a PyTorch checkpoint, or contains more than plain tensors"
+        ) from error
     if isinstance(state, Mapping):
         inner = next((state[name] for name in CONTAINERS if isinstance(state.get(name), Mapping) and state[name]), None)
         state = state if inner is None else inner
@@ -67,12 +69,13 @@ def read_state_dict(path: str | Path) -> StateDict:
 
 
 def load_weights(student: Student, path: str | Path, new_classes: bool = False) -> None:
-    """Fills a student with weights from a file: a public checkpoint (.pt) or our own .safetensors.
+    """Loads weights from a file into a student: a public checkpoint (.pt) or our own .safetensors.
 
-    Every name and shape must agree, apart from what ``tensors_under_own_names`` takes off or passes over. With ``new_classes`` the layer that gives the classes is not taken from the file but
-    initialised anew, whatever number of classes the file has, and a warning says so.
+    All names and shapes must match, apart from prefixes and unused tensors that ``tensors_under_own_names`` removes. With
+    ``new_classes`` the layer that outputs the classes is not loaded but reinitialised, whatever number of classes the file has,
+    and a warning says so.
 
-    Raises ValueError, saying what differs and which student the file fits, if it does not fit this one.
+    Raises ValueError if the file does not fit; the message says what differs and which student it fits.
     """
     state = tensors_under_own_names(student, read_state_dict(path), str(path))
     config = config_of(student)
@@ -82,16 +85,16 @@ def load_weights(student: Student, path: str | Path, new_classes: bool = False) 
         fresh = create_student(config.name, config.num_classes, **config.options).state_dict()
         state = state | {name: fresh[name] for name in replaced}
         _log.warning(
-            "%s: not loaded but initialised anew for %d classes: %s", path, config.num_classes, ", ".join(replaced)
+            "%s: not loaded but reinitialised for %d classes: %s", path, config.num_classes, ", ".join(replaced)
         )
     student.load_state_dict(state)
 
 
 def student_from_weights(family: str, path: str | Path) -> Student:
-    """The student that a weights file holds, its options told by the weights themselves, in evaluation mode.
+    """The student in a weights file, with options inferred from the weights, in evaluation mode.
 
-    ``family`` is a name of ``list_families``, such as "passt". Raises ValueError for an unknown family, for one whose weights
-    do not tell their options, and for a file that holds something else.
+    ``family`` is one of ``list_families``, such as "passt". Raises ValueError for an unknown family, for one whose options cannot
+    be inferred from weights, and for a file with other contents.
     """
     families = list_families()
     if family not in families:
@@ -101,7 +104,9 @@ def student_from_weights(family: str, path: str | Path) -> Student:
         config = _config_of_weights(families[family], read)
         if config is None:
             names = [name for name in list_students() if family_of(name) is families[family]]
-            raise ValueError(f"the weights of {family} do not tell its options; name the student: {', '.join(names)}")
+            raise ValueError(
+                f"options of {family} cannot be inferred from weights; name the student: {', '.join(names)}"
+            )
         student = create_student(config.name, config.num_classes, **config.options)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -159,7 +164,7 @@ def _without_prefixes(state: StateDict) -> Iterator[tuple[str, StateDict]]:
 
 
 def refuse_other_shapes(student: Student, state: StateDict, origin: str, new_classes: bool = False) -> None:
-    """ValueError unless every name and shape agrees, except for those of the classes with ``new_classes``."""
+    """Raises ValueError unless all names and shapes match; with ``new_classes`` the number of classes may differ."""
     config = config_of(student)
     if _shapes_of(state) == _shapes_of(student.state_dict()):
         return
@@ -169,14 +174,14 @@ def refuse_other_shapes(student: Student, state: StateDict, origin: str, new_cla
     if not new_classes:
         raise ValueError(
             f"{origin} has {num_classes} classes, the student {config.num_classes}; create it with"
-            f" {num_classes} classes, or ask for new_classes, which initialises the last layer anew"
+            f" {num_classes} classes, or use new_classes, which reinitialises the last layer"
         )
 
 
 def config_of(student: Student) -> StudentConfig:
     """The configuration of a student. Raises ValueError if it was built by hand and has none."""
     if student.config is None:
-        raise ValueError("this student carries no configuration; build it with create_student")
+        raise ValueError("this student has no configuration; build it with create_student")
     return student.config
 
 
@@ -191,7 +196,7 @@ def _catalog_shapes(name: str, num_classes: int, options: Mapping[str, Any]) -> 
         return _shapes_of(create_student(name, num_classes, **options).state_dict())
 
 
-@functools.cache  # a whole catalog is gone through to say what a file fits
+@functools.cache  # finding out which student a file fits goes through the whole catalog
 def _default_shapes(name: str, num_classes: int) -> Shapes:
     with torch.device("meta"):
         return _shapes_of(create_student(name, num_classes).state_dict())
@@ -204,13 +209,13 @@ def _class_dependent_names(config: StudentConfig) -> list[str]:
 
 
 def _fitting_num_classes(name: str, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> int | None:
-    """The number of classes with which a catalog entry has exactly the shapes of ``state``; None if with no number."""
+    """The number of classes for which a catalog entry has exactly the shapes of ``state``; None if there is no such number."""
     found = _shapes_of(state)
     two = _catalog_shapes(name, 2, options)
     if found.keys() != two.keys():
         return None
     three = _catalog_shapes(name, 3, options)
-    # One size that depends on the classes gives their number, as it is linear in it; the comparison settles the rest.
+    # Sizes are linear in the number of classes, so one such size gives the number. The final comparison checks the rest.
     key = next(key for key in two if two[key] != three[key])
     if len(found[key]) != len(two[key]):
         return None
@@ -224,10 +229,10 @@ def _fitting_num_classes(name: str, options: Mapping[str, Any], state: Mapping[s
 
 def _describe_mismatch(student: Student, config: StudentConfig, state: StateDict, origin: str) -> str:
     wanted, found = _shapes_of(student.state_dict()), _shapes_of(state)
-    lines = [f"{origin} does not hold the weights of {config.name} with the chosen options"]
+    lines = [f"{origin} does not contain the weights of {config.name} with the chosen options"]
     differences = {
         "missing": [name for name in wanted if name not in found],
-        "not known to the student": [name for name in found if name not in wanted],
+        "not in the student": [name for name in found if name not in wanted],
         "of another shape": [
             f"{name} {found[name]} instead of {wanted[name]}"
             for name in wanted
@@ -249,7 +254,7 @@ def _describe_mismatch(student: Student, config: StudentConfig, state: StateDict
 
 
 def imagenet_architecture(student: Student) -> str:
-    """timm's name of the network whose ImageNet weights ``load_imagenet_weights`` takes; ValueError if there is none."""
+    """timm's name of the network whose ImageNet weights ``load_imagenet_weights`` accepts; ValueError if there is none."""
     if student.imagenet_architecture is None:
         having = [name for name, family in list_families().items() if "imagenet_weights" in vars(family)]
         raise ValueError(
@@ -270,18 +275,18 @@ def check_imagenet_weights(student: Student) -> None:
 def load_imagenet_weights(student: Student, timm_state_dict: Mapping[str, Tensor]) -> None:
     """Initialises a student from the state dict of timm's ``imagenet_architecture(student)``.
 
-    The last layer, and all of a head that ImageNet's network does not have, stays as it is.
+    The last layer keeps its weights, and so do parts of the head that the ImageNet network does not have.
 
-    Raises ValueError for another student and for another network's weights.
+    Raises ValueError for a student without ImageNet weights and for another network's weights.
     """
     imagenet_architecture(student)
     student.load_state_dict(student.state_dict() | student.imagenet_weights(timm_state_dict))
 
 
 def weights_fingerprint(module: nn.Module) -> str:
-    """32 hexadecimal digits that name a module's weights: BLAKE2b over names, types, shapes and bytes of its state dict.
+    """A fingerprint of 32 hexadecimal digits: BLAKE2b over names, types, shapes and bytes of a module's state dict.
 
-    The same on every device and in every process; any changed bit changes it.
+    It is the same on every device and in every process, and changes with any bit of the weights.
     """
     state = hashlib.blake2b(digest_size=16)
     for name, value in sorted(module.state_dict().items()):

@@ -3,7 +3,7 @@
 Schmid, Koutini and Widmer, "Dynamic Convolutional Neural Networks as Efficient Pre-trained Audio Models", 2023, Sections III
 and VI. Parameter names are those of the public EfficientAT checkpoints.
 
-How a map lies in memory is up to ``students.layers.batch_inner``; what computes with a clip's own coefficients goes through it.
+``students.layers.batch_inner`` chooses the memory layout of maps, and has all operations with coefficients per clip.
 
 Shapes: B batch, C channels, F frequency positions, T time positions, H context channels, K kernels, M maps of Dy-ReLU.
 """
@@ -65,48 +65,48 @@ TEMPERATURE_EPOCHS = 30
 
 @dataclass(frozen=True)
 class DyMNOptions:
-    """Hyperparameters of DyMN; the defaults are the paper's. Raises ValueError where a value is not allowed.
+    """Hyperparameters of DyMN; the defaults are the paper's. Raises ValueError for values that are not allowed.
 
     Positions in a block are 1 (expansion), 2 (depthwise) and 3 (projection), as in Table IV.
     """
 
     width: float = 1.0
-    """Factor on every layer's channels and on the bounds of the context's size; dymn04 has 0.4."""
+    """Multiplies the number of channels of every layer and the bounds of the context's size; dymn04 has 0.4."""
     dynamic_blocks: str = "all"
-    """Which of the 15 blocks are dynamic, the others being MN's: "all", "replace_se" (where MN has squeeze-excitation),
-    "first5", "mid5" or "last5" (Table III)."""
+    """Which of the 15 blocks are dynamic: "all", "replace_se" (where MN has squeeze-excitation), "first5", "mid5" or "last5"
+    (Table III). The others are MN's."""
     dyconv: bool = True
-    """Dynamic convolutions; else ordinary ones (Table II)."""
+    """Use dynamic convolutions instead of ordinary ones (Table II)."""
     dyrelu: bool = True
-    """Dynamic ReLU; else MN's activation (Table II)."""
+    """Use Dy-ReLU instead of MN's activation (Table II)."""
     coord_attention: bool = True
-    """Coordinate attention; else no attention (Table II)."""
+    """Use coordinate attention instead of no attention (Table II)."""
     dyconv_positions: tuple[int, ...] = (1, 2, 3)
     """Which convolutions of a block are dynamic (Table IV)."""
     dyrelu_positions: tuple[int, ...] = (2,)
-    """Where Dy-ReLU stands in place of MN's activation; at 3, where MN has none, it is added (Table IV)."""
+    """Where Dy-ReLU replaces MN's activation; at 3, where MN has none, it is added (Table IV)."""
     coord_axes: str = "ft"
-    """Coordinate attention over frequency and time ("ft"), or channel-frequency ("f") or channel-time ("t") alone (Table VI)."""
+    """Coordinate attention over frequency and time ("ft"), or only channel-frequency ("f") or channel-time ("t") (Table VI)."""
     dyconv_kernels: int = 4
-    """K: kernels that a dynamic convolution mixes (Table VII)."""
+    """K: number of kernels that a dynamic convolution mixes (Table VII)."""
     dyrelu_maps: int = 2
-    """M: linear maps whose maximum Dy-ReLU is (Table IX)."""
+    """M: number of linear maps of which Dy-ReLU takes the maximum (Table IX)."""
     context: str = "shared"
     """"shared": one context per block; "own": each dynamic convolution and Dy-ReLU pools its own input (Table X)."""
     shared_sequences: bool = True
-    """One linear layer and batch norm for the frequency and the time sequence; else one each (Table X)."""
+    """Use the same linear layer and batch norm for the frequency and the time sequence, not one each (Table X)."""
     concat_pooled: bool = False
-    """Average the two sequences apart and concatenate, for a context of twice the size (Table X)."""
+    """Average the two sequences separately and concatenate the results, which doubles the context's size (Table X)."""
     context_ratio: int = 4
     """r: the context has 1 / r of the expanded channels, within the two bounds below (Table XI)."""
     context_min: int = 32
-    """Fewest context channels at width 1 (Table XI)."""
+    """Minimum number of context channels at width 1 (Table XI)."""
     context_max: int = 128
-    """Most context channels at width 1 (Table XI)."""
+    """Maximum number of context channels at width 1 (Table XI)."""
     temperature: float = 1.0
-    """τ of the softmax over kernels: where annealing ends, and what inference and fine-tuning use (Table VIII)."""
+    """τ of the softmax over kernels at the end of annealing, in inference and in fine-tuning (Table VIII)."""
     temperature_start: float = TEMPERATURE_START
-    """τ where annealing begins."""
+    """τ at the start of annealing."""
     temperature_epochs: int = TEMPERATURE_EPOCHS
     """Epochs of training from scratch over which τ falls linearly; 0 keeps it constant at ``temperature``."""
     head: str = "mlp"
@@ -123,28 +123,30 @@ class DyMNOptions:
             positions = tuple(getattr(self, name))
             object.__setattr__(self, name, positions)  # JSON gives a list
             if positions != tuple(sorted(set(positions) & {1, 2, 3})) or not positions:
-                raise ValueError(f"{name} are one or more of 1, 2, 3 in this order; found {list(positions)}")
+                raise ValueError(f"{name} must be one or more of 1, 2, 3 in this order; found {list(positions)}")
         for name, choices in (("dynamic_blocks", DYNAMIC_BLOCKS), ("context", CONTEXTS), ("coord_axes", COORD_AXES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; choices: {', '.join(choices)}")
         for name in ("dyconv", "dyrelu", "coord_attention", "shared_sequences", "concat_pooled"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} is true or false; found {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be true or false; found {getattr(self, name)!r}")
         for name in ("dyconv_kernels", "dyrelu_maps", "context_ratio", "context_min", "context_max"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is a whole number above 0; found {value!r}")
+                raise ValueError(f"{name} must be a whole number above 0; found {value!r}")
         if self.context_min > self.context_max:
-            raise ValueError(f"context_min is at most context_max; found {self.context_min} and {self.context_max}")
+            raise ValueError(
+                f"context_min must be at most context_max; found {self.context_min} and {self.context_max}"
+            )
         for name in ("temperature", "temperature_start"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is above 0; found {getattr(self, name)}")
+                raise ValueError(f"{name} must be above 0; found {getattr(self, name)}")
         if not isinstance(self.temperature_epochs, int) or self.temperature_epochs < 0:
-            raise ValueError(f"temperature_epochs is a whole number, 0 or more; found {self.temperature_epochs!r}")
+            raise ValueError(f"temperature_epochs must be a whole number, 0 or more; found {self.temperature_epochs!r}")
         object.__setattr__(self, "strides", self.conventional().strides)
 
     def conventional(self) -> MNOptions:
-        """The options of the blocks that stay MN's; checks what the two families share."""
+        """The options of blocks that are MN's. Also checks the options that both families share."""
         return MNOptions(
             width=self.width, head=self.head, strides=self.strides, n_mels=self.n_mels, dropout=self.dropout
         )
@@ -159,16 +161,16 @@ def annealed_temperature(
     start: float = TEMPERATURE_START,
     epochs: int = TEMPERATURE_EPOCHS,
 ) -> float:
-    """τ in an epoch counted from 0: linear from ``start`` to ``end`` over the first ``epochs`` epochs, then ``end``."""
+    """τ in an epoch, counted from 0: linear from ``start`` to ``end`` over the first ``epochs`` epochs, then ``end``."""
     if epochs == 0:
         return end
     return end + (start - end) * max(0.0, 1.0 - epoch / epochs)
 
 
 def set_temperature(student: Student, temperature: float) -> None:
-    """Sets τ of every dynamic convolution; a student that has none stays as it is. ValueError unless above 0."""
+    """Sets τ of all dynamic convolutions; does nothing to a student without any. ValueError unless τ is above 0."""
     if not temperature > 0:
-        raise ValueError(f"a temperature is above 0; found {temperature}")
+        raise ValueError(f"a temperature must be above 0; found {temperature}")
     for module in student.modules():
         if isinstance(module, DynamicConv):
             module.temperature.fill_(temperature)
@@ -178,7 +180,7 @@ def set_temperature(student: Student, temperature: float) -> None:
 
 
 class OwnContext(nn.Module):
-    """A context vector from a part's own input: mean over the map, linear, ReLU (Table X, "no shared context")."""
+    """A context vector computed from a part's own input: mean over the map, linear, ReLU (Table X, "no shared context")."""
 
     def __init__(self, channels: int, size: int) -> None:
         super().__init__()
@@ -190,9 +192,9 @@ class OwnContext(nn.Module):
 
 
 class DynamicConv(nn.Module):
-    """Convolution with a kernel mixed for each clip from K kernels (Section III-E). 1×1, or depthwise.
+    """Convolution, 1×1 or depthwise, whose kernel is mixed for each clip from K kernels (Section III-E).
 
-    The batch norm that follows is passed in: in evaluation mode it is folded into the kernels, which is exact since the
+    The batch norm that follows is passed in. In evaluation mode it is folded into the kernels, which is exact because the
     softmax's weights add up to 1.
     """
 
@@ -219,7 +221,7 @@ class DynamicConv(nn.Module):
         self.residuals = nn.ModuleList([nn.Linear(context_size, kernels)])  # the public checkpoints' name
         self.own_context = None if own_context_size is None else OwnContext(in_channels, own_context_size)
         self.bias: nn.Parameter | None = None
-        # A tensor, so that a compiled student takes a new value without compiling again.
+        # A tensor, so that a compiled student does not recompile when it changes.
         self.register_buffer("temperature", torch.tensor(float(temperature)), persistent=False)
         for one in self.weight.data[0, 0]:
             nn.init.kaiming_normal_(one.view(self.kernel_shape), mode="fan_out")
@@ -248,7 +250,7 @@ class DynamicConv(nn.Module):
 
     @torch.no_grad()
     def fold(self, norm: nn.BatchNorm2d) -> None:
-        """Takes a batch norm into the kernels and the bias."""
+        """Folds a batch norm into the kernels and the bias."""
         scale, shift = norm_scale_and_shift(norm)
         kernels = self.weight.view(self.kernels, *self.kernel_shape) * scale[:, None, None, None]
         self.weight = nn.Parameter(kernels.view_as(self.weight), requires_grad=False)
@@ -259,14 +261,14 @@ class DynamicConv(nn.Module):
 
 
 def _activate(x: Tensor, activation: nn.Module) -> Tensor:
-    """In place only where no gradient needs the input: after a convolution, not after a batch norm."""
+    """In place only if gradients are disabled, because a gradient may need the input."""
     if torch.is_grad_enabled():
         return functional.relu(x) if isinstance(activation, nn.ReLU) else functional.hardswish(x)
     return activation(x)
 
 
 class DynamicReLU(nn.Module):
-    """The maximum of M linear maps with slopes and intercepts of each clip and channel (Section III-D; Dy-ReLU-B)."""
+    """The maximum of M linear maps with slopes and intercepts for each clip and channel (Section III-D; Dy-ReLU-B)."""
 
     def __init__(self, channels: int, *, context_size: int, maps: int, own_context_size: int | None) -> None:
         super().__init__()
@@ -274,7 +276,7 @@ class DynamicReLU(nn.Module):
         self.maps = maps
         self.coef_net = nn.Sequential(nn.Linear(context_size, 2 * maps * channels))
         self.own_context = None if own_context_size is None else OwnContext(channels, own_context_size)
-        # Slopes, then intercepts: how far the clip may move them, and from where. At first it is about a ReLU.
+        # Slopes, then intercepts: the range in which a clip may change them, and their initial values, which give a ReLU.
         self.register_buffer("lambdas", torch.tensor([1.0] * maps + [0.5] * maps))
         self.register_buffer("init_v", torch.tensor([1.0] + [0.0] * (2 * maps - 1)))
 
@@ -293,7 +295,7 @@ class DynamicReLU(nn.Module):
 
 
 class Recalibration(nn.Module):
-    """Coordinate attention's product with a map (Section III-F); a module, so that a hook sees what comes in."""
+    """Coordinate attention's product with a map (Section III-F). A module, so that hooks can see its inputs."""
 
     def forward(self, x: Tensor, frequency: Tensor | None, time: Tensor | None) -> Tensor:
         """x (B, C, F, T), frequency (B, C, F, 1), time (B, C, 1, T) -> (B, C, F, T)"""
@@ -303,7 +305,7 @@ class Recalibration(nn.Module):
 
 
 class SequenceConv(nn.Conv2d):
-    """1×1 convolution of a sequence, which is a map (1, C, L, B); as the matrix product that it is."""
+    """1×1 convolution of a sequence stored as a map (1, C, L, B), computed as a matrix product."""
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
         super().__init__(in_channels, out_channels, 1, bias=bias)
@@ -314,11 +316,11 @@ class SequenceConv(nn.Conv2d):
 
 
 def treat_clips_alike(module: nn.Module) -> None:
-    """Draws the layers that make coefficients out of contexts from N(0, 0.01): every clip begins with about the same.
+    """Initialises the layers that compute coefficients from contexts with N(0, 0.01), so that clips start with nearly the same ones.
 
-    Then a dynamic convolution is about the mean of its kernels, a Dy-ReLU about a ReLU, and coordinate attention about a
-    constant. By He's rule each clip would meet kernels and slopes of its own, drawn at random, and next to nothing is learnt
-    (docs/results.md).
+    A dynamic convolution then starts close to the mean of its kernels, Dy-ReLU close to a ReLU, and coordinate attention close
+    to a constant. With He initialisation each clip would start with its own random kernels and slopes, and almost nothing is
+    learnt (docs/results.md).
     """
     for part in module.modules():
         layers: list[nn.Module | None] = []
@@ -334,10 +336,10 @@ def treat_clips_alike(module: nn.Module) -> None:
 
 
 class Context(NamedTuple):
-    """What a block's dynamic parts are made of."""
+    """The inputs of a block's dynamic parts."""
 
     vector: Tensor
-    """(B, H), or (B, 2 * H) where pooled sequences are concatenated: for dynamic convolutions and Dy-ReLU."""
+    """(B, H), or (B, 2 * H) if pooled sequences are concatenated: for dynamic convolutions and Dy-ReLU."""
     frequency: Tensor | None
     """(B, C, F, 1): coordinate attention's channel-frequency weights."""
     time: Tensor | None
@@ -345,7 +347,7 @@ class Context(NamedTuple):
 
 
 class ContextGeneration(nn.Module):
-    """The context of a block from its input (Section III-C), and coordinate attention's weights (Section III-F)."""
+    """Computes a block's context from its input (Section III-C), and coordinate attention's weights (Section III-F)."""
 
     def __init__(self, in_channels: int, expanded: int, size: int, stride: int, options: DyMNOptions) -> None:
         super().__init__()
@@ -363,7 +365,7 @@ class ContextGeneration(nn.Module):
 
     def forward(self, x: Tensor) -> Context:
         """(B, C, F, T) -> Context"""
-        # A sequence is a map (1, C, L, B) in channels-last memory, clips side by side: layers for maps take it as it is.
+        # A sequence is stored as a channels-last map (1, C, L, B), with one clip per column, so layers for maps accept it.
         positions = x.permute(2, 3, 0, 1)  # (F, T, B, C)
         frequency, time = (positions.mean(axis).permute(2, 0, 1)[None] for axis in (1, 0))
         if self.time_conv is None:
@@ -397,7 +399,7 @@ class ContextGeneration(nn.Module):
 
 
 class DynamicBlock(nn.Module):
-    """The dynamic inverted residual block (Section III-B, Fig. 1); parts that the options leave out are MN's, without SE."""
+    """The dynamic inverted residual block (Section III-B, Fig. 1). Parts that options turn off are MN's, without SE."""
 
     def __init__(self, stage: Stage, in_channels: int, stride: int, options: DyMNOptions) -> None:
         super().__init__()
@@ -507,7 +509,7 @@ class DyMN(MobileNet):
             if index in _DYNAMIC_BLOCKS[options.dynamic_blocks]:
                 blocks.append(DynamicBlock(stage, channels, stride, options))
             else:
-                # Squeeze-excitation over channels, the only one here, does not need the size of the map.
+                # The size of the map is not needed: these blocks have squeeze-excitation over channels only.
                 blocks.append(InvertedResidual(stage, channels, stride, (1, 1), options.conventional()))
             channels = make_divisible(stage.out * options.width)
         self.layers = nn.ModuleList(blocks)
@@ -519,12 +521,12 @@ class DyMN(MobileNet):
 
     @classmethod
     def pretraining_learning_rate(cls, options: DyMNOptions) -> float | None:
-        """The paper's for its three widths (Section IV-A)."""
+        """The paper's values for its three widths (Section IV-A)."""
         return {0.4: 2e-3, 1.0: 1e-3, 2.0: 5e-4}.get(options.width)
 
     @classmethod
     def options_for_training(cls, given: Mapping[str, Any], epochs: int) -> dict[str, Any]:
-        """τ falls over 15 % of the epochs, the paper's share (30 of 200, Table VIII), unless ``temperature_epochs`` is given.
+        """Anneals τ over 15 % of the epochs, as in the paper (30 of 200, Table VIII), unless ``temperature_epochs`` is given.
 
         Raises ValueError if annealing would not end before training does.
         """
@@ -532,7 +534,7 @@ class DyMN(MobileNet):
         annealed = options["temperature_epochs"]
         if isinstance(annealed, int) and annealed >= epochs:
             raise ValueError(
-                f"temperature_epochs ({annealed}) must be less than epochs ({epochs}): the student is used at the"
+                f"temperature_epochs ({annealed}) must be less than epochs ({epochs}): the student has to be trained at the"
                 " temperature that annealing ends with"
             )
         return options
@@ -554,7 +556,7 @@ class DyMN(MobileNet):
 
     @property
     def temperature(self) -> float:
-        """τ of the dynamic convolutions; what the options say where there are none."""
+        """τ of the dynamic convolutions; the value in the options if there are none."""
         for module in self.modules():
             if isinstance(module, DynamicConv):
                 return module.temperature.item()
@@ -565,11 +567,11 @@ class DyMN(MobileNet):
         set_temperature(self, value)
 
     def start_epoch(self, epoch: int) -> None:
-        """Sets τ to what the options give this epoch."""
+        """Sets τ to its value for this epoch."""
         self.temperature = self.temperature_at(epoch)
 
     def temperature_at(self, epoch: float) -> float:
-        """τ that the options give an epoch of training from scratch, counted from 0; a trained one stays at where it ended."""
+        """τ for an epoch of training from scratch, counted from 0. A trained student keeps the final value."""
         options = self.options
         return annealed_temperature(epoch, options.temperature, options.temperature_start, options.temperature_epochs)
 

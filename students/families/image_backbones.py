@@ -1,4 +1,4 @@
-"""Image networks of timm as students: what MergeNet is compared with.
+"""timm's image networks as students, for comparison with MergeNet.
 
 EfficientNet-B2 (Tan and Le, "EfficientNet", 2019) and EfficientNetV2-B2 (Tan and Le, "EfficientNetV2", 2021) with one input
 channel, as in Careddu, "Searching for EfficientNeXt", 2024, Table 2.
@@ -25,25 +25,25 @@ class EfficientNetOptions:
     """Hyperparameters of EfficientNet. Raises ValueError where a value is not allowed."""
 
     dropout: float = 0.3
-    """Probability of dropping a feature before the last layer; both papers have 0.3 for B2."""
+    """Probability of dropping a feature before the last layer; both papers use 0.3 for B2."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout is at least 0 and below 1; found {self.dropout}")
+            raise ValueError(f"dropout must be at least 0 and below 1; found {self.dropout}")
 
 
 class EfficientNet(Student):
-    """An EfficientNet of timm with one input channel. The embedding is the mean over its last map.
+    """timm's EfficientNet with one input channel. The embedding is the mean over its last map.
 
-    Stochastic depth, which both papers train with, is left out: it draws from the global generator. Layers in ``features``
+    Both papers train with stochastic depth. It is left out here because it draws from the global generator. Layers in ``features``
     have timm's names.
     """
 
     Options = EfficientNetOptions
 
     def __init__(self, architecture: str, num_classes: int, options: EfficientNetOptions) -> None:
-        """``architecture``: timm's name of the network, whose pretrained weights fit it."""
-        import timm  # here, since it takes longer to import than all else, and most students do without
+        """``architecture``: timm's name of the network, whose pretrained weights can be loaded."""
+        import timm  # here because it is slow to import and most students do not need it
 
         network = timm.create_model(architecture, in_chans=1)
         super().__init__(num_classes, embedding_dim=network.num_features)
@@ -72,7 +72,7 @@ class EfficientNet(Student):
         return [*maps, network.bn2(network.conv_head(maps[-1]))]
 
     def fold_batch_norms(self) -> None:
-        """timm's batch norms stand right behind their convolutions, are not always in a Sequential, and end in activations."""
+        """timm's batch norms follow their convolutions directly, but not always in a Sequential, and include activations."""
         for module in list(self.features.modules()):
             layers = list(module.named_children())
             for (conv_name, conv), (norm_name, norm) in itertools.pairwise(layers):
@@ -85,7 +85,7 @@ class EfficientNet(Student):
         return self.classifier[-1].bias
 
     def imagenet_weights(self, timm_state_dict: Mapping[str, Tensor]) -> StateDict:
-        """``features`` of timm's network for colour pictures, the stem's kernels averaged over colour."""
+        """``features`` of timm's network for colour images, with the stem's kernels averaged over colour channels."""
         filled = {}
         for name, own in self.features.state_dict().items():
             value = timm_state_dict.get(name)

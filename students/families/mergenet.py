@@ -1,7 +1,7 @@
-"""MergeNet: inverted bottlenecks split into branches that are weighed and merged again.
+"""MergeNet: inverted bottlenecks split into branches that are reweighted and merged.
 
 Careddu, "Searching for EfficientNeXt", 2024: Fig. 2 (the baseline's layers), Section V and Figs. 3 and 4 (the blocks),
-Section VII (the ablations). The paper leaves open what batch norm and initialisation are like; they are those of MN.
+Section VII (the ablations). The paper does not specify batch norm and initialisation; we use MN's.
 
 Shapes: B batch, C channels, F frequency positions, T time positions, E embedding size, K classes.
 """
@@ -26,7 +26,7 @@ class Stage(NamedTuple):
     expansion: int
     stride: int
     fused: bool
-    """Whether one regular convolution takes the place of expansion and depthwise convolution."""
+    """Whether one regular convolution replaces expansion and depthwise convolution."""
 
 
 STAGES = (
@@ -43,43 +43,43 @@ STAGES = (
 SE_RATIO = 4
 
 SPLITS = (2, 4, 8, 16, 32, 64, 128, 256, 512)
-"""What divides the channels of every block that it splits, and leaves a branch's squeeze-excitation at least one channel."""
+"""Values that divide the channels of every split block and leave at least one channel for a branch's squeeze-excitation."""
 
 
 @dataclass(frozen=True)
 class MergeNetOptions:
-    """Hyperparameters of MergeNet. Raises ValueError where a value is not allowed."""
+    """Hyperparameters of MergeNet. Raises ValueError for values that are not allowed."""
 
     split: int | None = 32
-    """Input channels of each branch (the paper has 16, 32 and 64); None for one branch everywhere, the baseline."""
+    """Input channels of each branch (the paper uses 16, 32 and 64); None for one branch in every block, the baseline."""
     local_se: bool = True
-    """Squeeze-excitation inside each branch, before it is projected (Table 5)."""
+    """Squeeze-excitation inside each branch, before its projection (Table 5)."""
     global_se: bool = True
-    """Squeeze-excitation over all channels, before the last projection (Table 5); a block of one branch has only this."""
+    """Squeeze-excitation over all channels, before the last projection (Table 5); a block with one branch has only this."""
     channel_shuffle: bool = False
     """Shuffle the channels of all branches before every convolution of a block (Table 6)."""
     separate_init: bool = False
-    """Draw the initial kernels branch by branch, as if each branch had layers of its own (Table 7)."""
+    """Draw the initial kernels of each branch separately, as if each branch had its own layers (Table 7)."""
 
     def __post_init__(self) -> None:
         if self.split is not None and (isinstance(self.split, bool) or self.split not in SPLITS):
-            raise ValueError(f"split is None or one of {', '.join(map(str, SPLITS))}; found {self.split!r}")
+            raise ValueError(f"split must be None or one of {', '.join(map(str, SPLITS))}; found {self.split!r}")
         for name in ("local_se", "global_se", "channel_shuffle", "separate_init"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} is true or false; found {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be true or false; found {getattr(self, name)!r}")
         if self.split is None and (not self.local_se or self.channel_shuffle or self.separate_init):
             raise ValueError(
-                "local_se=False, channel_shuffle and separate_init change nothing without branches;"
-                f" give a split: {', '.join(map(str, SPLITS))}"
+                "local_se=False, channel_shuffle and separate_init have no effect without branches;"
+                f" set split to one of {', '.join(map(str, SPLITS))}"
             )
 
 
 def mergenet_frontend() -> LogMelConfig:
-    """What MergeNet was trained to hear: 16 kHz, 25 ms Hann windows every 10 ms, 128 bands, dB, standardised, tiled to 10 s.
+    """MergeNet's front end: 16 kHz, 25 ms Hann windows every 10 ms, 128 bands, dB, standardised, tiled to 10 s.
 
-    Careddu, "Searching for EfficientNeXt", Section III-B, which leaves open: the length of the transform (1024, so that
-    no band falls between two bins), the bands' range (all frequencies) and the floor of the logarithm (1e-10, as in
-    torchaudio). "Center" is read as subtracting the waveform's mean.
+    Careddu, "Searching for EfficientNeXt", Section III-B. The paper does not give the FFT length (here 1024, so that no band
+    falls between two bins), the range of the bands (here all frequencies) or the floor of the logarithm (here 1e-10, as in
+    torchaudio). We take "center" to mean subtracting the waveform's mean.
     """
     return LogMelConfig(
         sample_rate_hz=16000,
@@ -101,7 +101,7 @@ def mergenet_frontend() -> LogMelConfig:
 
 
 class ChannelShuffle(nn.Module):
-    """Deals the channels of each branch out to all branches in turn (Zhang et al., "ShuffleNet", 2018, Fig. 1)."""
+    """Distributes the channels of each branch over all branches in turn (Zhang et al., "ShuffleNet", 2018, Fig. 1)."""
 
     def __init__(self, branches: int) -> None:
         super().__init__()
@@ -116,10 +116,10 @@ class ChannelShuffle(nn.Module):
 
 
 class BranchSqueezeExcitation(nn.Module):
-    """Rescales the channels of each branch by what that branch alone holds on average (Hu et al. 2018, in groups)."""
+    """Rescales the channels of each branch by weights computed from that branch's means (Hu et al. 2018, in groups)."""
 
     def __init__(self, channels: int, branches: int, shuffled_branches: int = 1) -> None:
-        """``shuffled_branches``: shuffle among so many before each of the two convolutions; 1 leaves the order."""
+        """``shuffled_branches``: shuffle channels among this many branches before each convolution; 1 keeps the order."""
         super().__init__()
         self.shuffle = ChannelShuffle(shuffled_branches) if shuffled_branches > 1 else nn.Identity()
         self.squeeze = nn.Conv2d(channels, channels // SE_RATIO, 1, groups=branches)
@@ -132,11 +132,11 @@ class BranchSqueezeExcitation(nn.Module):
 
 
 class MergeBlock(nn.Module):
-    """A bottleneck whose branches each work on their own channels and are then weighed and projected together.
+    """A bottleneck whose branches process their own channels and are then reweighted and projected together.
 
-    ``branches``: expansion and depthwise convolution, or one regular convolution where fused; with more than one branch
-    also squeeze-excitation and a linear projection inside each, which keep the width. ``merge``: squeeze-excitation over
-    all channels and the linear projection out. All branches run at once, as the groups of one convolution.
+    ``branches``: expansion and depthwise convolution, or one regular convolution if fused. With more than one branch
+    there is also squeeze-excitation and a linear projection inside each, which keep the width. ``merge``: squeeze-excitation over
+    all channels and the output projection. All branches run at once, as the groups of one convolution.
     """
 
     def __init__(self, stage: Stage, options: MergeNetOptions) -> None:
@@ -145,7 +145,7 @@ class MergeBlock(nn.Module):
         shuffled_branches = self.num_branches if options.channel_shuffle else 1
         expanded = stage.in_channels * stage.expansion
 
-        # Layers have names, so that those without weights do not change what the others are called in a state dict.
+        # Layers have names, so that layers without weights do not change the names of the others in a state dict.
         def add(layers: nn.Sequential, name: str, in_channels: int, out_channels: int, **settings) -> None:
             if shuffled_branches > 1:
                 layers.add_module(f"{name}_shuffle", ChannelShuffle(shuffled_branches))
@@ -174,9 +174,9 @@ class MergeBlock(nn.Module):
         return x + merged if self.has_residual else merged
 
     def draw_branches_separately(self) -> None:
-        """Draws the kernels of ``branches`` anew, each branch by He's rule for its own number of outputs.
+        """Redraws the kernels of ``branches`` with He initialisation for the number of outputs of each branch.
 
-        The rule counts the outputs of a whole grouped convolution: drawn together, the kernels of n branches are
+        By default He initialisation counts the outputs of the whole grouped convolution, which makes the kernels of n branches
         smaller by the square root of n.
         """
         for layer in self.branches.modules():

@@ -22,7 +22,7 @@ from students.layers.heads import HEADS, create_head, head_output_biases
 from students.layers.squeeze_excitation import SE_AGGREGATIONS, ConcurrentSqueezeExcitation, is_selection_of_axes
 
 NOMINAL_FRAMES = 1000
-"""Frames of a ten-second clip with 10 ms hops: what fixes the size of squeeze-excitation over time."""
+"""Frames of a ten-second clip with 10 ms hops. They fix the size of squeeze-excitation over time."""
 
 
 class Stage(NamedTuple):
@@ -34,7 +34,7 @@ class Stage(NamedTuple):
     has_se: bool
     activation: type[nn.Module]
     stride_index: int | None
-    """Which of the four configurable strides the stage has; None where it never shrinks the map."""
+    """Index of the stage's stride among the four configurable ones; None if the stage never shrinks the map."""
 
 
 STEM_CHANNELS = 16
@@ -61,33 +61,33 @@ HIDDEN_CHANNELS = 1280
 
 @dataclass(frozen=True)
 class MNOptions:
-    """Hyperparameters of MN. Raises ValueError where a value is not allowed."""
+    """Hyperparameters of MN. Raises ValueError for values that are not allowed."""
 
     width: float = 1.0
-    """Factor on every layer's channels; mn04 has 0.4."""
+    """Multiplies the number of channels of every layer; mn04 has 0.4."""
     head: str = "mlp"
     """"mlp", "fully_convolutional" or "attention_pooling"."""
     se_dims: str = "c"
-    """Axes with squeeze-excitation: any of "c" (channel), "f" (frequency), "t" (time) in this order, or "none". This and
-    ``se_agg`` are for ``attention`` "baseline" and "se"."""
+    """Axes with squeeze-excitation: any of "c" (channel), "f" (frequency), "t" (time) in this order, or "none". This option and
+    ``se_agg`` apply to ``attention`` "baseline" and "se"."""
     se_agg: str = "max"
     """How the outputs of squeeze-excitation over several axes are combined: "max", "avg", "add" or "min"."""
     se_reduction: int = 4
-    """Squeeze-excitation squeezes an axis to its size divided by this."""
+    """Squeeze-excitation reduces an axis to its size divided by this number."""
     strides: tuple[int, int, int, int] = (2, 2, 2, 2)
     """Strides of the four stages that shrink the map, after the stem's 2."""
     n_mels: int = 128
-    """Mel bands of the input; fixes the size of squeeze-excitation over frequency."""
+    """Mel bands of the input. They fix the size of squeeze-excitation over frequency."""
     dropout: float = 0.2
     """Probability of dropping a feature before the mlp head's last layer."""
     attention: str = "baseline"
-    """"baseline" for squeeze-excitation in the blocks where MobileNetV3 has it; else what all 15 blocks have (DyMN paper,
+    """"baseline" for squeeze-excitation in the blocks where MobileNetV3 has it, or one mechanism for all 15 blocks (DyMN paper,
     Table V): "se", "ca", "ta", "srm", "grn", "cbam", "gc" or "none"."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strides", tuple(self.strides))  # JSON gives a list
         if not self.width > 0:
-            raise ValueError(f"width is above 0; found {self.width}")
+            raise ValueError(f"width must be above 0; found {self.width}")
         if self.head not in HEADS:
             raise ValueError(f"unknown head {self.head!r}; choices: {', '.join(HEADS)}")
         if self.se_dims != "none" and not is_selection_of_axes(self.se_dims):
@@ -99,11 +99,11 @@ class MNOptions:
         for name in ("se_reduction", "n_mels"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is a whole number above 0; found {value!r}")
+                raise ValueError(f"{name} must be a whole number above 0; found {value!r}")
         if len(self.strides) != 4 or not all(stride in (1, 2) for stride in self.strides):
-            raise ValueError(f"strides are four numbers, each 1 or 2; found {self.strides}")
+            raise ValueError(f"strides must be four numbers, each 1 or 2; found {self.strides}")
         if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout is at least 0 and below 1; found {self.dropout}")
+            raise ValueError(f"dropout must be at least 0 and below 1; found {self.dropout}")
         if self.attention not in ("baseline", "se", *ATTENTIONS, "none"):
             raise ValueError(
                 f"unknown attention {self.attention!r}; choices: baseline, se, {', '.join(ATTENTIONS)}, none"
@@ -111,7 +111,7 @@ class MNOptions:
 
 
 class InvertedResidual(nn.Module):
-    """Expansion, depthwise convolution, squeeze-excitation, projection; the input added where shapes agree."""
+    """Expansion, depthwise convolution, squeeze-excitation, projection; the input is added if shapes agree."""
 
     def __init__(
         self, stage: Stage, in_channels: int, stride: int, map_size: tuple[int, int], options: MNOptions
@@ -145,7 +145,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNet(Student):
-    """A chain of layers from the mel to a map, and a head on it. The embedding is the mean over that map."""
+    """A chain of layers from the mel spectrogram to a map, followed by a head. The embedding is the mean over the map."""
 
     def __init__(self, num_classes: int, embedding_dim: int, n_mels: int) -> None:
         super().__init__(num_classes, embedding_dim)
@@ -170,14 +170,14 @@ class MobileNet(Student):
         return maps[1:]
 
     def output_biases(self) -> Tensor:
-        """The head's own."""
+        """The biases of the head."""
         return head_output_biases(self.classifier)
 
     def _checked(self, mel: Tensor) -> Tensor:
         if mel.ndim != 4 or mel.shape[1] != 1 or mel.shape[2] != self.n_mels:
             raise ValueError(
                 f"this student takes (batch, 1, {self.n_mels}, frames); found {tuple(mel.shape)}"
-                " (for another number of mel bands create it with n_mels)"
+                " (for another number of mel bands, create the student with n_mels)"
             )
         return mel
 
@@ -225,17 +225,17 @@ class MN(MobileNet):
         return 8e-4
 
     def imagenet_weights(self, timm_state_dict: Mapping[str, Tensor]) -> StateDict:
-        """Those of MobileNetV3-Large for an MN of width 1, the stem's kernels summed over colour.
+        """The weights of MobileNetV3-Large for an MN of width 1, with the stem's kernels summed over colour channels.
 
-        A spectrogram is then seen as a grey picture. The two networks differ a little: timm's batch norms have epsilon 1e-5
-        (ours 1e-3), and its squeeze-excitation has a hard sigmoid (ours a sigmoid).
+        A spectrogram is thus treated as a grey image. The two networks differ slightly: timm's batch norms use epsilon 1e-5
+        (ours 1e-3), and its squeeze-excitation uses a hard sigmoid (ours a sigmoid).
         """
         wanted = self.state_dict()
         filled: StateDict = {}
         for name, timm_name in _timm_names(has_mlp_head="classifier.2.weight" in wanted).items():
             if name not in wanted:
                 raise ValueError(
-                    f"ImageNet weights need squeeze-excitation over channels (se_dims 'c'); no {name} here"
+                    f"ImageNet weights need squeeze-excitation over channels (se_dims 'c'); this student has no {name}"
                 )
             if timm_name not in timm_state_dict:
                 raise ValueError(
@@ -247,12 +247,12 @@ class MN(MobileNet):
             if value.numel() != wanted[name].numel():
                 raise ValueError(
                     f"ImageNet weights fit an MN of width 1 with se_reduction 4: {timm_name} has shape"
-                    f" {tuple(value.shape)}, {name} here {tuple(wanted[name].shape)}"
+                    f" {tuple(value.shape)}, but {name} in this student has {tuple(wanted[name].shape)}"
                 )
             filled[name] = value.reshape(wanted[name].shape)  # timm's linear layers are 1×1 convolutions
         if extra := [name for name in wanted if name.startswith("features.") and name not in filled]:
             raise ValueError(
-                f"ImageNet weights need squeeze-excitation over channels alone; {extra[0]} has no counterpart"
+                f"ImageNet weights need squeeze-excitation over channels only; {extra[0]} has no counterpart"
             )
         return filled
 
@@ -261,7 +261,7 @@ NORM_TENSORS = ("weight", "bias", "running_mean", "running_var", "num_batches_tr
 
 
 def _timm_names(has_mlp_head: bool) -> dict[str, str]:
-    """Names of an MN's tensors -> names of the same tensors in timm's mobilenetv3_large_100."""
+    """Maps the names of an MN's tensors to their names in timm's mobilenetv3_large_100."""
     names: dict[str, str] = {}
 
     def pair_norm_layer(ours: str, timm_conv: str, timm_norm: str) -> None:
@@ -279,7 +279,7 @@ def _timm_names(has_mlp_head: bool) -> dict[str, str]:
         block = f"features.{number}.block"
         convolutions = ["conv_dw", "conv_pw"] if number == 1 else ["conv_pw", "conv_dw", "conv_pwl"]
         for position, convolution in enumerate(convolutions):
-            # Squeeze-excitation, where there is one, stands before the projection.
+            # Squeeze-excitation, if there is one, comes before the projection.
             place = position + 1 if stage.has_se and convolution == "conv_pwl" else position
             pair_norm_layer(f"{block}.{place}", f"{timm_block}.{convolution}", f"{timm_block}.bn{position + 1}")
         if stage.has_se:

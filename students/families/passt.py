@@ -1,9 +1,9 @@
-"""PaSST: the patchout fast spectrogram transformer, a teacher mostly, and a network to fine-tune.
+"""PaSST, the patchout fast spectrogram transformer: mostly used as a teacher, but it can also be fine-tuned.
 
 Koutini, Schlüter, Eghbal-zadeh and Widmer, "Efficient Training of Audio Transformers with Patchout", 2022. A vision
-transformer (timm's blocks, with fused attention) on overlapping 16×16 patches of a log-mel spectrogram; position embeddings
-are separate for frequency and time, so that a shorter clip simply uses fewer of the latter; in training, patches are left
-out. Parameter names are those of the public checkpoints, whose numbers it gives.
+transformer (timm's blocks, with fused attention) on overlapping 16×16 patches of a log-mel spectrogram. Position embeddings
+are separate for frequency and time, so a shorter clip simply uses fewer time embeddings. In training, some patches are left
+out. Parameter names are those of the public checkpoints, and outputs agree with theirs.
 
 Shapes: B batch, E width, F frequency positions, T time positions of the patch grid, N tokens, K classes.
 """
@@ -21,15 +21,15 @@ from students.interface import StateDict, Student, StudentConfig, StudentOutput,
 from students.layers.keyed import KeyedModule
 
 PATCH = 16
-"""Bands, and frames, that a patch covers."""
+"""Size of a patch, in bands and in frames."""
 STRIDES = (10, 12, 14, 16)
-"""Distances between patches, in bands and in frames alike, that the public checkpoints have."""
+"""Distances between patches in the public checkpoints, the same in bands and in frames."""
 HEAD_WIDTH = 64
-"""Width of an attention head in all vision transformers that the public checkpoints descend from."""
+"""Width of an attention head in all vision transformers from which the public checkpoints were initialised."""
 NORM_EPSILON = 1e-6
-"""timm's for vision transformers; the head's own norm has torch's 1e-5."""
-_TELLING = {"cls_token": 3, "freq_new_pos_embed": 4, "time_new_pos_embed": 4, "head.1.bias": 1}
-"""Tensors whose shapes tell one PaSST from another, and how many axes they have."""
+"""timm's value for vision transformers; the norm in the head uses torch's 1e-5."""
+_IDENTIFYING_TENSORS = {"cls_token": 3, "freq_new_pos_embed": 4, "time_new_pos_embed": 4, "head.1.bias": 1}
+"""Tensors whose shapes give the options of a PaSST, with their number of axes."""
 
 
 # --- The network -------------------------------------------------------------------------------------------------------
@@ -37,42 +37,42 @@ _TELLING = {"cls_token": 3, "freq_new_pos_embed": 4, "time_new_pos_embed": 4, "h
 
 @dataclass(frozen=True)
 class PasstOptions:
-    """Hyperparameters of PaSST; the defaults are PaSST-S for ten seconds. Raises ValueError where a value is not allowed."""
+    """Hyperparameters of PaSST; the defaults are PaSST-S for ten seconds. Raises ValueError for values that are not allowed."""
 
     width: int = 768
     """Size of a token."""
     depth: int = 12
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     heads: int = 12
-    """Attention heads of a block; they divide the width."""
+    """Attention heads per block; must divide the width."""
     stride: int = 10
-    """Bands and frames from one patch to the next; below 16 patches overlap."""
+    """Bands and frames from one patch to the next; patches overlap if this is below 16."""
     n_mels: int = 128
     """Mel bands of the input."""
     time_positions: int = 99
-    """Patches along time that have position embeddings: at stride 10 99 for 10 s, 199 for 20 s, 299 for 30 s."""
+    """Patches along time with position embeddings. With stride 10: 99 for 10 s, 199 for 20 s, 299 for 30 s."""
     patchout_rows: int = 0
     """Structured patchout: rows of patches (frequency positions) left out in training; the paper's f, 4 for AudioSet."""
     patchout_columns: int = 0
     """Structured patchout: columns of patches (time positions) left out in training; the paper's t, 40 for AudioSet."""
     patchout_patches: int = 0
-    """Unstructured patchout: single patches left out in training, of those that structured patchout leaves."""
+    """Unstructured patchout: number of single patches left out in training, after structured patchout."""
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "n_mels", "time_positions"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is a whole number above 0; found {value!r}")
+                raise ValueError(f"{name} must be a whole number above 0; found {value!r}")
         for name in ("patchout_rows", "patchout_columns", "patchout_patches"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f"{name} is a whole number, at least 0; found {value!r}")
+                raise ValueError(f"{name} must be a whole number, at least 0; found {value!r}")
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads; found {self.width} and {self.heads}")
         if self.stride not in STRIDES:
             raise ValueError(f"unknown stride {self.stride}; choices: {', '.join(map(str, STRIDES))}")
         if self.n_mels < PATCH:
-            raise ValueError(f"n_mels is at least the {PATCH} bands of a patch; found {self.n_mels}")
+            raise ValueError(f"n_mels must be at least the {PATCH} bands of a patch; found {self.n_mels}")
 
     @property
     def frequency_positions(self) -> int:
@@ -80,29 +80,28 @@ class PasstOptions:
 
     @property
     def window_frames(self) -> int:
-        """Frames that the patches of a longest single window cover."""
+        """Frames in the longest single window: those covered by all time positions."""
         return PATCH + self.stride * (self.time_positions - 1)
 
     @property
     def clip_seconds(self) -> float:
-        """Length of the clips that it was made for, at the default front end's 100 frames a second.
+        """The clip length that the network was made for, at the default front end's 100 frames per second.
 
-        A whole number of seconds: the time positions tell the length only to within one stride.
+        Rounded to whole seconds, because the time positions determine the length only to within one stride.
         """
         return float(max(1, round(self.window_frames / 100)))
 
 
 def _positions(size: int, stride: int) -> int:
-    """Patches that fit into ``size`` bands or frames."""
+    """Number of patches that fit into ``size`` bands or frames."""
     return (size - PATCH) // stride + 1
 
 
 class Patchout(KeyedModule):
-    """Leaves patches out in training, other ones for every clip (Section 3 of the paper); identity in evaluation mode.
+    """Leaves out patches in training, different ones for each clip (Section 3 of the paper); identity in evaluation mode.
 
-    Attention grows with the square of the number of patches, so half of them cost less than half; and what a clip lacks
-    regularises. Each clip's are drawn from its own key, so that they depend neither on the batch nor on the number of
-    processes.
+    The cost of attention grows with the square of the number of patches, so half the patches cost less than half. Leaving out
+    patches also regularises. The choice depends on each clip's key, not on the batch or the number of processes.
     """
 
     def __init__(self, rows: int, columns: int, patches: int) -> None:
@@ -112,7 +111,7 @@ class Patchout(KeyedModule):
         self.patches = patches
 
     def forward(self, grid: Tensor) -> Tensor:
-        """(B, E, F, T) -> the patches that are kept, in the order of the grid, (B, N, E)"""
+        """(B, E, F, T) -> the kept patches in the order of the grid, (B, N, E)"""
         tokens = grid.flatten(2).transpose(1, 2)
         if not self.training or not (self.rows or self.columns or self.patches):
             return tokens
@@ -120,7 +119,7 @@ class Patchout(KeyedModule):
         return tokens.gather(1, kept[:, :, None].expand(-1, -1, tokens.shape[2]))
 
     def kept_positions(self, batch: int, rows: int, columns: int, device: torch.device) -> Tensor:
-        """Places of the kept patches in the flattened grid of ``rows`` × ``columns``, ascending, (batch, N) int64.
+        """Indices of the kept patches in the flattened grid of ``rows`` × ``columns``, ascending, (batch, N) int64.
 
         Raises ValueError if nothing would be kept.
         """
@@ -128,7 +127,7 @@ class Patchout(KeyedModule):
         left = kept_rows * kept_columns
         if kept_rows < 1 or kept_columns < 1 or left <= self.patches:
             raise ValueError(
-                f"patchout of {self.rows} rows, {self.columns} columns and {self.patches} patches leaves nothing of a clip of"
+                f"patchout of {self.rows} rows, {self.columns} columns and {self.patches} patches leaves nothing of a clip with"
                 f" {rows} rows and {columns} columns of patches"
             )
         uniform = self.draw_uniform(batch, rows + columns + left, device)
@@ -143,14 +142,14 @@ class Patchout(KeyedModule):
 
 
 def _places_of_lowest(scores: Tensor, count: int) -> Tensor:
-    """(B, N) -> indices of the ``count`` lowest scores, ascending: a random choice, if the scores are random."""
+    """(B, N) -> indices of the ``count`` lowest scores, ascending. With random scores this is a random choice."""
     return scores.argsort(dim=1, stable=True)[:, :count].sort(dim=1).values
 
 
 class UnusedHead(nn.Module):
-    """The checkpoints' head for the distillation token alone, which averaging the two tokens leaves without use.
+    """The checkpoints' head for the distillation token, which is unused because the two tokens are averaged.
 
-    Buffers: they go in and out of files as they are, nothing trains them, and they are no parameters.
+    Its weights are buffers: loaded and saved unchanged, not trained, and not counted as parameters.
     """
 
     def __init__(self, width: int, num_classes: int) -> None:
@@ -160,10 +159,10 @@ class UnusedHead(nn.Module):
 
 
 class Passt(Student):
-    """PaSST: patches, two extra tokens (class and distillation), transformer blocks, a head on the mean of the two.
+    """PaSST: patches, two extra tokens (class and distillation), transformer blocks, and a head on the mean of the two.
 
-    The embedding is that mean. A clip of fewer frames than the time positions reach uses the first of them. A longer one
-    is heard in windows (``patch_window_starts``), whose logits and embeddings are averaged.
+    The embedding is that mean. A clip shorter than the time positions cover uses only the first ones. A longer clip is
+    split into windows (``patch_window_starts``), whose logits and embeddings are averaged.
     """
 
     Options = PasstOptions
@@ -192,35 +191,35 @@ class Passt(Student):
 
     @classmethod
     def tensors_of_checkpoint(cls, state: StateDict) -> StateDict:
-        """Takes off the prefix "net." of a network inside a training module, and leaves out that module's other tensors."""
+        """Strips the prefix "net." that a network inside a training module has, and drops that module's other tensors."""
         if "net.cls_token" not in state:
             return state
         return {name.removeprefix("net."): value for name, value in state.items() if name.startswith("net.")}
 
     @classmethod
     def config_of_weights(cls, state: StateDict) -> StudentConfig:
-        """The architecture, from the shapes.
+        """The architecture, inferred from shapes.
 
-        They tell everything but the number of heads, taken to be one for every 64 numbers of a token, and the number of
-        mel bands, taken to be 128. Raises ValueError for other tensors, and for shapes that no such PaSST has.
+        Two values cannot be inferred: we assume one attention head for every 64 numbers of a token, and 128 mel bands.
+        Raises ValueError for tensors of another network, and for shapes that no such PaSST has.
         """
-        for name, axes in _TELLING.items():
+        for name, axes in _IDENTIFYING_TENSORS.items():
             if name not in state or state[name].ndim != axes:
                 raise ValueError(
-                    f"holds no PaSST: there is no {name} of {axes} axes; found {', '.join(list(state)[:3])} …"
+                    f"contains no PaSST: there is no {name} with {axes} axes; found {', '.join(list(state)[:3])} …"
                 )
         width = state["cls_token"].shape[-1]
         if width % HEAD_WIDTH:
             raise ValueError(
-                "weights do not tell the number of attention heads; it is known for widths that are multiples of"
-                f" {HEAD_WIDTH}, and found is {width}. Build the network with create_student, fill it with load_weights and"
-                " keep it with save_student"
+                "the number of attention heads cannot be inferred from weights unless the width is a multiple of"
+                f" {HEAD_WIDTH}; found {width}. Build the network with create_student, load the weights with load_weights and"
+                " save it with save_student"
             )
         rows = state["freq_new_pos_embed"].shape[2]
         stride_of = {_positions(LogMelConfig().n_mels, stride): stride for stride in STRIDES}
         if rows not in stride_of:
             raise ValueError(
-                f"has {rows} frequency positions; with {LogMelConfig().n_mels} mel bands there are"
+                f"has {rows} frequency positions; expected with {LogMelConfig().n_mels} mel bands:"
                 f" {', '.join(f'{count} at stride {stride}' for count, stride in stride_of.items())}"
             )
         options = {
@@ -239,7 +238,7 @@ class Passt(Student):
 
     @property
     def classifier(self) -> nn.Sequential:
-        """The head under the name that it has in other students; (B, E) -> (B, K)."""
+        """The head, under the name used in other students; (B, E) -> (B, K)."""
         return self.head
 
     def forward(self, mel: Tensor) -> StudentOutput:
@@ -248,16 +247,16 @@ class Passt(Student):
             raise ValueError(f"this PaSST takes (batch, 1, {self.options.n_mels}, frames); found {tuple(mel.shape)}")
         frames = self.options.window_frames
         windows = [
-            self._hear(mel[..., start : start + frames]) for start in patch_window_starts(mel.shape[3], self.options)
+            self._window(mel[..., start : start + frames]) for start in patch_window_starts(mel.shape[3], self.options)
         ]
         if len(windows) == 1:
             return windows[0]
         logits, embeddings = zip(*windows, strict=True)
         return StudentOutput(torch.stack(logits).mean(0), torch.stack(embeddings).mean(0))
 
-    def _hear(self, mel: Tensor) -> StudentOutput:
-        """One window, (B, 1, n_mels, at most window_frames)"""
-        if mel.shape[3] < PATCH:  # shorter than a patch: its last frame goes on
+    def _window(self, mel: Tensor) -> StudentOutput:
+        """The output for one window, (B, 1, n_mels, at most window_frames)."""
+        if mel.shape[3] < PATCH:  # shorter than a patch: repeat the last frame
             mel = nn.functional.pad(mel, (0, PATCH - mel.shape[3], 0, 0), mode="replicate")
         grid = self.patch_embed(mel)
         grid = grid + self.freq_new_pos_embed + self.time_new_pos_embed[..., : grid.shape[3]]
@@ -273,11 +272,11 @@ class Passt(Student):
 
 
 def patch_window_starts(frames: int, options: PasstOptions) -> list[int]:
-    """First frames of the windows in which a clip is heard.
+    """First frames of the windows into which a clip is split.
 
-    One if its patches have time positions. Otherwise as few as leave no more than one stride of frames unheard between two
-    windows, evenly spread, the first at the start of the clip and the last at its end: a clip of 20 s is two windows for a
-    network of 10 s, as it would be if it were cut in two.
+    There is one window if the time positions cover all patches. Otherwise windows are evenly spread from the start to the end of the
+    clip, as few as possible with gaps of at most one stride between them. For a network of 10 s, a clip of 20 s
+    is two windows, the same as if it were cut in two.
     """
     window, stride = options.window_frames, options.stride
     if frames < window + stride:
@@ -287,7 +286,7 @@ def patch_window_starts(frames: int, options: PasstOptions) -> list[int]:
 
 
 def _initialize(network: nn.Module) -> None:
-    """As in vision transformers: normal with deviation 0.02, truncated at ±2, for matrices, tokens and positions."""
+    """Initialises matrices, tokens and positions as in vision transformers: normal, deviation 0.02, truncated at ±2."""
     for layer in network.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             nn.init.trunc_normal_(layer.weight, std=0.02)
@@ -297,5 +296,5 @@ def _initialize(network: nn.Module) -> None:
             nn.init.trunc_normal_(parameter, std=0.02)
 
 
-# PaSST-S, which has the size of DeiT-B, and one of the size of DeiT-Ti.
+# PaSST-S, which has the size of DeiT-B, and a small one with the size of DeiT-Ti.
 register(Passt, {"passt_s": PasstOptions(), "passt_tiny": PasstOptions(width=192, heads=3)}, place=50)

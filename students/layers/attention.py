@@ -1,7 +1,7 @@
 """Attention mechanisms from vision that Table V of the DyMN paper compares in MobileNetV3, each before a block's projection.
 
-The paper names the methods and gives no sizes; those here are the methods' own, with squeezed layers of C / reduction
-channels, so that one number (``se_reduction``) makes squeeze-excitation and the others comparable.
+The paper names the methods but gives no sizes. We use the methods' own, with C / reduction channels in squeezed
+layers, so that one number (``se_reduction``) makes squeeze-excitation and the others comparable.
 
 Shapes: B batch, C channels, F frequency positions, T time positions.
 """
@@ -16,7 +16,7 @@ from students.layers.convolutions import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM
 
 
 class CoordinateAttention(nn.Module):
-    """Weights for channel-frequency and channel-time from means over the other axis (Hou et al. 2021)."""
+    """Channel-frequency and channel-time weights, each computed from the mean over the other axis (Hou et al. 2021)."""
 
     def __init__(self, channels: int, reduction: int) -> None:
         super().__init__()
@@ -33,20 +33,20 @@ class CoordinateAttention(nn.Module):
 
 
 class _PlaneAttention(nn.Module):
-    """Weights for the positions of a plane from the largest and the mean value across it: 7×7 convolution, norm, sigmoid."""
+    """Weights for a plane's positions from the maximum and mean along the third axis: 7×7 convolution, norm, sigmoid."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = conv_norm_activation(2, 1, kernel=7)
 
     def forward(self, x: Tensor, across: int) -> Tensor:
-        """(B, C, F, T) -> the same with length 1 along the axis ``across``"""
+        """(B, C, F, T) -> the same shape with length 1 along the axis ``across``"""
         pooled = torch.stack((x.amax(across), x.mean(across)), dim=1)
         return self.layers(pooled).sigmoid().squeeze(1).unsqueeze(across)
 
 
 class TripletAttention(nn.Module):
-    """Mean of three reweighted maps: by frequency × time, channel × time and channel × frequency (Misra et al. 2021)."""
+    """Mean of three maps, reweighted by frequency × time, channel × time and channel × frequency (Misra et al. 2021)."""
 
     def __init__(self, channels: int, reduction: int) -> None:
         super().__init__()
@@ -69,14 +69,14 @@ class StyleRecalibration(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, F, T) -> (B, C, F, T)"""
         variance, mean = torch.var_mean(x, dim=(2, 3), correction=0)
-        # The square root's slope has no bound at 0, which a channel that a ReLU silenced reaches.
+        # The gradient of the square root is infinite at 0, which is the variance of a channel that a ReLU silenced.
         style = mean * self.weight[:, 0] + (variance + 1e-5).sqrt() * self.weight[:, 1]  # (B, C)
         return x * self._normalized(style).sigmoid()[:, :, None, None]
 
     def _normalized(self, style: Tensor) -> Tensor:
         if not self.training or len(style) > 1:
             return self.norm(style)
-        # One clip has no statistics over the batch; the running ones stand in.
+        # There are no batch statistics of a single clip; use the running ones.
         norm = self.norm
         return functional.batch_norm(
             style, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=norm.eps
@@ -84,7 +84,7 @@ class StyleRecalibration(nn.Module):
 
 
 class GlobalResponseNorm(nn.Module):
-    """Each channel in proportion to its norm over the map against the mean channel's (Woo et al. 2023, GRN)."""
+    """Scales each channel by its norm over the map, relative to the mean norm of all channels (Woo et al. 2023, GRN)."""
 
     def __init__(self, channels: int, reduction: int) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class GlobalResponseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, F, T) -> (B, C, F, T)"""
-        # A sum of squares of a long clip overflows half precision; at 0 a root's slope has no bound.
+        # float32: the sum of squares of a long clip overflows half precision. 1e-12: the root's gradient is infinite at 0.
         norm = (x.float().square().sum((2, 3)) + 1e-12).sqrt()  # (B, C)
         response = norm / (norm.mean(1, keepdim=True) + 1e-6)
         weights = (1.0 + self.scale * response).to(x.dtype)
@@ -101,7 +101,7 @@ class GlobalResponseNorm(nn.Module):
 
 
 class ConvolutionalBlockAttention(nn.Module):
-    """Channel weights from mean and maximum through a shared network, then weights of positions (Woo et al. 2018, CBAM)."""
+    """Channel weights from mean and maximum through a shared network, then position weights (Woo et al. 2018, CBAM)."""
 
     def __init__(self, channels: int, reduction: int) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class ConvolutionalBlockAttention(nn.Module):
 
 
 class GlobalContext(nn.Module):
-    """Adds to every position one vector, made from the positions' attention-weighted mean (Cao et al. 2019, GC)."""
+    """Adds one vector to every position, computed from an attention-weighted mean over positions (Cao et al. 2019, GC)."""
 
     def __init__(self, channels: int, reduction: int) -> None:
         super().__init__()

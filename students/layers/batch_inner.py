@@ -1,11 +1,11 @@
-"""Operations with coefficients of each clip's own, on maps that are laid out for them.
+"""Operations whose coefficients differ from clip to clip, and a memory layout that makes them fast.
 
-In eager float32 on the CPU a map (B, C, F, T) is kept "batch inner": in memory it is (F, T, B, C), the last one innermost. A
-depthwise convolution whose kernels differ from clip to clip is then one channels-last convolution of B * C groups, a
-coefficient per clip and channel is a contiguous row of numbers, and a 1×1 convolution is one batched matrix product; none of
-them needs a copy. What only moves memory goes through the map in tiles that stay in the cache, without intermediate maps, and
-so have gradients written by hand. Everywhere else (GPU, half precision, torch.compile, export) each function here is plain
-PyTorch on maps that are (B, C, F, T) in memory as well. The results are the same.
+In eager float32 on the CPU a map (B, C, F, T) is kept "batch inner": its memory order is (F, T, B, C), with C innermost. A
+depthwise convolution whose kernels differ from clip to clip is then one channels-last convolution with B * C groups. Coefficients
+per clip and channel are a contiguous row of numbers. A 1×1 convolution is one batched matrix product. None of these needs a
+copy. Operations limited by memory bandwidth process the map in tiles that fit into the cache, without intermediate maps, so their gradients
+are written by hand. In all other cases (GPU, half precision, torch.compile, export) each function here is plain PyTorch on maps
+in the usual memory order (B, C, F, T). The results are the same.
 
 Shapes: B batch, C channels, F frequency positions, T time positions, M linear maps.
 """
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _TILE_BYTES = 1 << 20
-"""Several tiles fit into a core's cache together; smaller ones would cost more in calls."""
+"""Small enough for several tiles to fit into a core's cache. Smaller tiles would add call overhead."""
 
 
 def prefers_batch_inner(x: Tensor) -> bool:
-    """Whether maps are kept batch inner: where each operation runs as written, one after the other, on the CPU."""
+    """Whether maps are kept batch inner: in eager mode, in float32 on the CPU."""
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
@@ -32,7 +32,7 @@ def prefers_batch_inner(x: Tensor) -> bool:
 
 
 def batch_inner(x: Tensor) -> Tensor:
-    """(B, C, F, T), the same values with memory in the order F, T, B, C; no copy if they are so already."""
+    """(B, C, F, T) -> the same values in memory order F, T, B, C. Does not copy if they are in that order already."""
     return x.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
 
 
@@ -47,7 +47,7 @@ def _from_rows(rows: Tensor, batch: int) -> Tensor:
 
 
 def _tiles(rows: Tensor) -> Iterator[slice]:
-    """Slices of the first axis that hold about ``_TILE_BYTES`` each."""
+    """Slices of the first axis with about ``_TILE_BYTES`` each."""
     step = max(1, _TILE_BYTES // max(1, rows[0].numel() * rows.element_size()))
     return (slice(start, start + step) for start in range(0, len(rows), step))
 
@@ -79,7 +79,7 @@ def _product(x: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
         torch.bmm(rows, kernel, out=product)
     elif out.numel() * out.element_size() < 8 * _TILE_BYTES:
         torch.baddbmm(bias, rows, kernel, out=product)
-    else:  # it writes the bias everywhere before it adds the product: not to a map that leaves the cache in between
+    else:  # baddbmm writes the bias to the whole output first; in tiles, the output is still cached when the product is added
         for tile in _tiles(out.flatten(0, 1)):
             torch.baddbmm(bias, rows[:, tile], kernel, out=product[:, tile])
     return out.permute(2, 3, 0, 1)
@@ -107,7 +107,7 @@ class _Pointwise(torch.autograd.Function):
 def depthwise(x: Tensor, kernel: Tensor, bias: Tensor | None, stride: int) -> Tensor:
     """Depthwise convolution: x (B, C, F, T), kernel (B, C, k, k), bias (C,) -> (B, C, ceil(F / stride), ceil(T / stride)).
 
-    One convolution whose groups are all channels of all clips.
+    Computed as one convolution with a group for each channel of each clip.
     """
     batch, channels, frequencies, times = x.shape
     merged_kernel = kernel.reshape(batch * channels, 1, *kernel.shape[2:])
@@ -147,7 +147,7 @@ class _Depthwise(torch.autograd.Function):
 
 
 def _depthwise_kernel_gradient(grad: Tensor, x: Tensor, kernel: Tensor, stride: int) -> Tensor:
-    """The gradient of 5×5 kernels as that of four overlapping 3×3 windows, which the library computes 4 to 20 times faster."""
+    """Computes the gradient of 5×5 kernels from four overlapping 3×3 windows, for which the library is 4 to 20 times faster."""
     size = kernel.shape[-1]
     if size <= 3:
         return _convolution_backward(grad, x, kernel, stride, size // 2, (False, True, False))[1]
@@ -176,9 +176,9 @@ def _convolution_backward(
 
 
 def normalize(x: Tensor, norm: nn.Module, activation: nn.Module | None) -> Tensor:
-    """Batch norm, and perhaps an activation in place on its result: (B, C, F, T) -> (B, C, F, T)."""
+    """Batch norm and an optional in-place activation: (B, C, F, T) -> (B, C, F, T)."""
     if prefers_batch_inner(x):
-        # To the norm, clips and positions are alike: one channels-last map (1, C, F * T, B), which it has a fast kernel for.
+        # Batch norm treats clips and positions alike, so we pass one channels-last map (1, C, F * T, B): it has a fast kernel.
         batch, channels, frequencies, times = x.shape
         map_of_all = _rows(x).view(1, frequencies * times, batch, channels).permute(0, 3, 1, 2)
     else:
@@ -195,7 +195,7 @@ def normalize(x: Tensor, norm: nn.Module, activation: nn.Module | None) -> Tenso
 
 
 def max_of_linear_maps(x: Tensor, slopes: Tensor, intercepts: Tensor) -> Tensor:
-    """max over m of x * slopes[m] + intercepts[m]: x (B, C, F, T), slopes and intercepts (M, B, C) -> (B, C, F, T)."""
+    """Maximum over m of x * slopes[m] + intercepts[m]: x (B, C, F, T), slopes and intercepts (M, B, C) -> (B, C, F, T)."""
     if prefers_batch_inner(x) and len(slopes) == 2:
         rows = _rows(x)
         out = _MaxOfTwo.apply(rows, slopes.flatten(1), intercepts.flatten(1))
@@ -208,7 +208,7 @@ def max_of_linear_maps(x: Tensor, slopes: Tensor, intercepts: Tensor) -> Tensor:
 
 
 class _MaxOfTwo(torch.autograd.Function):
-    """rows (F, T, N), slopes and intercepts (2, N) -> (F, T, N). Keeps nothing but its inputs for the gradient."""
+    """rows (F, T, N), slopes and intercepts (2, N) -> (F, T, N). Saves only its inputs for the gradient."""
 
     @staticmethod
     def forward(ctx, rows: Tensor, slopes: Tensor, intercepts: Tensor) -> Tensor:
@@ -230,7 +230,7 @@ class _MaxOfTwo(torch.autograd.Function):
         sums = rows.new_zeros(4, rows.shape[2])
         for tile in _tiles(rows):
             x, g, taken = rows[tile], grad[tile], grad_rows[tile]
-            # What reaches the first map: the gradient where it is the larger one. What is left reaches the second.
+            # The first map gets the gradient where it is the larger one; the second gets the rest.
             torch.addcmul(intercept, x, slope, out=taken).ge_(0.0).mul_(g)
             sums[0] += taken.sum((0, 1))
             sums[1] += g.sum((0, 1))

@@ -1,4 +1,4 @@
-"""Convolution with batch norm and activation, the widths and the initial weights that the families share.
+"""Convolution with batch norm and activation, and the rules for widths and initial weights that the families share.
 
 Shapes: B batch, C channels, F frequency positions, T time positions.
 """
@@ -6,7 +6,7 @@ Shapes: B batch, C channels, F frequency positions, T time positions.
 import torch
 from torch import Tensor, nn
 
-# The TensorFlow defaults that MobileNetV3 was trained with; the public checkpoints' running statistics rely on epsilon.
+# TensorFlow's defaults, with which MobileNetV3 was trained; the running statistics of public checkpoints depend on epsilon.
 BATCH_NORM_EPSILON = 1e-3
 BATCH_NORM_MOMENTUM = 0.01
 
@@ -14,22 +14,22 @@ BATCH_NORM_MOMENTUM = 0.01
 def make_divisible(value: float, divisor: int = 8) -> int:
     """The multiple of ``divisor`` nearest to ``value``, at least ``divisor`` and not more than 10 % below ``value``.
 
-    The rounding rule of the MobileNet papers, which decides how wide every layer is.
+    This is the rounding rule of the MobileNet papers. It determines the width of every layer.
     """
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
 def channels_last_on_cpu(x: Tensor) -> Tensor:
-    """(B, C, F, T) -> the same in channels-last memory, on the CPU; elsewhere the memory format is the caller's choice.
+    """(B, C, F, T) -> the same in channels-last memory on the CPU, unchanged on other devices.
 
-    A depthwise convolution on the CPU is up to nine times faster in it, since it needs no copy into blocks of channels.
+    On the CPU this makes a depthwise convolution up to nine times faster, because it saves a copy into blocks of channels.
     """
     return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
 class ConvNormActivation(nn.Sequential):
-    """Convolution, batch norm and perhaps an activation, in the memory format that is fastest."""
+    """Convolution, batch norm and an optional activation, in the fastest memory format."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, F, T) -> (B, C', F', T')"""
@@ -56,10 +56,10 @@ def conv_norm_activation(
 
 
 def initialize_weights(module: nn.Module) -> None:
-    """He normal convolutions (fan out, as MobileNetV3) and linear layers (fan in).
+    """He normal initialisation for convolutions (fan out, as in MobileNetV3) and linear layers (fan in).
 
-    MobileNetV3's N(0, 0.01) for linear layers leaves the gradient of the first convolution two orders of magnitude smaller,
-    and a small student trained from scratch takes more than twice the steps to the same loss (docs/results.md).
+    MobileNetV3 uses N(0, 0.01) for linear layers. That makes the gradient of the first convolution two orders of magnitude smaller,
+    and a small student trained from scratch needs more than twice the steps to reach the same loss (docs/results.md).
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):

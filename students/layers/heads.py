@@ -1,4 +1,4 @@
-"""Heads: what turns the last map into logits.
+"""Heads, which map the last feature map to logits.
 
 Shapes: B batch, C channels, F frequency positions, T time positions, K classes, H attention heads.
 """
@@ -33,10 +33,10 @@ def fully_convolutional_head(in_channels: int, num_classes: int) -> nn.Sequentia
 
 
 class AttentionPoolingHead(nn.Module):
-    """Every head gives each class a value and an attention per frame; heads are summed with learned weights.
+    """Each head computes a value and an attention weight per class and frame; heads are summed with learned weights.
 
     The multi-head attention pooling of PSLA (Gong et al. 2021): mean over frequency, one linear map to attention and value
-    of every head and class, sigmoid attention normalised over time, values as they are.
+    of each head and class, sigmoid attention normalised over time, values without activation.
     """
 
     def __init__(self, in_channels: int, num_classes: int, heads: int = 4) -> None:
@@ -49,13 +49,13 @@ class AttentionPoolingHead(nn.Module):
         """(B, C, F, T) -> (B, K)"""
         projected = self.subspace_proj(x.mean(2).transpose(1, 2))  # (B, T, 2 * H * K)
         attention, value = projected.unflatten(2, (2, self.heads, -1)).unbind(2)  # (B, T, H, K) each
-        # float32: 1 - 1e-7 is 1 in half precision, and a sum of clamped attentions would lose its smallest terms.
+        # float32: in half precision 1 - 1e-7 is 1, and the sum of clamped attentions would lose its smallest terms.
         attention = attention.float().sigmoid().clamp(1e-7, 1.0 - 1e-7)
         pooled = (attention / attention.sum(1, keepdim=True) * value).sum(1)  # (B, H, K)
         return (pooled * self.head_weight).sum(1)
 
     def output_biases(self) -> Tensor:
-        """(H, K): biases of the values; the head weights, which add up to 1, average them."""
+        """(H, K): biases of the values. The head weights, which initially add up to 1, average them."""
         return self.subspace_proj.bias.unflatten(0, (2, self.heads, -1))[1]
 
 
@@ -63,7 +63,7 @@ HEADS = ("mlp", "fully_convolutional", "attention_pooling")
 
 
 def create_head(head: str, in_channels: int, hidden: int, num_classes: int, dropout: float) -> nn.Module:
-    """One of HEADS, (B, C, F, T) -> (B, K). Hidden layer and dropout are those of the mlp head."""
+    """One of HEADS, (B, C, F, T) -> (B, K). ``hidden`` and ``dropout`` apply to the mlp head only."""
     if head == "mlp":
         return mlp_head(in_channels, hidden, num_classes, dropout)
     if head == "fully_convolutional":
@@ -73,7 +73,7 @@ def create_head(head: str, in_channels: int, hidden: int, num_classes: int, drop
 
 
 def head_output_biases(head: nn.Module) -> Tensor:
-    """What one of HEADS adds to the logits; for the fully convolutional one the batch norm's, whose mean over the map it is."""
+    """The biases that a head adds to the logits. For the fully convolutional one, these are the biases of its batch norm."""
     if isinstance(head, AttentionPoolingHead):
         return head.output_biases()
     return [layer for layer in head if isinstance(layer, nn.Linear | nn.BatchNorm2d)][-1].bias

@@ -10,7 +10,7 @@ _WORD = 1 << 64
 
 
 def _signed(word: int) -> int:
-    """The int64 with the bits of an unsigned 64-bit number: torch computes with int64, which wraps around."""
+    """The int64 with the same bits as an unsigned 64-bit number. torch computes with int64, which wraps around."""
     word %= _WORD
     return word - _WORD if word >= _WORD // 2 else word
 
@@ -21,12 +21,12 @@ _MIX_2 = _signed(0x94D049BB133111EB)
 
 
 def _shift_right(word: Tensor, bits: int) -> Tensor:
-    """Logical right shift; torch's own copies the sign bit."""
+    """Logical right shift; torch's operator copies the sign bit."""
     return (word >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _mix(word: Tensor) -> Tensor:
-    """The output function of SplitMix64 (Steele, Lea, Flood 2014): every input bit moves half of the output bits."""
+    """The output function of SplitMix64 (Steele, Lea, Flood 2014): each input bit flips about half of the output bits."""
     word = (word ^ _shift_right(word, 30)) * _MIX_1
     word = (word ^ _shift_right(word, 27)) * _MIX_2
     return word ^ _shift_right(word, 31)
@@ -35,7 +35,7 @@ def _mix(word: Tensor) -> Tensor:
 def keyed_uniform(keys: Tensor, stream: int, count: int) -> Tensor:
     """Uniform numbers in [0, 1), (B, count) float32, each a pure function of (its key, ``stream``, its column).
 
-    ``keys`` (B,) int64. Integer arithmetic only, so CPU and GPU agree to the bit.
+    ``keys`` (B,) int64. Only integer arithmetic is used, so CPU and GPU agree bit for bit.
     """
     state = _mix(keys + _signed(_GOLDEN_GAMMA * (stream + 1)))
     columns = torch.arange(1, count + 1, device=keys.device, dtype=torch.int64) * _GOLDEN_GAMMA
@@ -44,10 +44,10 @@ def keyed_uniform(keys: Tensor, stream: int, count: int) -> Tensor:
 
 
 class KeyedModule(nn.Module):
-    """A module that draws random numbers in training from the sample's key (see ``set_sample_keys``).
+    """A module whose random numbers in training depend on the sample's key (see ``set_sample_keys``).
 
-    What a sample meets is a pure function of its key and of this module's place among the network's keyed modules. It is
-    therefore the same in whatever batch, process or resumed run the sample appears.
+    They are a pure function of the key and of this module's index among the network's keyed modules. A sample therefore gets
+    the same numbers in any batch, process or resumed run.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class KeyedDropout(KeyedModule):
     def __init__(self, probability: float) -> None:
         super().__init__()
         if not 0.0 <= probability < 1.0:
-            raise ValueError(f"a dropout probability is at least 0 and below 1; found {probability}")
+            raise ValueError(f"a dropout probability must be at least 0 and below 1; found {probability}")
         self.probability = probability
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,13 +91,15 @@ class KeyedDropout(KeyedModule):
 
 
 def set_sample_keys(module: nn.Module, keys: Tensor | None) -> None:
-    """Gives every KeyedModule in ``module`` the keys of the coming batch's samples; ``None`` takes them away.
+    """Sets the keys of the next batch's samples in every KeyedModule of ``module``; ``None`` removes them.
 
-    ``keys`` (B,) int64: one number per sample that names the sample and the moment, such as a hash of (run seed, epoch,
+    ``keys`` (B,) int64: one number per sample that identifies the sample and the time of use, such as a hash of (run seed, epoch,
     position in the epoch).
     """
     if keys is not None and (keys.ndim != 1 or keys.dtype != torch.int64):
-        raise ValueError(f"sample keys are int64 of shape (batch,); found {keys.dtype} of shape {tuple(keys.shape)}")
+        raise ValueError(
+            f"sample keys must be int64 of shape (batch,); found {keys.dtype} of shape {tuple(keys.shape)}"
+        )
     keyed = (layer for layer in module.modules() if isinstance(layer, KeyedModule))
     for layer_index, layer in enumerate(keyed):
         layer.layer_index = layer_index

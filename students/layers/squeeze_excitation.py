@@ -29,11 +29,11 @@ def is_selection_of_axes(axes: str) -> bool:
 
 
 class SqueezeExcitation(nn.Module):
-    """Rescales one axis of a feature map by what the map holds on average (Hu et al. 2018, on any one axis).
+    """Rescales a feature map along one axis by weights computed from its means (Hu et al. 2018, here for any axis).
 
     Mean over the two other axes, linear, ReLU, linear, sigmoid, product. On the time axis the layer has the size of a
-    nominal clip; for a clip of another length the squeezed vector is resampled linearly to the nominal length and the
-    weights are resampled back, which changes nothing at the nominal length.
+    nominal clip. For a clip of another length the squeezed vector is resampled linearly to the nominal length, and the
+    weights are resampled back. This changes nothing at the nominal length.
     """
 
     def __init__(self, axis: str, size: int, squeezed_size: int) -> None:
@@ -60,12 +60,12 @@ class SqueezeExcitation(nn.Module):
 
 
 def _resample(x: Tensor, length: int) -> Tensor:
-    """Linear interpolation along the last axis, (B, T) -> (B, length); exact identity where T == length."""
+    """Linear interpolation along the last axis, (B, T) -> (B, length); exactly the identity if T == length."""
     return functional.interpolate(x[:, None], size=length, mode="linear", align_corners=False)[:, 0]
 
 
 class ConcurrentSqueezeExcitation(nn.Module):
-    """Squeeze-excitation over several axes side by side, their outputs combined by maximum, mean, sum or minimum.
+    """Squeeze-excitation over several axes in parallel, with outputs combined by maximum, mean, sum or minimum.
 
     ``axes`` is a selection of "cft"; ``sizes`` gives (C, F, T) of the map for a nominal clip. Each layer squeezes its
     axis to ``size // reduction``, rounded to a multiple of 8.

@@ -185,19 +185,19 @@ def test_a_student_needs_a_class(num_classes: object) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"width": 0}, "width is above 0; found 0"),
-        ({"width": "wide"}, "value of the wrong kind"),
+        ({"width": 0}, "width must be above 0; found 0"),
+        ({"width": "wide"}, "value of the wrong type"),
         ({"head": "linear"}, "unknown head 'linear'; choices: mlp, fully_convolutional, attention_pooling"),
         ({"se_dims": ""}, "unknown se_dims"),
         ({"se_dims": "cc"}, "unknown se_dims"),
         ({"se_dims": "cx"}, "unknown se_dims 'cx'; choices: 'none' or any of 'c', 'f', 't'"),
         ({"se_agg": "median"}, "unknown se_agg 'median'; choices: max, avg, add, min"),
-        ({"se_reduction": 0}, "se_reduction is a whole number above 0"),
-        ({"strides": (2, 2, 2)}, "strides are four numbers"),
-        ({"strides": (2, 2, 2, 3)}, "strides are four numbers"),
-        ({"strides": 2}, "value of the wrong kind"),
-        ({"n_mels": 0}, "n_mels is a whole number above 0"),
-        ({"dropout": 1.0}, "dropout is at least 0 and below 1"),
+        ({"se_reduction": 0}, "se_reduction must be a whole number above 0"),
+        ({"strides": (2, 2, 2)}, "strides must be four numbers"),
+        ({"strides": (2, 2, 2, 3)}, "strides must be four numbers"),
+        ({"strides": 2}, "value of the wrong type"),
+        ({"n_mels": 0}, "n_mels must be a whole number above 0"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused(options: dict, message: str) -> None:

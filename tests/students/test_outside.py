@@ -39,7 +39,7 @@ class ToyOptions:
 
     def __post_init__(self):
         if self.channels < 1:
-            raise ValueError(f"channels is above 0; found {self.channels}")
+            raise ValueError(f"channels must be above 0; found {self.channels}")
 
 
 class Toy(Student):
@@ -106,7 +106,7 @@ def test_it_is_created_with_its_options(toy: str) -> None:
     assert TOY not in list_students()
     with pytest.raises(ValueError, match=f"unknown option 'depth' for {TOY}; choices: channels, n_mels"):
         create_student(toy, 3, depth=2)
-    with pytest.raises(ValueError, match="channels is above 0; found 0"):
+    with pytest.raises(ValueError, match="channels must be above 0; found 0"):
         create_student(toy, 3, channels=0)
 
 
@@ -120,7 +120,7 @@ def test_it_is_saved_loaded_and_profiled(toy: str, tmp_path: Path) -> None:
     other = create_student(toy, 3, channels=4)
     load_weights(other, tmp_path / "run" / "student.safetensors")
     assert weights_fingerprint(other) == weights_fingerprint(student)
-    with pytest.raises(ValueError, match=f"does not hold the weights of {TOY} with the chosen options"):
+    with pytest.raises(ValueError, match=f"does not contain the weights of {TOY} with the chosen options"):
         load_weights(create_student(toy, 3), tmp_path / "run" / "student.safetensors")
     more = create_student(toy, 5, channels=4)
     load_weights(more, tmp_path / "run" / "student.safetensors", new_classes=True)
@@ -133,9 +133,9 @@ def test_it_is_saved_loaded_and_profiled(toy: str, tmp_path: Path) -> None:
     [
         ("no_such_module_anywhere:Toy", "there is no module 'no_such_module_anywhere'"),
         (f"{MODULE}:Nothing", f"{MODULE} has no class 'Nothing'"),
-        (f"{MODULE}:ToyOptions", "a subclass of students.interface.Student is needed; found the class ToyOptions"),
-        (f"{MODULE}:not_a_class", "a subclass of students.interface.Student is needed; found <function"),
-        (f"{MODULE}:Student", "a subclass of students.interface.Student is needed"),
+        (f"{MODULE}:ToyOptions", "must be a subclass of students.interface.Student; found the class ToyOptions"),
+        (f"{MODULE}:not_a_class", "must be a subclass of students.interface.Student; found <function"),
+        (f"{MODULE}:Student", "must be a subclass of students.interface.Student"),
         (f"{MODULE}:Optionless", "its attribute Options must be a dataclass"),
         (f"{MODULE}:Undecided", "every option needs a default"),
         ("mn01:", "unknown student 'mn01:'; choices: mn01, .* or module:Class"),

@@ -59,7 +59,7 @@ def test_another_number_of_classes_is_refused_unless_asked_for(
     assert weights_fingerprint(student) == before
     with caplog.at_level(logging.WARNING):
         load_weights(student, checkpoint, new_classes=True)
-    assert "initialised anew for 7 classes: classifier.5.weight, classifier.5.bias" in caplog.text
+    assert "reinitialised for 7 classes: classifier.5.weight, classifier.5.bias" in caplog.text
     stored = torch.load(checkpoint, weights_only=True)
     for name, value in student.state_dict().items():
         assert name.startswith("classifier.5.") or torch.equal(value, stored[name]), name
@@ -89,14 +89,16 @@ def test_new_classes_work_for_every_head(tmp_path: Path, head: str) -> None:
 @pytest.mark.parametrize("new_classes", [False, True])
 def test_another_students_weights_are_refused_and_named(checkpoint: Path, new_classes: bool) -> None:
     student = create_student("mn02", num_classes=3)
-    with pytest.raises(ValueError, match=r"does not hold the weights of mn02 .*it fits mn01 with 3 classes") as caught:
+    with pytest.raises(
+        ValueError, match=r"does not contain the weights of mn02 .*it fits mn01 with 3 classes"
+    ) as caught:
         load_weights(student, checkpoint, new_classes)
     assert "of another shape: features." in str(caught.value)
 
 
 def test_another_head_is_refused_with_the_names_that_differ(checkpoint: Path) -> None:
     student = create_student("mn01", num_classes=3, head="attention_pooling")
-    message = r"missing: classifier\.head_weight.*not known to the student: classifier\.2\.weight.*it fits mn01 with 3"
+    message = r"missing: classifier\.head_weight.*not in the student: classifier\.2\.weight.*it fits mn01 with 3"
     with pytest.raises(ValueError, match=message):
         load_weights(student, checkpoint)
 
@@ -104,7 +106,7 @@ def test_another_head_is_refused_with_the_names_that_differ(checkpoint: Path) ->
 def test_one_missing_and_one_extra_tensor_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     state = torch.load(checkpoint, weights_only=True)
     torch.save(state | {"extra": torch.ones(1)}, tmp_path / "extra.pt")
-    with pytest.raises(ValueError, match="not known to the student: extra"):
+    with pytest.raises(ValueError, match="not in the student: extra"):
         load_weights(create_student("mn01", num_classes=3), tmp_path / "extra.pt")
     del state["features.0.1.running_var"]
     torch.save(state, tmp_path / "missing.pt")
@@ -122,7 +124,7 @@ def test_what_is_no_weights_file_is_refused(checkpoint: Path, tmp_path: Path) ->
         read_state_dict(tmp_path / "training.pt")
     for text in ("teacher_class,class\nBark,dog\n", "index,mid\n", "# AudioSet\n", "{}"):
         (tmp_path / "text.pt").write_text(text)
-        with pytest.raises(ValueError, match="no PyTorch checkpoint"):
+        with pytest.raises(ValueError, match="not a PyTorch checkpoint"):
             read_state_dict(tmp_path / "text.pt")
     torch.save(torch.ones(3), tmp_path / "tensor.pt")
     with pytest.raises(ValueError, match="is not a state dict"):
@@ -270,7 +272,7 @@ def test_imagenet_weights_go_into_the_other_heads_features(imagenet: nn.Module) 
         ("mn04", {}, "fit an MN of width 1"),
         ("mn10", {"se_reduction": 8}, "se_reduction 4"),
         ("mn10", {"se_dims": "none"}, "need squeeze-excitation over channels"),
-        ("mn10", {"se_dims": "cf"}, "over channels alone"),
+        ("mn10", {"se_dims": "cf"}, "over channels only"),
     ],
 )
 def test_imagenet_weights_need_the_same_network(imagenet: nn.Module, name: str, options: dict, message: str) -> None:

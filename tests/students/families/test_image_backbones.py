@@ -80,7 +80,7 @@ def test_another_dropout_changes_training(name: str) -> None:
     with torch.no_grad():
         output = student(mel)
         torch.testing.assert_close(output.logits, student.classifier[-1](output.embedding))
-    with pytest.raises(ValueError, match=r"dropout is at least 0 and below 1; found 1"):
+    with pytest.raises(ValueError, match=r"dropout must be at least 0 and below 1; found 1"):
         create_student(name, 3, dropout=1.0)
 
 

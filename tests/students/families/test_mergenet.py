@@ -18,16 +18,16 @@ SIZES = {
 }
 
 REFUSED = [
-    ({"split": 0}, "split is None or one of 2, 4, 8"),
+    ({"split": 0}, "split must be None or one of 2, 4, 8"),
     ({"split": 24}, "found 24"),
     ({"split": 1024}, "found 1024"),
     ({"split": True}, "found True"),
     ({"split": "32"}, "found '32'"),
-    ({"global_se": "False"}, "global_se is true or false; found 'False'"),
-    ({"channel_shuffle": 1}, "channel_shuffle is true or false; found 1"),
-    ({"split": None, "local_se": False}, "change nothing without branches"),
-    ({"split": None, "channel_shuffle": True}, "change nothing without branches"),
-    ({"split": None, "separate_init": True}, "change nothing without branches"),
+    ({"global_se": "False"}, "global_se must be true or false; found 'False'"),
+    ({"channel_shuffle": 1}, "channel_shuffle must be true or false; found 1"),
+    ({"split": None, "local_se": False}, "have no effect without branches"),
+    ({"split": None, "channel_shuffle": True}, "have no effect without branches"),
+    ({"split": None, "separate_init": True}, "have no effect without branches"),
 ]
 
 

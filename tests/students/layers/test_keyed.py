@@ -93,9 +93,9 @@ def test_wrong_keys_are_refused() -> None:
     set_sample_keys(dropout, torch.arange(3))
     with pytest.raises(ValueError, match="3 sample keys were set for a batch of 2"):
         dropout(torch.ones(2, 5))
-    with pytest.raises(ValueError, match="sample keys are int64"):
+    with pytest.raises(ValueError, match="sample keys must be int64"):
         set_sample_keys(dropout, torch.arange(3.0))
-    with pytest.raises(ValueError, match="sample keys are int64"):
+    with pytest.raises(ValueError, match="sample keys must be int64"):
         set_sample_keys(dropout, torch.zeros(3, 1, dtype=torch.int64))
     with pytest.raises(ValueError, match="below 1; found 1"):
         KeyedDropout(1.0)

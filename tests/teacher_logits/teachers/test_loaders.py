@@ -39,7 +39,7 @@ def test_specs_of_no_known_form_are_refused(spec):
 
 
 def test_other_wrong_specs(tmp_path, run_folder):
-    with pytest.raises(ValueError, match=r"holds no student: there is no student\.json"):
+    with pytest.raises(ValueError, match=r"contains no student: there is no student\.json"):
         load_teacher(tmp_path)
     with pytest.raises(ValueError, match="no such weights file"):
         load_teacher(f"mn01@{tmp_path / 'none.pt'}", class_names=CLASSES)
