@@ -42,7 +42,9 @@ def test_only_the_first_process_speaks(monkeypatch: pytest.MonkeyPatch, capsys: 
 @pytest.mark.usefixtures("_two_processes")
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ValueError, match=r"^2 processes .* has 1 GPU\. .*\n  accelerate launch --num_processes 1 '/home"):
+    with pytest.raises(
+        ValueError, match=r"^2 processes .* has 1 GPU\. .*\n  accelerate launch --num_processes 1 '/home"
+    ):
         processes.refuse_too_many_processes()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     processes.refuse_too_many_processes()

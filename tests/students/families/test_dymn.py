@@ -324,7 +324,7 @@ def test_context_convolutions_that_a_public_checkpoint_holds_without_attention_a
     assert "and 57 more" in caplog.text
     # What another switched-off part leaves unused is not known, and stays an error.
     torch.save(source.state_dict() | unused | {"layers.3.context_gen.other": torch.ones(1)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"not known to the student: .*"):
+    with pytest.raises(ValueError, match=r"not in the student: .*"):
         load_weights(student, tmp_path / "other.pt")
 
 
