@@ -142,7 +142,8 @@ def run(command: str, *arguments: object) -> None:
 
 def size_of(folder: Path) -> dict[str, float]:
     """Parameters, and MACs for ten seconds of sound, of the student in a run folder."""
-    student, card = load_student(folder)
+    student = load_student(folder)
+    card = student.card
     profile = profile_student(student, card.frontend.n_mels, card.frontend.frames(10 * card.frontend.sample_rate_hz))
     return {"parameters": profile.parameters, "macs": profile.macs}
 

@@ -150,7 +150,8 @@ def student_builder(name: str, config: ProfileConfig) -> Callable[[], tuple[Stud
             raise ValueError(f"--student-options are for students of the catalog; {name} is a trained one")
 
         def load() -> tuple[Student, LogMelConfig]:
-            student, card = load_student(name)
+            student = load_student(name)
+            card = student.card
             return student, card.frontend
 
         return load

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from safetensors.torch import save_file
 
 from students.catalog import create_student
 from students.frontend import LogMelConfig
-from students.interface import Student, StudentConfig
+from students.interface import Student, StudentCard, StudentConfig
 from students.outside import check_allowed
 from students.weights import config_of, read_state_dict, refuse_other_shapes, weights_fingerprint
 
@@ -26,20 +25,6 @@ FORMAT = "kd-student"
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "student.safetensors"
 CARD_FILE = "student.json"
-
-
-@dataclass(frozen=True)
-class StudentCard:
-    """The contents of ``student.json``."""
-
-    config: StudentConfig
-    """Name, number of classes and options: everything needed to build it."""
-    class_names: tuple[str, ...]
-    """One name per output, in order."""
-    frontend: LogMelConfig
-    """The front end that the student was trained with."""
-    provenance: dict[str, Any] = field(default_factory=dict)
-    """Where the weights come from: any dict that can be written as JSON."""
 
 
 def save_student(
@@ -104,8 +89,8 @@ def read_card(folder: str | Path, allow: Sequence[str] = ()) -> StudentCard:
     return _card(path, content, allow)
 
 
-def load_student(folder: str | Path, allow: Sequence[str] = ()) -> tuple[Student, StudentCard]:
-    """A saved student on the CPU in evaluation mode, and its card.
+def load_student(folder: str | Path, allow: Sequence[str] = ()) -> Student:
+    """A saved student on the CPU in evaluation mode; ``student.card`` has its class names, front end and provenance.
 
     ``allow``: names of the form ``module:Class`` that the card may ask for (see ``students.outside``).
 
@@ -124,7 +109,8 @@ def load_student(folder: str | Path, allow: Sequence[str] = ()) -> tuple[Student
             f"{path} and the {WEIGHTS_FILE} beside it do not belong together: the card was written for other weights"
             " (was saving interrupted, or one of the files replaced?)"
         )
-    return student.eval(), card
+    student.card = card
+    return student.eval()
 
 
 def outline(folder: str | Path, card: StudentCard) -> Student:

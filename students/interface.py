@@ -37,6 +37,20 @@ class StudentConfig:
     """Every option of the family with its value, including defaults, so that changing a default later has no effect."""
 
 
+@dataclass(frozen=True)
+class StudentCard:
+    """The contents of ``student.json``."""
+
+    config: StudentConfig
+    """Name, number of classes and options: everything needed to build it."""
+    class_names: tuple[str, ...]
+    """One name per output, in order."""
+    frontend: LogMelConfig
+    """The front end that the student was trained with."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Where the weights come from: any dict that can be written as JSON."""
+
+
 class FineTuning(NamedTuple):
     """The settings with which a family's authors fine-tuned a trained student."""
 
@@ -67,6 +81,8 @@ class Student(nn.Module):
     imagenet_architecture: str | None = None
     """timm's name of the network whose ImageNet weights ``imagenet_weights`` converts; None if there is none."""
     config: StudentConfig | None = None
+    card: StudentCard | None = None
+    """Class names, front end and provenance of a student that ``load_student`` read from a folder; None for any other."""
 
     def __init__(self, num_classes: int, embedding_dim: int) -> None:
         super().__init__()

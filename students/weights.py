@@ -75,6 +75,8 @@ def load_weights(student: Student, path: str | Path, new_classes: bool = False) 
     ``new_classes`` the layer that outputs the classes is not loaded but reinitialised, whatever number of classes the file has,
     and a warning says so.
 
+    The student is then in evaluation mode, ready to be used. Call ``train()`` to train it.
+
     Raises ValueError if the file does not fit; the message says what differs and which student it fits.
     """
     state = tensors_under_own_names(student, read_state_dict(path), str(path))
@@ -88,6 +90,7 @@ def load_weights(student: Student, path: str | Path, new_classes: bool = False) 
             "%s: not loaded but reinitialised for %d classes: %s", path, config.num_classes, ", ".join(replaced)
         )
     student.load_state_dict(state)
+    student.eval()
 
 
 def student_from_weights(family: str, path: str | Path) -> Student:

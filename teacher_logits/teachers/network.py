@@ -49,7 +49,8 @@ class StudentTeacher(Teacher):
 
 def teacher_from_run(folder: Path) -> Teacher:
     """The student of a run folder. Raises ValueError if there is none, or if weights and card do not belong together."""
-    student, card = load_student(folder)
+    student = load_student(folder)
+    card = student.card
     clip_seconds = card.provenance.get("clip_seconds", DEFAULT_CLIP_SECONDS)
     return StudentTeacher(folder.resolve().name, card.class_names, student, card.frontend, clip_seconds)
 

@@ -75,7 +75,8 @@ def test_every_task_trains_two_steps_and_evaluates(
         predictions = dict(arrays)
     assert predictions["logits"].shape == predictions["targets"].shape == predictions["mask"].shape
     assert np.isfinite(predictions["logits"]).all()
-    student, card = load_student(folder)
+    student = load_student(folder)
+    card = student.card
     assert list(card.class_names) == predictions["class_names"].tolist() == found["class_names"]
     assert student.config.name == "mn01"
     shown = capsys.readouterr().out
@@ -187,7 +188,8 @@ def test_a_student_of_another_task_is_carried_over(make_task_folder: Callable[..
     data, out = make_task_folder("folder"), tmp_path / "run"
     options = ["--init", str(source), "--freeze", "backbone", "--probe"]
     assert main([*arguments("folder", data, out, *options)]) == 0
-    tuned, card = load_student(out)
+    tuned = load_student(out)
+    card = tuned.card
     assert card.frontend.fmax_hz == 14000.0
     assert tuned.config.options["dropout"] == 0.1
     before, after = student.state_dict(), tuned.state_dict()
@@ -221,12 +223,13 @@ def test_passt_is_fine_tuned_like_a_student(make_task_folder: Callable[..., Path
     data, first, second = make_task_folder("folder"), tmp_path / "first", tmp_path / "second"
     small = ["--student", "passt_tiny", "--student-options", "width=64", "depth=2", "heads=1", "patchout_patches=4"]
     assert main([*arguments("folder", data, first), *small]) == 0
-    network, card = load_student(first)
+    network = load_student(first)
+    card = network.card
     assert card.class_names == ("fan", "pump")
     options = ["--init", str(first), "--freeze", "backbone", "--layer-decay", "0.5", "--probe"]
     again = [option for option in arguments("folder", data, second, *options) if option not in ("--student", "mn01")]
     assert main(again) == 0
-    tuned = load_student(second)[0].state_dict()
+    tuned = load_student(second).state_dict()
     before = network.state_dict()
     changed = {name.split(".")[0] for name in tuned if not torch.equal(before[name], tuned[name])}
     assert changed == {"head"}

@@ -40,14 +40,15 @@ def test_it_goes_through_every_stage(
 
     short = ["--epochs", "1", "--batch-size", "2", "--clip-seconds", "0.4", "--workers", "0"]
     assert pretrain.main(["--clips", str(tiny_store), "--out", "run", "--label-weight", "1", *short, *student]) == 0
-    trained, card = load_student("run")
+    trained = load_student("run")
+    card = trained.card
     assert (card.config.name, card.config.options) == (TOY, {"channels": 4})
     assert trained.features[1].num_batches_tracked == 6
 
     data = str(make_task_folder("folder"))
     options = ["--init", "run", "--student", TOY, "--out", "tuned", "--no-report", *short]
     assert finetune.main(["--task", "folder", "--data", data, *options]) == 0
-    assert load_student("tuned")[1].config.options == {"channels": 4}
+    assert load_student("tuned").card.config.options == {"channels": 4}
 
     clips = ["--clips", str(tiny_store), "--out", "logits", "--workers", "0"]
     assert precompute.main([*clips, "--teacher", "run"]) == 0

@@ -48,7 +48,7 @@ def test_a_distilled_student_is_all_that_evaluation_needs(tiny_store: Path, tiny
     options = ["--logits", f"{tiny_logits}:2", "--split", "train", "--valid-split", "valid", "--ema-decay", "0.5"]
     given = arguments(tiny_store, out, *options)
     assert main(given) == 0
-    _, card = load_student(out)
+    card = load_student(out).card
     assert card.class_names == ClipStore.open(tiny_store).class_names
     assert shlex.split(card.provenance["command"]) == ["kd", "pretrain", *given]
     assert card.provenance["teachers"][0]["teacher"]["name"] == "tiny"
@@ -174,7 +174,7 @@ def test_dymn_trains_with_its_temperature_annealed(
     options += ["--student-options", "width=0.1"]
     assert main([*arguments(tiny_store, tmp_path / "run", *options), "temperature_epochs=2"]) == 0
     assert seen == [30.0, 15.5, 1.0]
-    student, _ = load_student(tmp_path / "run")
+    student = load_student(tmp_path / "run")
     assert student.options.width == 0.1
     assert main([*arguments(tiny_store, tmp_path / "other", *options), "temperature_epochs=3"]) == 2
     assert "temperature_epochs (3) must be less than epochs (3)" in capsys.readouterr().err
@@ -210,7 +210,7 @@ def test_clips_and_logits_in_several_stores_train_as_in_one(
     joined = "+".join(map(str, logit_parts))
     assert main(arguments(tiny_store, tmp_path / "two", "--logits", joined, *options, *map(str, clip_parts))) == 0
     same_result(tmp_path / "one", tmp_path / "two")
-    _, card = load_student(tmp_path / "two")
+    card = load_student(tmp_path / "two").card
     assert card.provenance["config"]["clips"] == [str(path) for path in clip_parts]
     assert main(arguments(tiny_store, tmp_path / "three", "--logits", joined, *options, *[str(clip_parts[0])] * 2)) == 2
     assert "both hold the clips 'clip-0000'" in capsys.readouterr().err

@@ -60,7 +60,8 @@ def test_real_logits_distil_into_a_student(esc10: Path, checkpoint: str, tmp_pat
     run = tmp_path / "run"
     settings = "--student mn01 --epochs 1 --clips-per-epoch 32 --batch-size 8 --clip-seconds 5 --folds 1 --workers 0"
     assert pretrain(["--clips", str(esc10), "--logits", str(logits), "--out", str(run), *settings.split()]) == 0
-    student, card = load_student(run)
+    student = load_student(run)
+    card = student.card
     assert student.config.num_classes == len(card.class_names) == 527
     assert all(torch.isfinite(value).all() for value in student.state_dict().values())
     assert 0 < read_metrics(run / "metrics.jsonl", "train")[-1]["distillation_loss"] < 1

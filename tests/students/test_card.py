@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from students import create_student
@@ -23,13 +24,25 @@ def test_the_card_can_be_read_alone(tmp_path: Path) -> None:
     student = create_student("mn01", num_classes=3, strides=(2, 2, 2, 1), n_mels=64)
     save_student(tmp_path / "run", student, CLASSES, LogMelConfig(n_mels=64), {"teacher": "Ünïcode"})
     card = read_card(tmp_path / "run")
-    assert card == load_student(tmp_path / "run")[1]
+    assert card == load_student(tmp_path / "run").card
     assert card.config == student.config
     assert card.config.options["strides"] == [2, 2, 2, 1]
     assert card.provenance == {"teacher": "Ünïcode"}
     content = json.loads((tmp_path / "run" / "student.json").read_text(encoding="utf-8"))
     assert (content["format"], content["version"]) == ("kd-student", 1)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["student.json", "student.safetensors"]
+
+
+def test_a_loaded_student_is_one_object_in_evaluation_mode(tmp_path: Path) -> None:
+    student = create_student("mn01", num_classes=3).train()
+    assert student.card is None
+    save_student(tmp_path, student, CLASSES, LogMelConfig(), {"steps": 7})
+    loaded = load_student(tmp_path)
+    assert not any(module.training for module in loaded.modules())
+    assert loaded.card.class_names == tuple(CLASSES)
+    assert loaded.card.provenance == {"steps": 7}
+    mel = torch.randn(2, 1, 128, 50)
+    torch.testing.assert_close(loaded(mel).logits, student.eval()(mel).logits)
 
 
 def test_a_card_that_asks_for_what_its_weights_are_not_takes_no_memory(tmp_path: Path) -> None:
@@ -68,7 +81,7 @@ def test_a_failed_save_leaves_the_old_student(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         save_student(tmp_path, create_student("mn01", num_classes=3), CLASSES, LogMelConfig())
-    assert same_weights(load_student(tmp_path)[0], old)
+    assert same_weights(load_student(tmp_path), old)
     assert len(list(tmp_path.iterdir())) == 2
 
 

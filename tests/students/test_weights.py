@@ -39,6 +39,17 @@ def test_loads_the_public_checkpoint_by_its_key_names(reference_dir: Path) -> No
     assert all(torch.equal(value, expected[name]) for name, value in student.state_dict().items())
 
 
+def test_a_loaded_student_is_ready_to_use(checkpoint: Path) -> None:
+    """Without ``eval()``, dropout and the batch's own statistics would turn a dog's bark into speech."""
+    student = create_student("mn01", num_classes=3).train()
+    load_weights(student, checkpoint)
+    assert not any(module.training for module in student.modules())
+    mel = torch.randn(2, 1, 128, 50)
+    torch.testing.assert_close(student(mel).logits[:1], student(mel[:1]).logits)
+    load_weights(student.train(), checkpoint, new_classes=True)
+    assert not student.training
+
+
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 def test_loads_both_kinds_of_file(tmp_path: Path, suffix: str) -> None:
     source, target = (create_student("mn01", num_classes=3, head="fully_convolutional") for _ in range(2))

@@ -371,7 +371,8 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, caplog: pytest.LogC
 def test_a_run_folder_holds_a_passt_as_it_holds_a_student(tmp_path: Path) -> None:
     network, frontend = small_passt(patchout_rows=2), LogMelConfig(hop_samples=400)
     save_student(tmp_path / "run", network, CLASSES, frontend, {"clip_seconds": 0.5})
-    loaded, card = load_student(tmp_path / "run")
+    loaded = load_student(tmp_path / "run")
+    card = loaded.card
     assert (loaded.config, card.class_names, card.frontend) == (network.config, CLASSES, frontend)
     assert isinstance(loaded, Passt)
     teacher = load_teacher(tmp_path / "run")

@@ -20,7 +20,8 @@ def test_a_run_folder_is_a_teacher(run_folder):
     assert teacher.clip_seconds == 0.5
     assert not teacher.training
     waveform = 0.1 * torch.randn(2, 16000)
-    student, card = load_student(run_folder)
+    student = load_student(run_folder)
+    card = student.card
     expected = student(LogMel(card.frontend)(waveform)).logits
     torch.testing.assert_close(teacher(waveform), expected)
     assert load_teacher(run_folder, clip_seconds=3).clip_seconds == 3.0
