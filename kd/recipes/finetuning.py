@@ -91,6 +91,7 @@ def mergenet(config: FinetuneConfig, task: Task, epochs: int | None) -> Finetune
             waveform_mixup_alpha=0.0,
         ),
         short_clips="repeat",
+        batch_norm_clips=0,
         frontend=config.frontend if own_ears else mergenet_frontend(),
     )
 

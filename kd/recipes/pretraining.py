@@ -26,6 +26,8 @@ class Recipe:
     student: str
     student_options: tuple[str, ...] = ()
     weights: str | None = None
+    batch_norm_clips: int | None = 0
+    """The papers keep the running statistics."""
     clip_seconds: float = 10.0
     loop: LoopConfig = field(default_factory=LoopConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -28,12 +28,13 @@ from kd.run_folder.config import as_json
 from kd.run_folder.metrics_log import MetricsLog
 from kd.run_folder.start import EnteredRun, enter_run_folder
 from kd.stages.stage_config import StageConfig
+from kd.training.batch_norm.reestimation import BatchNormStatistics, too_few_steps, trained_batch_norms
+from kd.training.batch_norm.synchronized import synchronize_batch_norms
 from kd.training.checkpoint import require_checkpoint_space, resume_state
 from kd.training.learner import Learner
 from kd.training.loop import Hooks, Run, fit, stop_message
 from kd.training.optimization import create_optimizer
 from kd.training.state import TrainState
-from kd.training.sync_batch_norm import synchronize_batch_norms
 from kd.training.transfer import Freeze, freeze, layer_groups
 from students.frontend import LogMel
 from students.interface import Student
@@ -75,11 +76,24 @@ class BuiltRun:
     frontend: LogMel
     """On the accelerator's device, for evaluation."""
     state: TrainState
+    statistics: BatchNormStatistics
+    """Of the student's batch norms, from training clips."""
 
     def tagger(self, student: nn.Module) -> Callable[[Tensor], Tensor]:
         """waveform (B, S) -> logits (B, C), of the student in evaluation mode."""
         student = student.to(self.accelerator.device).eval()
         return lambda waveform: student(self.frontend(waveform)).logits
+
+    def renew_batch_norms(self, student: nn.Module, before_batch: Callable[[], None] = lambda: None) -> int:
+        """Takes the student's batch-norm statistics anew, if the configuration asks for it; from how many clips."""
+        return self.statistics.renew(student, self.frontend, before_batch)
+
+    def batch_norm_warning(self) -> str | None:
+        """What to say of a run from scratch that keeps running statistics over few steps; None if there is nothing to."""
+        if self.config.renews_batch_norms_from or self.config.weights not in (None, "imagenet"):
+            return None
+        steps = self.config.loop.epochs * self.batches.steps_per_epoch
+        return too_few_steps(self.state.trained(self.accelerator).student, self.statistics.names, steps)
 
 
 def build_run(
@@ -114,7 +128,29 @@ def build_run(
     ema = None
     if config.loop.ema_decay is not None:
         ema = ModelEmaV3(learner, decay=config.loop.ema_decay, device=accelerator.device)
-    examples = TrainingExamples(
+    examples = training_examples(config, data, seed, skipped)
+    loader = training_loader(examples, batches, config.workers, accelerator)
+    optimizer = create_optimizer(config.optimizer, student, objective, groups)
+    learner, optimizer, loader = accelerator.prepare(learner, optimizer, loader)
+    statistics = BatchNormStatistics(
+        accelerator,
+        data.clips,
+        data.rows,
+        examples.window,
+        trained_batch_norms(student, frozen_modules),
+        max_clips=config.renews_batch_norms_from,
+        seed=seed,
+        whole_clips=config.augment.crop == "random",
+        workers=config.workers,
+        on_bad_clip=config.on_bad_clip,
+    )
+    state = TrainState(learner, optimizer, ema)
+    return BuiltRun(config, accelerator, data, batches, examples, loader, frontend, state, statistics)
+
+
+def training_examples(config: StageConfig, data: TrainingData, seed: int, skipped: ClipList) -> TrainingExamples:
+    """The training clips, augmented as the configuration asks for; bad ones that another replaces are listed."""
+    return TrainingExamples(
         data.clips,
         data.rows,
         Window(config.frontend.sample_rate_hz, config.clip_seconds, config.short_clips),
@@ -126,10 +162,6 @@ def build_run(
         impulse_responses=data.impulse_responses,
         replacements=Replacements(data.rows, skipped) if config.on_bad_clip == "skip" else None,
     )
-    loader = training_loader(examples, batches, config.workers, accelerator)
-    optimizer = create_optimizer(config.optimizer, student, objective, groups)
-    learner, optimizer, loader = accelerator.prepare(learner, optimizer, loader)
-    return BuiltRun(config, accelerator, data, batches, examples, loader, frontend, TrainState(learner, optimizer, ema))
 
 
 def build_objective(config: StageConfig, data: TrainingData, embedding_dim: int, seed: int) -> nn.Module:
@@ -263,6 +295,8 @@ def train(
         place = f"epoch {state.epoch}, step {state.step_in_epoch} of {batches.steps_per_epoch}"
         accelerator.print(f"{where}going on at {place}" if where else f"going on with the run in {folder} at {place}")
     before_training(resumed)
+    if warning := built.batch_norm_warning():
+        accelerator.print(f"{where}{warning}")
 
     def stop_if_asked() -> None:
         if any_process(accelerator, signals.requested)[0]:
@@ -300,6 +334,7 @@ def provenance(
         "objective": built.config.objective,
         "steps": state.step,
         "skipped_steps": state.skipped_steps,
+        "batch_norm_clips": built.statistics.num_clips,
         "epochs": state.epoch,
         "versions": package_versions(),
         **more,

@@ -137,7 +137,7 @@ class FinetuneConfig(StageConfig):
     @property
     def is_pretrained(self) -> bool:
         """Whether the student starts from trained weights."""
-        return self.weights is not None or self.init is not None
+        return super().is_pretrained or self.init is not None
 
 
 CHANGES_NOTHING = (*stage_config.CHANGES_NOTHING, *ASKS_FOR, "allow_outside", "data", "cache")

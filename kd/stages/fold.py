@@ -60,6 +60,8 @@ def train_fold(
     best = built.state.evaluated_student(accelerator)
     setup.set_epoch(best, config.loop.epochs)
     stopping.load_best(best)
+    if heard := built.renew_batch_norms(best, progress.stop_if_asked):
+        accelerator.print(f"batch-norm statistics taken anew from {heard} training clips")
     if valid is not None:  # for what is chosen on them, such as thresholds
         logits = setup.predict(valid, built.tagger(best), progress.stop_if_asked)
         chosen_on, logits = drop_skipped(part.valid, logits, "validation")
@@ -87,6 +89,7 @@ def hooks_of_fold(
 
     def validate(evaluated: nn.Module) -> dict[str, Any]:
         setup.set_epoch(evaluated, setup.config.loop.epochs)  # as it will be used, if it is the best
+        built.renew_batch_norms(evaluated, progress.stop_if_asked)
         logits = setup.predict(valid, built.tagger(evaluated), progress.stop_if_asked)
         rows, logits = drop_skipped(part.valid, logits, "validation")
         metrics = fold_metrics(setup.clips, part, rows, logits)

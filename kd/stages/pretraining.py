@@ -187,6 +187,7 @@ def train_student(stage: Pretraining, config: PretrainConfig, signals: StopSigna
         evaluator = stage.evaluator()
 
         def validate(student: nn.Module) -> dict[str, Any]:
+            built.renew_batch_norms(student, progress.stop_if_asked)
             logits = evaluator.predict(built.tagger(student), progress.stop_if_asked)
             if accelerator.is_main_process:
                 for clip_id, reason in evaluator.skipped.items():
@@ -200,7 +201,9 @@ def train_student(stage: Pretraining, config: PretrainConfig, signals: StopSigna
         )
 
     try:
-        train(built, config.out, signals, hooks, before_training=before_training)
+        progress = train(built, config.out, signals, hooks, before_training=before_training)
+        if heard := built.renew_batch_norms(state.evaluated_student(accelerator), progress.stop_if_asked):
+            accelerator.print(f"batch-norm statistics taken anew from {heard} training clips")
     except Stopped:
         accelerator.end_training()
         raise

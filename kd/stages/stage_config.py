@@ -17,6 +17,7 @@ from kd.data.windows import ShortClips
 from kd.objectives.catalog import check_options
 from kd.objectives.settings import DistillationConfig, LossConfig
 from kd.run_folder.config import parse_options
+from kd.training.batch_norm.reestimation import DEFAULT_CLIPS
 from kd.training.loop import LoopConfig
 from kd.training.optimization import OptimizerConfig
 from kd.training.schedule import ScheduleConfig
@@ -47,6 +48,7 @@ STAGE_GROUPS: HelpGroups = {
         "mixed_precision",
         "workers",
         "sync_batch_norm",
+        "batch_norm_clips",
     ),
     "Run folder": ("on_bad_clip", "restart", "accept_changes"),
 }
@@ -91,6 +93,9 @@ class StageConfig:
     """Precision of the student's forward pass."""
     sync_batch_norm: bool = False
     """Compute batch-norm statistics over all processes."""
+    batch_norm_clips: int | None = None
+    """Recompute batch-norm statistics from up to this many unmixed training clips, before each validation and at the end; 0 keeps
+    the running averages (default: 2000 for a student that starts from scratch, otherwise 0)."""
     accept_changes: bool = False
     """Continue the run in the folder although settings that affect its result have changed."""
     restart: bool = False
@@ -107,6 +112,8 @@ class StageConfig:
     def __post_init__(self) -> None:
         if self.clip_seconds is not None and not self.clip_seconds > 0:
             raise ValueError(f"clip_seconds must be positive; found {self.clip_seconds}")
+        if self.batch_norm_clips is not None and self.batch_norm_clips < 0:
+            raise ValueError(f"batch_norm_clips must not be negative; found {self.batch_norm_clips}")
         if self.workers < 0:
             raise ValueError(f"workers must be at least 0; found {self.workers}")
         if self.accept_changes and self.restart:
@@ -129,6 +136,18 @@ class StageConfig:
         check_options(self.objective, parse_options(self.objective_options))
         if self.weights == IMAGENET:
             check_imagenet_start(self.student, tuple(self.student_options), self.frontend)
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the student starts from trained weights."""
+        return self.weights is not None
+
+    @property
+    def renews_batch_norms_from(self) -> int:
+        """How many training clips batch-norm statistics are taken anew from at most; 0: they are not."""
+        if self.batch_norm_clips is not None:
+            return self.batch_norm_clips
+        return 0 if self.is_pretrained else DEFAULT_CLIPS
 
     @property
     def options_of_objective(self) -> dict[str, Any]:

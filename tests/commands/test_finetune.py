@@ -30,7 +30,7 @@ from kd.training.checkpoint import checkpoints
 from students import create_student
 from students.card import load_student, save_student
 from students.families.dymn import DyMN
-from students.frontend import LogMelConfig
+from students.frontend import LogMel, LogMelConfig
 from teacher_logits.store import write_logit_store
 
 FINETUNE = str(Path(__file__).parents[2] / "kd" / "finetune.py")
@@ -94,6 +94,31 @@ def test_every_task_trains_two_steps_and_evaluates(
     if task == "folder":
         assert "single-label" in shown
         assert run["folder"] == "."
+
+
+def test_a_student_from_scratch_gets_the_batch_norm_statistics_of_its_training_clips(
+    make_task_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    data, out = make_task_folder("esc50"), tmp_path / "run"
+    options = ["--fold", "2", "--valid-share", "0.34", "--early-stopping", "accuracy", "--gain-db", "0"]
+    assert main(arguments("esc50", data, out, *options)) == 0
+    said = capsys.readouterr().out
+    clips, _ = read_task(get_task("esc50"), data)
+    (part,), _ = partitions(clips, folds=(2,), valid_share=0.34)
+    assert f"batch-norm statistics taken anew from {len(part.train)} training clips" in said
+    student, card = load_student(out / "fold2")
+    norms = [layer for layer in student.eval().modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    saved = [torch.cat([layer.running_mean, layer.running_var]).clone() for layer in norms]
+    for layer in norms:
+        layer.train().momentum = 1.0  # PyTorch then keeps the statistics of the last batch
+    heard = [clips.waveform(int(row), 32000, 0.0, 0.4) for row in part.train]
+    with torch.no_grad():
+        student(LogMel(card.frontend)(torch.stack([torch.from_numpy(waveform) for waveform in heard])))
+    for layer, values in zip(norms[:1], saved[:1], strict=True):  # which part of a clip is heard is drawn
+        torch.testing.assert_close(torch.cat([layer.running_mean, layer.running_var]), values, rtol=0.1, atol=0.1)
+    assert float(saved[0].sub(torch.tensor([0.0] * 8 + [1.0] * 8)).abs().max()) > 0.5
+    assert main(arguments("esc50", data, tmp_path / "kept", "--fold", "2", "--batch-norm-clips", "0")) == 0
+    assert "2 steps are few for batch norms" in capsys.readouterr().out
 
 
 OWN_TASK = """

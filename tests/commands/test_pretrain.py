@@ -22,6 +22,7 @@ from kd.run_folder.metrics_log import read_metrics
 from kd.training.checkpoint import checkpoints
 from students.card import load_student
 from students.families.dymn import DyMN
+from students.frontend import LogMel
 from teacher_logits.compact import write_compact
 from teacher_logits.store import LogitStore, write_logit_store
 
@@ -60,9 +61,47 @@ def test_a_distilled_student_is_all_that_evaluation_needs(tiny_store: Path, tiny
     assert found["mAP"] == pytest.approx(last["mAP"], abs=1e-6)
     newest = checkpoints(out / "checkpoints")[-1]
     saved, averaged = load_file(out / "student.safetensors"), load_file(newest / "ema.safetensors")
-    assert all(torch.equal(saved[name], averaged[name]) for name in saved)
+    assert all(torch.equal(saved[name], averaged[name]) for name in saved if "running" not in name)
     raw = load_file(newest / "student.safetensors")
     assert any(not torch.equal(saved[name], raw[name]) for name in saved)
+
+
+def test_the_students_batch_norms_know_its_weights(
+    tiny_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """After four steps running statistics are still nearly those of a fresh student: mean 0 and variance 1."""
+    options = ["--label-weight", "1", "--split", "train", "--valid-split", "valid", "--epochs", "1", "--no-mel-jitter"]
+    assert main(arguments(tiny_store, tmp_path / "renewed", *options)) == 0
+    said = capsys.readouterr().out
+    assert "batch-norm statistics taken anew from 8 training clips" in said
+    assert "steps are few" not in said
+    assert main(arguments(tiny_store, tmp_path / "kept", *options, "--batch-norm-clips", "0")) == 0
+    said = capsys.readouterr().out
+    assert "4 steps are few for batch norms with momentum 0.01" in said
+    assert "taken anew from 8" not in said
+    clips = ClipStore.open(tiny_store)
+    mel = LogMel(load_student(tmp_path / "kept")[1].frontend)(
+        torch.stack([torch.from_numpy(clips.waveform(row, 32000, 0.0, 0.4)) for row in range(8)])
+    )
+    for name, heard in (("renewed", 8), ("kept", 0)):
+        student, card = load_student(tmp_path / name)
+        assert card.provenance["batch_norm_clips"] == heard
+        norms = [layer for layer in student.eval().modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+        saved = [torch.cat([layer.running_mean, layer.running_var]).clone() for layer in norms]
+        for layer in norms:
+            layer.train().momentum = 1.0  # PyTorch then keeps the statistics of the last batch
+        with torch.no_grad():
+            student(mel)
+        found = [torch.cat([layer.running_mean, layer.running_var]) for layer in norms]
+        close = [torch.allclose(one, other, rtol=1e-3, atol=1e-4) for one, other in zip(saved, found, strict=True)]
+        assert all(close) if heard else not any(close)
+    left, right = (load_file(tmp_path / name / "student.safetensors") for name in ("renewed", "kept"))
+    assert all(torch.equal(left[name], right[name]) for name in left if "running" not in name)
+    # What was validated last is what was saved.
+    last = read_metrics(tmp_path / "renewed" / "metrics.jsonl", "validation")[-1]
+    same = {"batch_size": 2, "clip_seconds": 0.4, "workers": 0}
+    found = evaluate(EvaluateConfig(tagger=str(tmp_path / "renewed"), clips=tiny_store, split="valid", **same))
+    assert found["mAP"] == pytest.approx(last["mAP"], abs=1e-6)
 
 
 def test_teachers_change_what_is_learnt(tiny_store: Path, tiny_logits: Path, tmp_path: Path) -> None:

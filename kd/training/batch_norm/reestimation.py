@@ -48,8 +48,9 @@ def has_statistics(layer: nn.Module) -> bool:
 def too_few_steps(student: nn.Module, names: Sequence[str], steps: int) -> str | None:
     """A warning if running statistics cannot settle in so many steps; None if they can."""
     layers = [student.get_submodule(name) for name in names]
-    momentum = min((layer.momentum for layer in layers if layer.momentum), default=1.0)
-    if steps * momentum >= FEW_STEPS:
+    momenta = [layer.momentum for layer in layers if layer.momentum is not None]
+    momentum = min(momenta, default=1.0)
+    if not momenta or steps * momentum >= FEW_STEPS:
         return None
     return (
         f"{steps} steps are few for batch norms with momentum {momentum:g}: at the end their running statistics still hold "

@@ -63,6 +63,8 @@ def test_mergenets_protocols_are_those_of_its_paper() -> None:
     assert rates(one) == (1e-3, 8, 10)
     assert one.augment == AugmentConfig(mixup_alpha=0.0, mel_jitter=False, crop="random", waveform_mixup_alpha=0.0)
     assert one.short_clips == "repeat"
+    assert one.renews_batch_norms_from == 0
+    assert config("esc50", student="mergenet32").renews_batch_norms_from > 0  # from scratch, by no paper's protocol
     assert (one.schedule.ramp_down_start, one.schedule.ramp_down_epochs) == (10.0, 0.0)  # constant
     assert rates(config("esc50", recipe="mergenet", student="mergenet32", weights="w.pt")) == (1e-3, 8, 5)
     several = config("fsd50k", recipe="mergenet", student="mergenet32")

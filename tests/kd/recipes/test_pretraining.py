@@ -37,6 +37,7 @@ def test_a_recipe_has_the_paper_s_numbers(name: str, learning_rate: float) -> No
     assert (recipe.augment.gain_db, recipe.augment.roll_seconds, recipe.augment.crop) == (0.0, 0.0, "start")
     assert (recipe.frontend.fmin_jitter_hz, recipe.frontend.fmax_jitter_hz, recipe.frontend.n_mels) == (10, 2000, 128)
     assert (recipe.weights == "imagenet") == (name == "mn10")
+    assert PretrainConfig(clips=(), out=Path("runs"), **recipe.settings()).renews_batch_norms_from == 0
 
 
 def test_dymn_s_temperature_falls_from_30_to_1_over_30_epochs() -> None:
@@ -98,6 +99,6 @@ def test_a_wrong_recipe_and_missing_data_are_refused(capsys: pytest.CaptureFixtu
         assert ended.value.code == 2
         assert message in capsys.readouterr().err
     assert main(["--recipe", "dymn_s", "--out", "b", "--clips", "a.h5"]) == 2
-    assert "no --logits are given" in capsys.readouterr().err
+    assert "there are no --logits" in capsys.readouterr().err
     with pytest.raises(ValueError, match="unknown recipe 'mn99'; choices: mn01"):
         recipe_for("mn99")

@@ -163,6 +163,24 @@ def test_a_run_is_built_as_it_is_configured(tiny_store: Path, tmp_path: Path, ow
     assert plain.examples.replacements is not None
 
 
+def test_batch_norms_are_renewed_from_the_training_clips_alone(tiny_store: Path, tmp_path: Path) -> None:
+    run = built(tiny_store, tmp_path / "skipped.txt", stage())
+    assert run.statistics.rows.tolist() == list(range(8))
+    average, trained = run.state.evaluated_student(run.accelerator), run.state.trained(run.accelerator).student
+    before = [buffer.clone() for buffer in trained.buffers()]
+    assert run.renew_batch_norms(average) == 8
+    assert all(torch.equal(one, other) for one, other in zip(trained.buffers(), before, strict=True))
+    assert not torch.equal(average.features[0][1].running_var, trained.features[0][1].running_var)
+    assert run.batch_norm_warning() is None
+    few = built(tiny_store, tmp_path / "skipped.txt", stage(batch_norm_clips=5))
+    assert few.renew_batch_norms(few.state.evaluated_student(few.accelerator)) == 5
+    kept = built(tiny_store, tmp_path / "skipped.txt", stage(batch_norm_clips=0))
+    assert kept.renew_batch_norms(kept.state.evaluated_student(kept.accelerator)) == 0
+    assert "400 steps are few" in kept.batch_norm_warning()  # 200 epochs of two
+    frozen = built(tiny_store, tmp_path / "skipped.txt", stage(), frozen="backbone")
+    assert frozen.renew_batch_norms(frozen.state.evaluated_student(frozen.accelerator)) == 0
+
+
 def test_a_tagger_is_the_student_in_evaluation_mode_on_its_front_end(tiny_store: Path, tmp_path: Path) -> None:
     run = built(tiny_store, tmp_path / "skipped.txt", stage())
     student = run.state.trained(run.accelerator).student.train()

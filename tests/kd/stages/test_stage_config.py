@@ -37,6 +37,7 @@ def tuning(**settings: Any) -> FinetuneConfig:
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no length": ({"clip_seconds": 0.0}, "clip_seconds must be positive; found 0.0"),
     "fewer than no workers": ({"workers": -1}, "workers must be at least 0; found -1"),
+    "fewer than no clips": ({"batch_norm_clips": -1}, "batch_norm_clips must not be negative; found -1"),
     "going on and giving up": ({"accept_changes": True, "restart": True}, "choose one"),
     "teachers without weight": (
         {"logits": ("a.h5",), "distillation": DistillationConfig(label_weight=1.0)},
@@ -91,6 +92,15 @@ def test_imagenet_weights_that_a_student_does_not_have_are_refused_at_once(
     with pytest.raises(ValueError, match=message):
         stage(weights="imagenet", student=student, student_options=options)
     assert stage(weights="imagenet", student="mn10").weights == "imagenet"
+
+
+def test_batch_norms_are_renewed_in_students_from_scratch_unless_told_otherwise() -> None:
+    for kind in (stage, tuning):
+        assert kind().renews_batch_norms_from == 2000
+        assert kind(weights="mn10.pt").renews_batch_norms_from == 0
+        assert kind(weights="mn10.pt", batch_norm_clips=30).renews_batch_norms_from == 30
+        assert kind(batch_norm_clips=0).renews_batch_norms_from == 0
+    assert tuning(init=Path("run")).renews_batch_norms_from == 0
 
 
 # -- Pretraining and fine-tuning ---------------------------------------------------------------------------------------

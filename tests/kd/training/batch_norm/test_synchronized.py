@@ -10,7 +10,7 @@ from torch import distributed, nn
 from torch.multiprocessing import get_context
 from torch.nn.parallel import DistributedDataParallel
 
-from kd.training.sync_batch_norm import SYNCHRONIZED, synchronize_batch_norms
+from kd.training.batch_norm.synchronized import SYNCHRONIZED, synchronize_batch_norms
 from students import create_student
 
 STUDENTS = {
