@@ -18,7 +18,7 @@ from audio_datasets.audio.impulse_responses import convolve
 from audio_datasets.audio.views import ViewConfig
 from audio_datasets.system.randomness import generator
 from kd.data.replacements import Replacements
-from kd.data.sampling import ClipRequest
+from kd.data.sampling import ClipRequest, are_labelled
 from kd.data.windows import Clips, Window
 from students.frontend import LogMelConfig, draw_band_edges
 from teacher_logits.stores.ensemble import LogitEnsemble
@@ -59,7 +59,8 @@ class TrainingExamples(Dataset[dict[str, Any]]):
     ) -> None:
         """
         Args:
-            rows: the training clips, among which waveform mixup finds its partners.
+            rows: the training clips, among which waveform mixup finds its partners: for a clip with labels another one with
+                labels, for one without another one without.
             views: show the views that the teachers heard, in place of augmenting waveforms and mel bands.
             replacements: what to show in place of a clip that cannot be used; without them it is a ``BadClipError``.
         """
@@ -73,6 +74,9 @@ class TrainingExamples(Dataset[dict[str, Any]]):
         self.views = views
         self.impulse_responses = impulse_responses
         self.replacements = replacements
+        has_labels = are_labelled(clips, rows) if augment.waveform_mixup else np.ones(len(rows), dtype=bool)
+        # A mixed clip's label is known only where both parts' are: clips without labels would take it from the few that have some.
+        self._partners = {True: rows[has_labels], False: rows[~has_labels]}
 
     def __getitem__(self, request: ClipRequest) -> dict[str, Any]:
         epoch, position, row = request
@@ -155,7 +159,8 @@ class TrainingExamples(Dataset[dict[str, Any]]):
         rng = generator(self.seed, "waveform mixup", epoch, position)
         # Drawn in this order whether or not it is used, so that each setting leaves the others' numbers alone.
         is_mixed = rng.random() < self.augment.waveform_mixup
-        partner_row = int(self.rows[int(rng.random() * len(self.rows))])
+        partners = self._partners[bool("known" not in one or one["known"].any())]
+        partner_row = int(partners[int(rng.random() * len(partners))]) if len(partners) else one["row"]
         if not is_mixed:
             return one | self._teacher_of_partner(one, 1.0)
         alpha = self.augment.waveform_mixup_alpha

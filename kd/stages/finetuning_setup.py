@@ -12,7 +12,7 @@ from audio_datasets.system.messages import listed
 from audio_datasets.system.stop_signals import StopSignals
 from audio_datasets.tasks.label_space import LabelSpace
 from audio_datasets.tasks.task import Task, TaskClips
-from kd.data.sampling import EpochBatches, equal_batches
+from kd.data.sampling import EpochBatches
 from kd.data.splits import Partition
 from kd.data.windows import Window
 from kd.evaluation.predict import ClipEvaluator, Tagger
@@ -62,15 +62,15 @@ class FinetuneSetup:
     def batches(self, rows: np.ndarray, seed: int) -> EpochBatches:
         """The training batches of an epoch, all of the same size."""
         config = self.config
-        per_step = self.accelerator.num_processes * config.loop.gradient_accumulation_steps
-        clips_per_epoch = config.sampling.clips_per_epoch or len(rows)
         return EpochBatches(
             self.clips,
             rows,
             config.sampling,
-            batch_size=equal_batches(clips_per_epoch, config.loop.batch_size, per_step, config.augment.in_pairs),
-            batches_per_step=per_step,
+            batch_size=config.loop.batch_size,
+            batches_per_step=self.accelerator.num_processes * config.loop.gradient_accumulation_steps,
             seed=seed,
+            pairs=config.augment.in_pairs,
+            equal=True,
         )
 
     def training_rows(self, part: Partition, say: Callable[[str], None] = lambda text: None) -> np.ndarray:

@@ -17,7 +17,7 @@ from audio_datasets.stores.joined import AnyClips, open_clips
 from audio_datasets.stores.manifest import select_rows
 from audio_datasets.system.files import digest_of
 from audio_datasets.system.stop_signals import Stopped, StopSignals
-from kd.data.sampling import EpochBatches
+from kd.data.sampling import EpochBatches, class_frequencies
 from kd.data.windows import Window
 from kd.evaluation.label_metrics import label_metrics
 from kd.evaluation.predict import ClipEvaluator
@@ -111,13 +111,16 @@ def prepare(config: PretrainConfig, accelerator: Accelerator) -> Pretraining:
         batch_size=config.loop.batch_size,
         batches_per_step=accelerator.num_processes * config.loop.gradient_accumulation_steps,
         seed=config.seed,
+        pairs=config.augment.in_pairs,
     )
+    for note in batches.notes:
+        accelerator.print(note)
     student = starting_student(
         Start(config.student, student_options(config), config.weights),
         clips.class_names,
         config.frontend,
         seed=config.seed,
-        prior=batches.class_counts / len(rows),  # a fresh last layer begins at the classes' frequencies
+        prior=class_frequencies(clips, rows),  # a fresh last layer begins at the classes' frequencies
         keep_classes=True,
     )
     skipped = ClipList(config.out / SKIPPED_CLIPS_FILE)

@@ -13,6 +13,7 @@ from audio_datasets.tasks.task import TaskClips
 from kd.data.sampling import (
     EpochBatches,
     SamplingConfig,
+    class_frequencies,
     count_classes,
     draw_epoch,
     equal_batches,
@@ -115,6 +116,8 @@ def test_the_processes_share_an_epoch_exactly(
 class FakeClips:
     """The targets of clips, as a sampler asks for them."""
 
+    is_masked = False
+
     def __init__(self, targets: np.ndarray) -> None:
         self._targets = targets
         self.class_names = [f"class {index}" for index in range(targets.shape[1])]
@@ -135,9 +138,8 @@ def test_any_sampler_any_position_any_number_of_processes(
     targets: np.ndarray, sampler: str, epoch: int, seed: int, data: st.DataObject
 ) -> None:
     """An epoch is a permutation; the processes' shares, in turn, are the epoch; going on equals skipping."""
-    labelled = np.flatnonzero(targets.any(axis=1))
-    assume(sampler == "uniform" or len(labelled))
-    rows = np.arange(len(targets)) if sampler == "uniform" else labelled
+    assume(sampler != "balanced" or targets.any())
+    rows = np.arange(len(targets))
     processes, accumulated = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
     per_step = processes * accumulated
     assume(per_step <= len(rows))
@@ -200,3 +202,86 @@ def test_the_balanced_sampler_shows_all_classes_equally_often(clips_with_labels:
         rows += [request.row for batch in batches for request in batch]
     assert len(rows) == 2000
     assert abs(np.mean(np.array(rows) >= 95) - 0.5) < 0.05
+
+
+def partly_labelled(clips_with_labels: Callable[..., TaskClips], labelled: int, unlabelled: int) -> TaskClips:
+    """Clips of two classes, and after them clips without labels."""
+    labels = [("a",), ("b",)] * (labelled // 2) + [()] * unlabelled
+    return clips_with_labels(labels, known=[None] * labelled + [()] * unlabelled)
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "label-frequency", "balanced"])
+def test_every_sampler_draws_clips_without_labels(clips_with_labels: Callable[..., TaskClips], sampler: str) -> None:
+    """20 clips with labels and 140 without make 16 steps of 10, not 2."""
+    clips = partly_labelled(clips_with_labels, 20, 140)
+    made = EpochBatches(clips, np.arange(160), SamplingConfig(sampler), batch_size=10, batches_per_step=1, seed=0)
+    assert made.steps_per_epoch == 16
+    rows = np.array([request.row for batch in made for request in batch])
+    assert sorted(rows[rows >= 20]) == list(range(20, 160))
+    if sampler != "balanced":
+        assert sorted(rows[rows < 20]) == list(range(20))
+    # Every batch holds its share of clips with labels.
+    assert set((rows.reshape(16, 10) < 20).sum(axis=1)) == {1, 2}
+    assert made.notes == [
+        "an epoch shows 20 clips with labels (of 20) and 140 without (of 140); --unlabelled-per-labelled sets their ratio"
+    ]
+
+
+def test_many_clips_without_labels_are_shown_over_several_epochs(clips_with_labels: Callable[..., TaskClips]) -> None:
+    clips = partly_labelled(clips_with_labels, 4, 100)
+    config = SamplingConfig("uniform", unlabelled_per_labelled=5)
+    made = EpochBatches(clips, np.arange(104), config, batch_size=6, batches_per_step=1, seed=1)
+    assert made.steps_per_epoch == 4
+    seen: list[int] = []
+    for epoch in range(5):
+        order = made.order(epoch)
+        assert sorted(order[order < 4]) == [0, 1, 2, 3]
+        seen += order[order >= 4].tolist()
+    assert sorted(seen) == list(range(4, 104))  # each once in 5 epochs of 20
+    assert made.order(5).tolist() != made.order(0).tolist()
+    default = EpochBatches(clips, np.arange(104), SamplingConfig(), batch_size=4, batches_per_step=1, seed=1)
+    assert default.steps_per_epoch == 8  # 4 clips with labels and 7 times as many without
+
+
+def test_pairs_are_of_one_kind_and_processes_change_nothing(clips_with_labels: Callable[..., TaskClips]) -> None:
+    clips = partly_labelled(clips_with_labels, 10, 30)
+    options = {"config": SamplingConfig("uniform"), "seed": 2, "pairs": True}
+    one = EpochBatches(clips, np.arange(40), batch_size=8, batches_per_step=1, **options)
+    two = EpochBatches(clips, np.arange(40), batch_size=4, batches_per_step=2, **options)
+    requests = [request for batch in one for request in batch]
+    assert requests == [request for batch in two for request in batch]
+    is_labelled = np.array([request.row < 10 for request in requests]).reshape(-1, 2)
+    np.testing.assert_array_equal(is_labelled[:, 0], is_labelled[:, 1])
+    assert is_labelled.sum() == 10
+
+
+def test_an_epoch_of_few_labels_and_many_clips_shows_the_labelled_again_and_again(
+    clips_with_labels: Callable[..., TaskClips],
+) -> None:
+    clips = partly_labelled(clips_with_labels, 4, 100)
+    config = SamplingConfig("label-frequency", clips_per_epoch=40, unlabelled_per_labelled=3)
+    made = EpochBatches(clips, np.arange(104), config, batch_size=10, batches_per_step=1, seed=0)
+    order = made.order(0)
+    assert sorted(np.bincount(order[order < 4])) == [2, 2, 3, 3]
+    assert len(set(order[order >= 4])) == 30
+
+
+def test_clips_with_none_of_the_classes_are_drawn_and_said(clips_with_labels: Callable[..., TaskClips]) -> None:
+    clips = clips_with_labels([("a",), ("b",)] * 2 + [()] * 4)
+    made = EpochBatches(clips, np.arange(8), SamplingConfig(), batch_size=2, batches_per_step=1, seed=0)
+    assert sorted(made.order(0)) == list(range(8))
+    assert made.notes[0].startswith(
+        "4 of 8 training clips have none of the classes; they are drawn as often as the average"
+    )
+
+
+def test_a_ratio_without_two_kinds_of_clips_is_refused(clips_with_labels: Callable[..., TaskClips]) -> None:
+    clips = clips_with_labels([("a",), ("b",)] * 2)
+    config = SamplingConfig("uniform", unlabelled_per_labelled=2)
+    with pytest.raises(ValueError, match="would not be used: no training clip is without labels"):
+        EpochBatches(clips, np.arange(4), config, batch_size=2, batches_per_step=1, seed=0)
+
+
+def test_class_frequencies_count_known_labels_alone(clips_with_labels: Callable[..., TaskClips]) -> None:
+    clips = clips_with_labels([("a",), ("a", "b"), (), ("b",)], known=[None, None, (), ("b",)])
+    np.testing.assert_allclose(class_frequencies(clips, np.arange(4)), [1.0, 2 / 3])
