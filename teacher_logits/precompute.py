@@ -30,8 +30,10 @@ from audio_datasets.stores.manifest import read_manifest
 from audio_datasets.system.command import parse, run_command
 from audio_datasets.system.disk_space import require_space
 from audio_datasets.system.stop_signals import StopSignals
+from audio_datasets.tasks.task import usable_durations
+from audio_datasets.tasks.unlabelled import SoundFolder
 from teacher_logits.processes import LONGEST_WAIT, locked_by_main_process, on_main_process, start_accelerator
-from teacher_logits.shard_computing import compute_shards, one_thread_on_cpu, stop_if_asked, views_for
+from teacher_logits.shard_computing import HeardClips, compute_shards, one_thread_on_cpu, stop_if_asked, views_for
 from teacher_logits.store import LogitStore, write_logit_store
 from teacher_logits.stores.rows import check_keep, row_bytes
 from teacher_logits.stores.shards import ShardFolder, shard_rows
@@ -48,7 +50,7 @@ class TeachConfig:
     """
 
     clips: Path
-    """Clip store with the clips to hear."""
+    """Clip store with the clips to hear, or a folder of sounds without labels (every audio file in it, at any depth)."""
     teacher: tuple[str, ...]
     """One or more of: a run folder, NAME@WEIGHTS (as mn04@mn04_as_mAP_432.pt or passt@passt-s.pt), FILE.onnx,
     ast:FOLDER_OR_NAME, module:function."""
@@ -57,7 +59,7 @@ class TeachConfig:
     name: tuple[str, ...] = ()
     """Names of the teachers, as many as there are teachers; their own if left out."""
     class_names: Path | None = None
-    """Class list for weights or clip stores that carry none (AudioSet's class_labels_indices.csv, or one name a line)."""
+    """Class list for weights or clips that carry none (AudioSet's class_labels_indices.csv, or one name a line)."""
     teacher_class_names: Path | None = None
     """Class list of teachers that carry none, where it is not that of the clips (see class_map)."""
     class_map: Path | None = None
@@ -108,7 +110,9 @@ def teach(config: TeachConfig) -> list[Path]:
         mixed_precision=config.mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)]
     )
     class_names = read_class_names(config.class_names) if config.class_names else None
-    clips = ClipStore.open(config.clips, class_names=class_names)
+    clips = open_heard_clips(config, class_names)
+    if isinstance(clips, SoundFolder):
+        accelerator.print(clips.note)
     check_keep(config.keep, len(clips.class_names))
     # All of them before the first starts: a mistake in the last should not show after hours.
     teachers = [_load(accelerator, config, spec, clips) for spec in config.teacher]
@@ -127,6 +131,23 @@ def teach(config: TeachConfig) -> list[Path]:
     return paths
 
 
+def open_heard_clips(config: TeachConfig, class_names: Sequence[str] | None) -> HeardClips:
+    """The clips to hear. Those of a folder get the classes of the first teacher, unless ``class_names`` are given.
+
+    Raises:
+        ValueError: no such folder or store, or a folder and a teacher without class names.
+    """
+    if not config.clips.is_dir():
+        return ClipStore.open(config.clips, class_names=class_names)
+    if class_names is None:
+        if not knows_its_classes(config.teacher[0]):
+            raise ValueError(
+                f"{config.clips} is a folder of sounds and {config.teacher[0]} carries no class names; give them with --class-names"
+            )
+        class_names = load_teacher(config.teacher[0]).class_names
+    return SoundFolder(config.clips, class_names)
+
+
 def unique_names(names: Sequence[str]) -> list[str]:
     """Names made fit for files; one that occurs again gets a number: a, a-2, a-3."""
     result: list[str] = []
@@ -143,7 +164,7 @@ def unique_names(names: Sequence[str]) -> list[str]:
 def make_store(
     accelerator: Accelerator,
     teacher: Teacher,
-    clips: ClipStore,
+    clips: HeardClips,
     path: Path,
     config: TeachConfig,
     signals: StopSignals | None = None,
@@ -194,7 +215,7 @@ class StoreInProgress:
     """
 
     def __init__(
-        self, teacher: Teacher, clips: ClipStore, path: Path, config: TeachConfig, mixed_precision: str
+        self, teacher: Teacher, clips: HeardClips, path: Path, config: TeachConfig, mixed_precision: str
     ) -> None:
         self.teacher = teacher
         self.clips = clips
@@ -290,7 +311,7 @@ def skipped_path(store_path: Path) -> Path:
     return store_path.with_suffix(".skipped.txt")
 
 
-def _load(accelerator: Accelerator, config: TeachConfig, spec: str, clips: ClipStore) -> Teacher:
+def _load(accelerator: Accelerator, config: TeachConfig, spec: str, clips: HeardClips) -> Teacher:
     """One teacher, checked against the clip store."""
     class_names = clips.class_names
     if config.teacher_class_names is not None:
@@ -307,8 +328,11 @@ def _load(accelerator: Accelerator, config: TeachConfig, spec: str, clips: ClipS
     return teacher
 
 
-def _count_longer(clips: ClipStore, seconds: float) -> int:
-    """How many clips are longer, as far as the manifest tells."""
+def _count_longer(clips: HeardClips, seconds: float) -> int:
+    """How many clips are longer, as far as the manifest or the headers of the files tell."""
+    if isinstance(clips, SoundFolder):
+        durations = usable_durations(clips, "skip")
+        return sum(duration > seconds + 0.05 for duration in durations)
     manifest = read_manifest(clips.path, ["duration_seconds"])
     if manifest is None:
         return 0

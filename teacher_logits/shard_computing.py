@@ -19,16 +19,20 @@ from audio_datasets.audio.views import ViewConfig
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.system.command import progress
 from audio_datasets.system.stop_signals import Stopped, StopSignals, outlive_stop_signals
+from audio_datasets.tasks.unlabelled import SoundFolder
 from teacher_logits.store import to_float16
 from teacher_logits.stores.shards import ShardBatches, ShardFolder, batches_of
 from teacher_logits.teachers.base import Teacher
 from teacher_logits.teachers.heard_views import heard_views
 
+HeardClips = ClipStore | SoundFolder
+"""What a teacher hears."""
+
 
 def compute_shards(
     accelerator: Accelerator,
     teacher: Teacher,
-    clips: ClipStore,
+    clips: HeardClips,
     work: ShardFolder,
     indices: Sequence[int],
     *,
@@ -132,7 +136,7 @@ class ClipBatches(Dataset[dict[str, Any]]):
     in the worker's traceback.
     """
 
-    def __init__(self, clips: ClipStore, batches: Sequence[range], teacher: Teacher, views: ViewConfig | None) -> None:
+    def __init__(self, clips: HeardClips, batches: Sequence[range], teacher: Teacher, views: ViewConfig | None) -> None:
         self.clips = clips
         self.batches = batches
         self.sample_rate_hz = teacher.sample_rate_hz

@@ -74,6 +74,7 @@ class TrainingExamples(Dataset[dict[str, Any]]):
         self.views = views
         self.impulse_responses = impulse_responses
         self.replacements = replacements
+        self._heard_seconds = float("inf") if teachers is None else teachers.heard_seconds
         has_labels = are_labelled(clips, rows) if augment.waveform_mixup else np.ones(len(rows), dtype=bool)
         # A mixed clip's label is known only where both parts' are: clips without labels would take it from the few that have some.
         self._partners = {True: rows[has_labels], False: rows[~has_labels]}
@@ -129,7 +130,7 @@ class TrainingExamples(Dataset[dict[str, Any]]):
         """The clip's waveform with augmentation of this run's own; (S,)."""
         window, start = self.window, 0.0
         if self.augment.crop == "random":
-            spare = self.clips.duration_seconds(row) - window.seconds
+            spare = min(self.clips.duration_seconds(row), self._heard_seconds) - window.seconds
             start = draws("crop").random() * max(0.0, spare)
         waveform = self.clips.waveform(row, window.sample_rate_hz, start, window.seconds)
         if self.impulse_responses:

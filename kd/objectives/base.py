@@ -84,6 +84,8 @@ class Objective(nn.Module):
 
     Options: ClassVar[type | None] = None
     """A frozen dataclass of the options that ``settings.options`` may hold, or None where there are none."""
+    learns_from_bare_audio: ClassVar[bool] = False
+    """Whether it learns from clips that have neither labels nor stored logits, as with a teacher that runs beside the student."""
 
     def __init__(self, settings: ObjectiveSettings) -> None:
         super().__init__()

@@ -330,6 +330,7 @@ def provenance(
         "accepted_changes": accepted_changes,
         "clip_seconds": built.config.clip_seconds,
         "clips": built.data.clips.fingerprint,
+        "training_clips": {"labelled": len(built.batches.labelled), "unlabelled": len(built.batches.unlabelled)},
         "teachers": teachers.describe() if teachers is not None else [],
         "objective": built.config.objective,
         "steps": state.step,

@@ -42,10 +42,14 @@ class CrossValidation:
         ``every_part`` are the partitions of all folds, also of those that this call does not run.
         """
         data = TrainingData(
-            self.setup.clips, every_part[0].train, self.setup.label_space, self.setup.teachers
+            self.setup.training_clips, every_part[0].train, self.setup.label_space, self.setup.teachers
         ).fingerprints()
-        rows = [rows.tobytes() for part in every_part for rows in (part.train, part.valid, part.test)]
-        batches = [self.setup.batches(part.train, self.setup.config.seeds[0]) for part in every_part]
+        rows = [
+            rows.tobytes()
+            for part in every_part
+            for rows in (part.train, part.valid, part.test, *([part.unlabelled] if len(part.unlabelled) else []))
+        ]
+        batches = [self.setup.batches(self.setup.listed_rows(part), self.setup.config.seeds[0]) for part in every_part]
         return {
             "clips": data["clips"],
             "partitions": digest_of(*rows),
@@ -64,7 +68,9 @@ class CrossValidation:
             self.setup.starting_student(seed)
         for part in self.parts:
             self.setup.name_absent_classes(part)
-            self.setup.batches(self.setup.training_rows(part, self.setup.accelerator.print), self.setup.config.seeds[0])
+            say = self.setup.accelerator.print
+            for note in self.setup.batches(self.setup.training_rows(part, say), self.setup.config.seeds[0]).notes:
+                say(note if part.fold is None else f"fold {part.fold}: {note}")
 
     # -- The runs
 

@@ -10,6 +10,7 @@ from audio_datasets.tasks.cache import CachedClips, fill_cache
 from audio_datasets.tasks.catalog import get_task
 from audio_datasets.tasks.task import TaskClips, read_task
 from kd.data.splits import partitions
+from kd.data.unlabelled import open_sources, with_unlabelled
 from kd.recipes.finetuning import unpublished_settings
 from kd.run_folder.config import parse_options
 from kd.run_folder.start import LOCK_FILE
@@ -50,7 +51,11 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
     config = decided_by_data(config, task, clips)
     parts, told = partitions(clips, folds=config.fold, test_share=config.test_share, valid_share=config.valid_share)
     every_part, _ = partitions(clips, test_share=config.test_share, valid_share=config.valid_share)
-    setup = FinetuneSetup(config, task, clips, read_start(config), open_teachers(config), accelerator, StopSignals())
+    unlabelled = open_sources(config.unlabelled, clips.class_names)
+    with_unlabelled(clips, unlabelled, accelerator.print)  # refuses what does not fit
+    setup = FinetuneSetup(
+        config, task, clips, read_start(config), open_teachers(config), accelerator, StopSignals(), unlabelled
+    )
     runs = CrossValidation(setup, parts)
     loss = config.loss.loss or "cross-entropy or bce, by group"
     notes = (*notes, *unpublished_settings(config, task))
@@ -68,7 +73,11 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
         if folder.state == "finished":
             return config.out
         if config.cache is not None:
-            setup.clips = cached_clips(setup, config.cache)
+            setup.clips = cached_clips(setup, setup.clips, config.cache)
+            setup.unlabelled = [
+                cached_clips(setup, source, config.cache) if isinstance(source, TaskClips) else source
+                for source in setup.unlabelled
+            ]
         runs.run(folder, command)
         if accelerator.is_main_process:
             folder.finish()
@@ -76,8 +85,8 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
     return config.out
 
 
-def cached_clips(setup: FinetuneSetup, folder: Path) -> TaskClips:
-    """The clips with their waveforms from a cache, which the main process fills if need be."""
+def cached_clips(setup: FinetuneSetup, clips: TaskClips, folder: Path) -> TaskClips:
+    """These clips with their waveforms from a cache, which the main process fills if need be."""
     rate = setup.config.frontend.sample_rate_hz
 
     def stop() -> None:
@@ -85,8 +94,8 @@ def cached_clips(setup: FinetuneSetup, folder: Path) -> TaskClips:
             raise Stopped(f"{setup.signals.reason} came; the same command decodes the clips into {folder} again")
 
     bad = setup.config.on_bad_clip
-    on_main_process(setup.accelerator, lambda: fill_cache(setup.clips, folder, rate, bad, before_clip=stop))
-    return CachedClips(setup.clips, folder, rate)
+    on_main_process(setup.accelerator, lambda: fill_cache(clips, folder, rate, bad, before_clip=stop))
+    return CachedClips(clips, folder, rate)
 
 
 def read_start(config: FinetuneConfig) -> Start:

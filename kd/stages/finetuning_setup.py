@@ -1,7 +1,7 @@
 """What the runs of one fine-tuning call share: the clips, what students start from, teachers, devices."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,14 +12,16 @@ from audio_datasets.system.messages import listed
 from audio_datasets.system.stop_signals import StopSignals
 from audio_datasets.tasks.label_space import LabelSpace
 from audio_datasets.tasks.task import Task, TaskClips
+from audio_datasets.tasks.unlabelled import AnySounds
 from kd.data.sampling import EpochBatches
 from kd.data.splits import Partition
+from kd.data.unlabelled import WithUnlabelled
 from kd.data.windows import Window
 from kd.evaluation.predict import ClipEvaluator, Tagger
 from kd.objectives.label_losses import loss_space
 from kd.run_folder.start import SKIPPED_CLIPS_FILE
 from kd.stages.finetuning_config import FinetuneConfig
-from kd.stages.teachers import rows_with_teachers
+from kd.stages.teachers import training_rows
 from kd.training.transfer import Start, starting_student
 from students.interface import Student
 from teacher_logits.stores.ensemble import LogitEnsemble
@@ -37,6 +39,8 @@ class FinetuneSetup:
     teachers: LogitEnsemble | None
     accelerator: Accelerator
     signals: StopSignals
+    unlabelled: Sequence[AnySounds] = ()
+    """Further audio to train on."""
 
     def __post_init__(self) -> None:
         config = self.config
@@ -59,11 +63,16 @@ class FinetuneSetup:
             )
         return copy.deepcopy(self._students[seed])
 
+    @property
+    def training_clips(self) -> TaskClips | WithUnlabelled:
+        """The clips with the further audio behind them."""
+        return WithUnlabelled(self.clips, self.unlabelled) if self.unlabelled else self.clips
+
     def batches(self, rows: np.ndarray, seed: int) -> EpochBatches:
         """The training batches of an epoch, all of the same size."""
         config = self.config
         return EpochBatches(
-            self.clips,
+            self.training_clips,
             rows,
             config.sampling,
             batch_size=config.loop.batch_size,
@@ -74,9 +83,14 @@ class FinetuneSetup:
         )
 
     def training_rows(self, part: Partition, say: Callable[[str], None] = lambda text: None) -> np.ndarray:
-        """The clips to train on, of which those without teacher logits may be left out."""
+        """The rows of ``training_clips`` to train on: with labels, with teacher logits, or both."""
         where = "" if part.fold is None else f"fold {part.fold}: "
-        return rows_with_teachers(self.config, self.teachers, self.clips, part.train, say, where)
+        return training_rows(self.config, self.teachers, self.training_clips, self.listed_rows(part), say, where)
+
+    def listed_rows(self, part: Partition) -> np.ndarray:
+        """The rows of ``training_clips`` that there are to train on, whether or not they have labels or teacher logits."""
+        further = np.arange(len(self.clips), len(self.training_clips))
+        return np.sort(np.concatenate([part.train, part.unlabelled, further]))
 
     def evaluator(self, rows: np.ndarray, description: str) -> ClipEvaluator:
         return ClipEvaluator(

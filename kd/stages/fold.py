@@ -39,7 +39,7 @@ def train_fold(
     built = build_run(
         config,
         accelerator,
-        TrainingData(setup.clips, rows, setup.label_space, setup.teachers, setup.impulse_responses),
+        TrainingData(setup.training_clips, rows, setup.label_space, setup.teachers, setup.impulse_responses),
         setup.starting_student(seed),
         setup.batches(rows, seed),
         seed=seed,
@@ -102,7 +102,7 @@ def hooks_of_fold(
 
     return Hooks(
         validate=None if valid is None else validate,
-        describe=describe_batch(setup.clips),
+        describe=describe_batch(built.data.clips),
         before_epoch=before_epoch,
         stop=lambda epochs: stopping.should_stop(log),
     )

@@ -1,5 +1,6 @@
 """Pretraining: a student on a clip store and the logits of teachers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from audio_datasets.stores.joined import AnyClips, open_clips
 from audio_datasets.stores.manifest import select_rows
 from audio_datasets.system.files import digest_of
 from audio_datasets.system.stop_signals import Stopped, StopSignals
-from kd.data.sampling import EpochBatches, class_frequencies
+from kd.data.sampling import EpochBatches, are_labelled, class_frequencies
+from kd.data.unlabelled import open_sources, with_unlabelled
 from kd.data.windows import Window
 from kd.evaluation.label_metrics import label_metrics
 from kd.evaluation.predict import ClipEvaluator
@@ -35,7 +37,7 @@ from kd.stages.build_run import (
     train,
 )
 from kd.stages.pretraining_config import CHANGES_NOTHING, PretrainConfig
-from kd.stages.teachers import open_teachers, rows_with_teachers
+from kd.stages.teachers import open_teachers, training_rows
 from kd.training.loop import Hooks
 from kd.training.threads import leave_a_core_to_the_workers
 from kd.training.transfer import Start, starting_student
@@ -98,12 +100,15 @@ def prepare(config: PretrainConfig, accelerator: Accelerator) -> Pretraining:
         ValueError: data, weights or settings that do not fit together.
     """
     class_names = read_class_names(config.class_names) if config.class_names else None
-    clips = open_clips(config.clips, class_names)
-    rows = select_rows(clips, split=config.split, folds=config.folds or None)
+    labelled = open_clips(config.clips, class_names)
+    rows = select_rows(labelled, split=config.split, folds=config.folds or None)
+    clips = with_unlabelled(labelled, open_sources(config.unlabelled, labelled.class_names), accelerator.print)
+    if config.unlabelled:
+        rows = np.concatenate([rows, clips.further_rows])
     teachers = open_teachers(config)
-    rows = rows_with_teachers(config, teachers, clips, rows, accelerator.print)
+    rows = training_rows(config, teachers, clips, rows, accelerator.print)
     data = TrainingData(clips, rows, clips.label_space, teachers, config.impulse_responses())
-    valid_clips, valid_rows = open_validation_data(config, clips)
+    valid_clips, valid_rows = open_validation_data(config, labelled, accelerator.print)
     batches = EpochBatches(
         clips,
         rows,
@@ -128,15 +133,23 @@ def prepare(config: PretrainConfig, accelerator: Accelerator) -> Pretraining:
     return Pretraining(built, valid_clips, valid_rows)
 
 
-def open_validation_data(config: PretrainConfig, clips: AnyClips) -> tuple[AnyClips | None, np.ndarray | None]:
-    """The clip store and rows to validate on; (None, None) if the configuration names none."""
+def open_validation_data(
+    config: PretrainConfig, clips: AnyClips, say: Callable[[str], None]
+) -> tuple[AnyClips | None, np.ndarray | None]:
+    """The clip store and rows to validate on, which have labels; (None, None) if the configuration names none."""
     if config.valid_clips is None and config.valid_split is None and not config.valid_folds:
         return None, None
     store = clips
     if config.valid_clips is not None:
         store = ClipStore.open(config.valid_clips, class_names=clips.class_names)
         check_same_classes(clips.class_names, store.class_names, str(clips.path), str(config.valid_clips))
-    return store, select_rows(store, split=config.valid_split, folds=config.valid_folds or None)
+    rows = select_rows(store, split=config.valid_split, folds=config.valid_folds or None)
+    has_labels = are_labelled(store, rows)
+    if not has_labels.any():
+        raise ValueError(f"none of the {len(rows)} validation clips of {store.path} has labels")
+    if not has_labels.all():
+        say(f"{int((~has_labels).sum())} of {len(rows)} validation clips have no labels and are left out")
+    return store, rows[has_labels]
 
 
 def student_options(config: PretrainConfig) -> dict[str, Any]:

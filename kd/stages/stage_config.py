@@ -70,6 +70,9 @@ class StageConfig:
     logits: tuple[str, ...] = ()
     """Logit stores of the teachers, each PATH or PATH:WEIGHT (a teacher with weight 0 is not used). A.h5+B.h5 joins two stores
     of one teacher. Logits are looked up by clip id."""
+    unlabelled: tuple[Path, ...] = ()
+    """More audio to train on, without labels: folders of sounds or clip stores, of any length and sample rate. --logits must cover
+    its clips too."""
     ensemble: MeanOf = "logits"
     """Several teachers: average their logits or their probabilities."""
     missing_logits: Literal["refuse", "label-only", "leave-out"] = "refuse"
@@ -163,6 +166,6 @@ class StageConfig:
 CHANGES_NOTHING = (
     *("accept_changes", "restart", "on_bad_clip", "workers", "out"),
     *("loop.keep_checkpoints", "loop.checkpoint_every_steps"),
-    "logits",  # their contents are compared, by fingerprint
+    *("logits", "unlabelled"),  # their contents are compared, by fingerprint
 )
 """Settings that may differ when a run is continued, since they do not change what is trained."""

@@ -5,7 +5,9 @@ from collections.abc import Callable
 import numpy as np
 
 from audio_datasets.system.messages import listed
+from kd.data.sampling import are_labelled
 from kd.data.windows import Clips
+from kd.objectives.catalog import objective_class
 from kd.stages.stage_config import StageConfig
 from students.frontend import LogMelConfig
 from teacher_logits.stores.ensemble import LogitEnsemble
@@ -51,28 +53,36 @@ def check_views(config: StageConfig, teachers: LogitEnsemble) -> None:
         )
 
 
-def rows_with_teachers(
+def training_rows(
     config: StageConfig, teachers: LogitEnsemble | None, clips: Clips, rows: np.ndarray, say: Say, where: str = ""
 ) -> np.ndarray:
-    """The rows to train on: all, or those that have teacher logits, as ``missing_logits`` says.
+    """The rows to train on: those that have labels or teacher logits to learn from, as ``missing_logits`` says.
 
     Raises:
-        ValueError: teachers of other classes or other audio; missing logits that are refused.
+        ValueError: teachers of other classes or other audio; missing logits that are refused; nothing to learn from.
     """
-    if teachers is None:
-        return rows
-    missing = teachers.check_against(clips, rows)
-    if not missing.any():
-        return rows
-    examples = listed([clips.clip_id(int(row)) for row in rows[missing]], limit=3)
-    found = f"{where}{int(missing.sum())} of {len(rows)} training clips have no teacher logits (as {examples})"
-    if config.missing_logits == "refuse":
-        raise ValueError(
-            f"{found}; run the teacher over them, train them on their labels with --missing-logits label-only, or train "
-            "without them with --missing-logits leave-out"
-        )
-    if config.missing_logits == "leave-out":
-        say(f"{found}; they are left out")
-        return rows[~missing]
-    say(f"{found}; they are trained on their labels alone")
+    has_labels = are_labelled(clips, rows)
+    missing = np.ones(len(rows), dtype=bool) if teachers is None else teachers.check_against(clips, rows)
+    if teachers is not None and missing.any():
+        examples = listed([clips.clip_id(int(row)) for row in rows[missing]], limit=3)
+        found = f"{where}{int(missing.sum())} of {len(rows)} training clips have no teacher logits (as {examples})"
+        if config.missing_logits == "refuse":
+            raise ValueError(
+                f"{found}; run the teacher over them, train them on their labels with --missing-logits label-only, or train "
+                "without them with --missing-logits leave-out"
+            )
+        if config.missing_logits == "leave-out":
+            say(f"{found}; they are left out")
+            has_labels, rows, missing = has_labels[~missing], rows[~missing], missing[~missing]
+        elif (missing & has_labels).any():
+            say(f"{found}; those with labels are trained on their labels alone")
+    bare = missing & ~has_labels
+    if bare.any() and not objective_class(config.objective).learns_from_bare_audio:
+        found = f"{where}{int(bare.sum())} of {len(rows)} training clips have neither labels nor teacher logits"
+        if config.unlabelled and teachers is None:
+            raise ValueError(f"{found}, so --unlabelled would not be used; give teacher logits with --logits")
+        say(f"{found} and are left out")
+        rows = rows[~bare]
+    if not len(rows):
+        raise ValueError(f"{where}no training clip has labels or teacher logits to learn from")
     return rows

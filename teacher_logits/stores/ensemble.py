@@ -92,6 +92,11 @@ class LogitEnsemble:
                 )
         return first.views
 
+    @property
+    def heard_seconds(self) -> float:
+        """How much of each clip all teachers heard, from its start; infinite where no store tells."""
+        return min(float(store.teacher.get("clip_seconds", math.inf)) for store in self.taking_part)
+
     def present(self, ids: Sequence[str]) -> np.ndarray:
         """bool (k,): whether every store that takes part has the clip."""
         return np.logical_and.reduce([store.rows(ids) >= 0 for store in self.taking_part])

@@ -18,6 +18,7 @@ from torch import Tensor
 from audio_datasets.stores.class_lists import check_class_names, class_list_difference
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.system.messages import listed
+from audio_datasets.tasks.unlabelled import SoundFolder
 from teacher_logits.teachers.base import Teacher
 from teacher_logits.teachers.loaders import load_teacher
 
@@ -113,7 +114,7 @@ class MappedTeacher(Teacher):
 
 
 def with_classes_of_clips(
-    teacher: Teacher, spec: str, clips: ClipStore, class_map: Mapping[str, Sequence[str]] | None
+    teacher: Teacher, spec: str, clips: ClipStore | SoundFolder, class_map: Mapping[str, Sequence[str]] | None
 ) -> Teacher:
     """A teacher for the classes of a clip store: the given one if those are its own, otherwise that one mapped.
 

@@ -161,6 +161,10 @@ class TaskClips:
     def clip_ids(self) -> list[str]:
         return [clip.clip_id for clip in self.clips]
 
+    def find(self, clip_ids: Sequence[str]) -> np.ndarray:
+        """The rows of these clips, int64 (k,); -1 for an id that is not there."""
+        return np.array([self._row_of.get(clip_id, -1) for clip_id in clip_ids], dtype=np.int64)
+
     def rows(self, clip_ids: Sequence[str]) -> np.ndarray:
         """The rows of these clips, int64 (k,); ValueError that names the ids that are not there."""
         missing = [clip_id for clip_id in clip_ids if clip_id not in self._row_of]

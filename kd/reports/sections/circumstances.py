@@ -1,7 +1,7 @@
 """Sections on how the run was made: the student, the command, the versions and the settings."""
 
 from kd.reports.document import Block, Code, Facts, Section, Table, Text
-from kd.reports.run_reader import RunFolder, flat_settings
+from kd.reports.run_reader import RunFolder, flat_settings, is_number
 from kd.reports.sections.cost import Cost, student_cost
 from kd.reports.sections.wording import beginning
 
@@ -22,6 +22,22 @@ def circumstance_sections(run: RunFolder) -> list[Section]:
     return [*sections, Section("Configuration", (settings,))]
 
 
+def training_clips(run: RunFolder) -> list[tuple[str, str]]:
+    """How many clips each part was trained on, with labels and without; nothing where the run did not record it."""
+    counts = []
+    for part in run.parts:
+        found = part.card.provenance.get("training_clips") if part.card is not None else None
+        if isinstance(found, dict) and all(is_number(found.get(kind)) for kind in ("labelled", "unlabelled")):
+            counts.append((found["labelled"], found["unlabelled"]))
+    if not counts:
+        return []
+    spans = [
+        f"{min(kind):,}" if min(kind) == max(kind) else f"{min(kind):,} to {max(kind):,}"
+        for kind in zip(*counts, strict=True)
+    ]
+    return [("training clips", f"{spans[0]} with labels, {spans[1]} without")]
+
+
 def student_facts(run: RunFolder, cost: Cost) -> Facts:
     """The student's name, options, initial weights and cost."""
     config = run.card.config
@@ -32,6 +48,7 @@ def student_facts(run: RunFolder, cost: Cost) -> Facts:
             ("student", config.name),
             ("options", options),
             ("weights before", beginning(run)),
+            *training_clips(run),
             ("parameters", f"{cost.parameters:,}"),
             ("multiply-accumulates", macs),
             ("memory of maps", f"{cost.activation_bytes / 1e6:.1f} MB (float32, a clip at a time)"),

@@ -1,5 +1,6 @@
 """Training examples: what a clip becomes, and what it depends on."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ from torch.utils.data import DataLoader
 
 from audio_datasets.audio.augment import AugmentConfig
 from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.tasks.task import TaskClips
 from kd.data.examples import TrainingExamples
 from kd.data.sampling import ClipRequest, EpochBatches, SamplingConfig
 from kd.data.windows import Clips, Window
 from students.frontend import LogMelConfig
+from teacher_logits.store import write_logit_store
 from teacher_logits.stores.ensemble import LogitEnsemble
 
 
@@ -130,3 +133,48 @@ def test_a_mixed_waveform_brings_both_teachers(tiny_store: Path, tiny_logits: Pa
         if share < 1:
             np.testing.assert_allclose(rest, rest.round(), atol=1e-5)  # what remains is another clip's labels
     assert 0 < sum(share == 1 for share in shares) < 12
+
+
+def test_a_clip_with_labels_is_mixed_with_another_that_has_labels(clips_with_labels: Callable[..., TaskClips]) -> None:
+    """Else the labels of the few would be unknown in nearly every mixture."""
+    labels = [("a",), ("b",)] + [()] * 18
+    clips = clips_with_labels(labels, known=[None] * 2 + [()] * 18)
+    clips.waveform = lambda row, *span: np.full(400, float(row), dtype=np.float32)  # type: ignore[method-assign]
+    clips.duration_seconds = lambda row: 0.4  # type: ignore[method-assign]
+    augment = AugmentConfig(waveform_mixup=1.0, waveform_mixup_alpha=0.0, mixup_alpha=0.0, mel_jitter=False)
+    frontend = LogMelConfig()
+    examples = TrainingExamples(clips, np.arange(20), Window(1000, 0.4), frontend=frontend, augment=augment, seed=0)
+    seen = {True: set(), False: set()}
+    for position in range(40):
+        for row in (0, 7):
+            example = examples[ClipRequest(0, position, row)]
+            partner = round(2 * float(example["waveform"][0]) - row)
+            seen[row == 0].add(partner)
+            assert example["known"].all() == (row == 0)
+    assert seen[True] == {0, 1}
+    assert seen[False] <= set(range(2, 20))
+    assert len(seen[False]) > 10
+
+
+def test_a_random_crop_stays_within_what_the_teachers_heard(ramp: Callable[..., TaskClips], tmp_path: Path) -> None:
+    """The logits are of the first 0.5 s of each clip."""
+    clips = ramp([5.0] * 2)
+    write_logit_store(
+        tmp_path / "logits.h5",
+        clip_ids=clips.clip_ids,
+        audio_digests=np.zeros((2, 16), dtype=np.uint8),
+        logit_blocks=[np.zeros((2, 2), dtype=np.float16)],
+        class_names=clips.class_names,
+        teacher={"name": "t", "clip_seconds": 0.5},
+        clip_store_fingerprint="0",
+    )
+    options = {"frontend": LogMelConfig(), "seed": 0}
+    options["augment"] = AugmentConfig(crop="random", mixup_alpha=0.0, mel_jitter=False)
+    heard = {}
+    for logits in (None, LogitEnsemble.open([tmp_path / "logits.h5"])):
+        examples = TrainingExamples(clips, np.arange(2), Window(1000, 0.2), teachers=logits, **options)
+        heard[logits is None] = max(
+            float(examples[ClipRequest(0, position, 0)]["waveform"].max()) for position in range(50)
+        )
+    assert heard[True] > 2000
+    assert 400 < heard[False] <= 500

@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.tasks.unlabelled import SoundFolder
+from kd.data.unlabelled import WithUnlabelled
 from kd.stages.stage_config import StageConfig
-from kd.stages.teachers import open_teachers, rows_with_teachers
+from kd.stages.teachers import open_teachers, training_rows
 
 
 def stage(**settings: Any) -> StageConfig:
@@ -24,7 +27,7 @@ def test_clips_without_teachers_are_refused_left_out_or_kept(
 
     def chosen(missing: str) -> list[int]:
         config = stage(logits=(str(logits),), missing_logits=missing)
-        return rows_with_teachers(config, open_teachers(config), clips, rows, said.append, "fold 1: ").tolist()
+        return training_rows(config, open_teachers(config), clips, rows, said.append, "fold 1: ").tolist()
 
     with pytest.raises(ValueError, match="fold 1: 2 of 5 training clips have no teacher logits .as 'clip-0001'"):
         chosen("refuse")
@@ -33,7 +36,7 @@ def test_clips_without_teachers_are_refused_left_out_or_kept(
     assert "they are left out" in said[0]
     assert chosen("label-only") == rows.tolist()
     assert "trained on their labels alone" in said[1]
-    assert rows_with_teachers(stage(), None, clips, rows, said.append).tolist() == rows.tolist()
+    assert training_rows(stage(), None, clips, rows, said.append).tolist() == rows.tolist()
 
 
 def test_teachers_of_other_classes_are_refused(
@@ -42,9 +45,29 @@ def test_teachers_of_other_classes_are_refused(
     other = make_tiny_store("other.h5", class_names=("hiss", "hum, low", "knock"))
     config = stage(logits=(str(make_tiny_logits("other-logits.h5", other)),))
     with pytest.raises(ValueError, match="'knock'"):
-        rows_with_teachers(config, open_teachers(config), ClipStore.open(tiny_store), np.arange(4), print)
+        training_rows(config, open_teachers(config), ClipStore.open(tiny_store), np.arange(4), print)
 
 
 def test_stored_views_need_teachers_that_heard_views(tiny_logits: Path) -> None:
     with pytest.raises(ValueError, match="of no views; make some with kd teach --views"):
         open_teachers(stage(logits=(str(tiny_logits),), views="stored"))
+
+
+def test_a_clip_with_neither_labels_nor_logits_is_left_out_aloud(
+    tiny_store: Path, make_tiny_logits: Callable[..., Path], tmp_path: Path
+) -> None:
+    more = tmp_path / "more"
+    more.mkdir()
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(more / name, np.zeros(800), 8000)
+    labelled = ClipStore.open(tiny_store)
+    clips = WithUnlabelled(labelled, [SoundFolder(more, labelled.class_names)])
+    logits, rows, said = make_tiny_logits("part.h5", tiny_store, rows=range(6)), np.array([0, 7, 12, 13]), []
+    assert training_rows(stage(), None, clips, rows, said.append).tolist() == [0, 7]
+    assert said == ["2 of 4 training clips have neither labels nor teacher logits and are left out"]
+    config = stage(logits=(str(logits),), missing_logits="label-only")
+    assert training_rows(config, open_teachers(config), clips, rows, said.append).tolist() == [0, 7]
+    with pytest.raises(ValueError, match="so --unlabelled would not be used; give teacher logits with --logits"):
+        training_rows(stage(unlabelled=(more,)), None, clips, rows, said.append)
+    with pytest.raises(ValueError, match="no training clip has labels or teacher logits"):
+        training_rows(stage(), None, clips, rows[2:], said.append)
