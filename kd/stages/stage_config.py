@@ -37,7 +37,7 @@ STAGE_GROUPS: HelpGroups = {
     "Student": ("student", "weights", "student_options"),
     "Teachers": (
         *("logits", "label_weight", "teacher_temperature", "ensemble", "missing_logits", "views", "mixup_of_teacher"),
-        *("objective", "objective_options"),
+        *("objective", "objective_options", "unlabelled", "unlabelled_per_labelled"),
     ),
     "Training": (
         "epochs",

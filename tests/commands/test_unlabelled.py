@@ -121,7 +121,7 @@ def test_pretraining_draws_clips_without_labels(
     assert len(records) == 4
     assert all(record["label_loss"] > 0 for record in records)  # each batch holds clips with labels
     assert "an epoch shows 8 clips with labels (of 8) and 24 without (of 24)" in capsys.readouterr().out
-    _, card = load_student(out)
+    card = load_student(out).card
     assert card.provenance["training_clips"] == {"labelled": 8, "unlabelled": 24}
 
 
@@ -141,7 +141,7 @@ def test_pretraining_with_a_further_folder(
     ]
     options += ["--batch-size", "8", "--unlabelled-per-labelled", "1", *SHORT, *FRONTEND]
     assert pretrain.main(options) == 0
-    _, card = load_student(out)
+    card = load_student(out).card
     assert card.provenance["training_clips"] == {"labelled": 8, "unlabelled": 32}
     assert card.provenance["steps"] == 2
     # The folder may lie elsewhere; with other content it is another run.
@@ -185,7 +185,7 @@ def test_fine_tuning_trains_on_clips_without_labels_and_never_tests_them(
     shown = capsys.readouterr().out
     assert "24 of 32 clips have unknown labels" in shown
     assert "24 clips without labels may train and are never tested on" in shown
-    _, card = load_student(out)
+    card = load_student(out).card
     assert card.provenance["training_clips"] == {"labelled": 6, "unlabelled": 32}
     with np.load(out / "predictions.npz") as predictions:
         assert len(predictions["clip_ids"]) == 2
@@ -211,7 +211,7 @@ def test_fine_tuning_on_labels_alone_leaves_them_out_aloud(
     ]
     assert finetune.main([*options, *SHORT, *FRONTEND]) == 0
     assert "24 of 30 training clips have neither labels nor teacher logits and are left out" in capsys.readouterr().out
-    _, card = load_student(out)
+    card = load_student(out).card
     assert card.provenance["training_clips"] == {"labelled": 6, "unlabelled": 0}
     assert finetune.main([*options, *SHORT, *FRONTEND, "--unlabelled", str(sounds / "more"), "--restart"]) == 2
     assert "--unlabelled would not be used; give teacher logits with --logits" in capsys.readouterr().err
