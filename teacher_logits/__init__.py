@@ -1,1 +1,1 @@
-"""Offline stage: teachers, and the HDF5 stores that keep their logits."""
+"""The offline stage: teachers, and HDF5 stores for their logits."""

@@ -1,4 +1,4 @@
-"""``kd compact-logits``: the same logit store with only the k largest logits of each clip, and what that costs."""
+"""``kd compact-logits``: copies a logit store with only the k largest logits of each clip, and measures the error."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,15 +27,15 @@ class CompactConfig:
 
 @dataclass(frozen=True)
 class StorageError:
-    """What a compact store is off the dense one, as means over all clips and classes."""
+    """The error of a compact store relative to the dense one, as means over all clips and classes."""
 
     probability: float
     """Mean absolute difference of probabilities."""
     cross_entropy: float
-    """How much larger the binary cross entropy against the teacher's own probabilities is for a student that reproduces
-    the stored ones than for one that reproduces the teacher's own: a Kullback-Leibler divergence, in nats."""
+    """Excess binary cross entropy, against the teacher's original probabilities, of a student that reproduces the stored ones:
+    a Kullback-Leibler divergence, in nats."""
     entropy: float
-    """The binary cross entropy of the latter: what a student cannot get below."""
+    """Binary cross entropy of a student that reproduces the original probabilities: the lowest possible value."""
 
 
 def compact(config: CompactConfig) -> None:
@@ -47,7 +47,7 @@ def compact(config: CompactConfig) -> None:
     dense = LogitStore.open(config.logits)
     if dense.keep is not None:
         raise ValueError(
-            f"{dense.path} keeps only {dense.keep} logits of each clip already; start from the dense store"
+            f"{dense.path} already keeps only {dense.keep} logits of each clip; start from the dense store"
         )
     if config.out.exists() and (not config.replace or config.out.samefile(config.logits)):
         raise ValueError(
@@ -56,15 +56,15 @@ def compact(config: CompactConfig) -> None:
     write_compact(dense, config.out, config.keep)
     before, after = config.logits.stat().st_size, config.out.stat().st_size
     error = storage_error(dense, LogitStore.open(config.out))
-    print(f"{config.out} written: {after / 1e6:,.2f} MB in place of {before / 1e6:,.2f} MB ({before / after:.1f}×)")
+    print(f"{config.out} written: {after / 1e6:,.2f} MB instead of {before / 1e6:,.2f} MB ({before / after:.1f}×)")
     print(
         f"probabilities are off by {error.probability:.2e} on average; a student that reproduces them has a cross entropy of "
-        f"{error.entropy + error.cross_entropy:.6f} in place of {error.entropy:.6f}"
+        f"{error.entropy + error.cross_entropy:.6f} instead of {error.entropy:.6f}"
     )
 
 
 def write_compact(dense: LogitStore, path: Path, keep: int) -> None:
-    """Writes a store with the ``keep`` largest logits of each row of ``dense``; everything else stays as it is."""
+    """Writes a store with the ``keep`` largest logits of each row of ``dense``; everything else is copied."""
     with progress(total=len(dense), desc="compact", unit="clip") as bar:
 
         def blocks():
@@ -85,7 +85,7 @@ def write_compact(dense: LogitStore, path: Path, keep: int) -> None:
 
 
 def storage_error(dense: LogitStore, stored: LogitStore) -> StorageError:
-    """How far the second store is off the first; both hold the same clips in the same order."""
+    """The error of the second store relative to the first; both contain the same clips in the same order."""
     sums = np.zeros(3)
     blocks = zip(dense.blocks(ROWS_PER_BLOCK), stored.blocks(ROWS_PER_BLOCK), strict=True)
     for (_, own), (_, kept) in progress(blocks, desc="compare", unit="block", leave=False):

@@ -1,9 +1,9 @@
-"""``kd import-logits``: published predictions – an array of logits, and which row is which file – into a logit store.
+"""``kd import-logits``: imports published predictions, an array of logits with an index of its rows, into a logit store.
 
-The public predictions of the PaSST ensemble for AudioSet are such a pair: an array ``(clips, 527)`` as ``.npy`` and a pickled
-dict of file name -> row. docs/published_logits.md shows how they are used.
+For example, the public predictions of the PaSST ensemble for AudioSet are an array ``(clips, 527)`` as ``.npy`` and a pickled
+dict of file name -> row. docs/published_logits.md shows how to use them.
 
-Shapes: R rows of the array, n clips that are imported, C classes.
+Shapes: R rows of the array, n imported clips, C classes.
 """
 
 import csv
@@ -29,7 +29,7 @@ from teacher_logits.store import DIGEST_BYTES, LogitStore, to_float16, write_log
 ROWS_PER_BLOCK = 4096
 IDS_AT_ONCE = 65_536
 BYTES_AT_ONCE = 16 * 2**20
-# Suffixes of files that predictions are made for; a dot in a name may also be part of it.
+# Suffixes that are removed from file names. Anything else after a dot is part of the name.
 FILE_SUFFIXES = AUDIO_SUFFIXES | {".m4a", ".mp4", ".webm"}
 # Probabilities of 0 and 1 have no finite logit; these limits are about ±16.
 SMALLEST_PROBABILITY = 1e-7
@@ -64,10 +64,10 @@ class ImportConfig:
 
 
 def import_logits(config: ImportConfig) -> LogitStore:
-    """Writes the logit store and prints what it covers.
+    """Writes the logit store and prints how many clips it covers.
 
-    Raises ValueError for an array of another kind or shape, an index that does not fit it, names that are not unique, values
-    that are no logits, and an existing store.
+    Raises ValueError for an array of another type or shape, an index that does not fit it, names that are not unique, values
+    that are not logits, and an existing store.
     """
     if config.out.exists() and not config.overwrite:
         raise ValueError(f"{config.out} exists; replace it with --overwrite, or choose another --out")
@@ -97,7 +97,7 @@ def import_logits(config: ImportConfig) -> LogitStore:
 
 
 def describe_teacher(config: ImportConfig) -> dict[str, Any]:
-    """What the store keeps of a teacher of whom only the predictions are known; their bytes are its fingerprint."""
+    """The stored description of a teacher known only by its predictions. Its fingerprint is a hash of their bytes."""
     state = blake2b(digest_size=16)
     with (
         open(config.logits, "rb") as file,
@@ -115,26 +115,26 @@ def describe_teacher(config: ImportConfig) -> dict[str, Any]:
 
 
 def open_array(path: Path, num_classes: int) -> np.ndarray:
-    """The array (R, C) in an ``.npy`` file, memory-mapped. ValueError for another kind, type or number of columns."""
+    """The array (R, C) in an ``.npy`` file, memory-mapped. ValueError for another format, type or number of columns."""
     if not path.exists():
         raise ValueError(f"no such file: {path}")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # of a damaged header, whatever Python's tokenizer and parser raise
+    except Exception as error:  # for a damaged header, NumPy passes on errors of Python's tokenizer and parser
         raise ValueError(f"{path} is not an .npy file with an array of numbers: {error}") from error
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f":
         found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive (.npz)"
-        raise ValueError(f"{path} must hold floating-point numbers (clips, classes); found {found}")
+        raise ValueError(f"{path} must contain floating-point numbers (clips, classes); found {found}")
     if array.shape[1] != num_classes:
         raise ValueError(f"{path} has {array.shape[1]} columns; the class list has {num_classes} names")
     return array
 
 
 def read_index(path: Path, num_rows: int) -> tuple[list[str], np.ndarray]:
-    """File names and their rows int64 (k,), as the index gives them.
+    """File names and their rows int64 (k,), in the order of the index.
 
-    A pickled dict (any suffix but those two), a JSON object, or a CSV file of name and row, with or without a header.
-    Raises ValueError, with the path, for another content, a name or a row that is there twice, and a row that the array
+    The index is a JSON object (.json), a CSV file of name and row with or without a header (.csv), or a pickled dict (any other
+    suffix). Raises ValueError, with the path, for other contents, a name or row that occurs twice, and a row that the array
     does not have.
     """
     if not path.exists():
@@ -149,7 +149,7 @@ def read_index(path: Path, num_rows: int) -> tuple[list[str], np.ndarray]:
     else:
         content = read_plain_pickle(path)
         if not isinstance(content, dict):
-            raise ValueError(f"{path} must hold a dict of file name -> row; found a {type(content).__name__}")
+            raise ValueError(f"{path} must contain a dict of file name -> row; found a {type(content).__name__}")
         pairs = list(content.items())
     if not pairs:
         raise ValueError(f"{path} names no rows")
@@ -158,7 +158,7 @@ def read_index(path: Path, num_rows: int) -> tuple[list[str], np.ndarray]:
         if not isinstance(name, str) or type(row) is not int:
             raise ValueError(f"{path} must map file names to row numbers; found {brief(name)}: {brief(row)}")
         if "\0" in name or not _stem(name) or not is_writable(name):
-            raise ValueError(f"{path} names a row {brief(name)}, which is no name of a file")
+            raise ValueError(f"{path}: {brief(name)} is not a valid file name")
         if not 0 <= row < num_rows:
             raise ValueError(f"{path} gives {brief(name)} the row {brief(row)}; the array has rows 0 to {num_rows - 1}")
     rows = np.fromiter((row for _, row in pairs), dtype=np.int64, count=len(pairs))
@@ -172,7 +172,7 @@ def read_index(path: Path, num_rows: int) -> tuple[list[str], np.ndarray]:
 
 
 def _json_pairs(text: str) -> list[tuple[str, Any]]:
-    # As pairs, since a name that is there twice would overwrite itself in a dict.
+    # As pairs, because a dict would hide a repeated name.
     content = json.loads(text, object_pairs_hook=list)
     if not isinstance(content, list) or not all(isinstance(pair, tuple) for pair in content):
         raise ValueError("expected a JSON object of file name -> row")
@@ -189,7 +189,7 @@ def _csv_pairs(text: str) -> list[tuple[str, int]]:
         if row[1].strip().isdecimal():
             pairs.append((row[0].strip(), int(row[1])))
         elif number > 1:  # the first line may be a header
-            raise ValueError(f"line {number}: {row[1]!r} is no row number")
+            raise ValueError(f"line {number}: {row[1]!r} is not a row number")
     return pairs
 
 
@@ -201,18 +201,18 @@ def _refuse_repeated(names: Sequence[str], path: Path, what: str) -> None:
 
 
 def _stem(name: str) -> str:
-    """``00/Yxxxxxxxxxxx.mp3`` -> ``Yxxxxxxxxxxx``: without folder, and without a suffix that is one of audio files."""
+    """``00/Yxxxxxxxxxxx.mp3`` -> ``Yxxxxxxxxxxx``: the name without folder and without the suffix of an audio file."""
     base = name.replace("\\", "/").rpartition("/")[2]
     stem, suffix = os.path.splitext(base)
     return stem if suffix.lower() in FILE_SUFFIXES else base
 
 
 def match_clips(clips: AnyClips, names: Sequence[str], rows: np.ndarray, by_stem: bool) -> tuple[list[str], np.ndarray]:
-    """Ids of the clips that have a name, and their rows int64 (n,); prints how many there are.
+    """Ids of the clips found among the names, and their rows int64 (n,). Prints how many were found.
 
-    A clip's id is looked for as it is; where no name is the same, and ``by_stem``, without folder and suffix.
+    Ids are first compared as they are. With ``by_stem``, the remaining ones are compared without folder and suffix.
 
-    Raises ValueError if two names, or two clips, cannot be told apart, and if no clip has a name.
+    Raises ValueError if two names, or two clips, cannot be told apart, and if no clip is found.
     """
     exact = _NameTable(names)
     stems = None
@@ -233,20 +233,20 @@ def match_clips(clips: AnyClips, names: Sequence[str], rows: np.ndarray, by_stem
     places = np.concatenate(found) if found else np.empty(0, dtype=np.int64)
     covered = f"{len(ids)} of {len(clips)} clips of {clips.path} have logits ({len(ids) / max(1, len(clips)):.1%})"
     if not len(ids):
-        example = f"; its ids are as {missing[0]!r}, the names as {names[0]!r}" if missing else ""
+        example = f"; its ids look like {missing[0]!r}, the names like {names[0]!r}" if missing else ""
         raise ValueError(f"{covered}{example}")
     unique, counts = np.unique(places, return_counts=True)
     if (counts > 1).any():
         name = names[unique[counts > 1][0]]
         same = [clip_id for clip_id, place in zip(ids, places, strict=True) if names[place] == name]
-        raise ValueError(f"the clips {listed(same)} of {clips.path} would all have the logits of {name!r}")
+        raise ValueError(f"the clips {listed(same)} of {clips.path} would all get the logits of {name!r}")
     print(covered + (f"; none for {missing[0]!r} and {num_missing - 1} more" if num_missing else ""))
-    print(f"{len(names) - len(ids)} names are of no clip and left out")
+    print(f"{len(names) - len(ids)} names match no clip and are left out")
     return ids, rows[places]
 
 
 class _NameTable:
-    """Finds names by binary search: for millions of them, a fraction of a dict's memory."""
+    """Finds names by binary search. For millions of names this needs a fraction of a dict's memory."""
 
     def __init__(self, names: Sequence[str]) -> None:
         try:
@@ -256,7 +256,7 @@ class _NameTable:
         self._order = id_order(self._encoded)
 
     def find(self, names: Sequence[str]) -> np.ndarray:
-        """Places int64 (k,) in the list of names; -1 for a name that is not there."""
+        """Indices int64 (k,) in the list of names; -1 for a name that is not there."""
         return find_ids(self._encoded, self._order, names)
 
 
@@ -265,7 +265,7 @@ def _blocks(rows: np.ndarray, ids: Sequence[str], config: ImportConfig) -> Itera
     with progress(total=len(rows), desc="importing", unit="clip") as bar:
         for start in range(0, len(rows), ROWS_PER_BLOCK):
             part = slice(start, start + ROWS_PER_BLOCK)
-            # Mapped anew for each block: what has been read stays in the memory of whoever keeps the map.
+            # Mapped again for each block, because pages that were read stay in memory as long as the map exists.
             values = np.load(config.logits, mmap_mode="r")[rows[part]].astype(np.float32)
             part_ids = ids[part]
             probable = ((values >= 0) & (values <= 1)).all(axis=1)
@@ -273,13 +273,14 @@ def _blocks(rows: np.ndarray, ids: Sequence[str], config: ImportConfig) -> Itera
                 if not probable.all():
                     first = part_ids[int(np.flatnonzero(~probable)[0])]
                     raise ValueError(
-                        f"{config.logits} has values beyond 0 to 1 for {first!r}: no probabilities; leave out --probabilities"
+                        f"{config.logits} has values outside 0 to 1 for {first!r}, so they are not probabilities; "
+                        "leave out --probabilities"
                     )
                 values = logit(values)
             elif start == 0 and probable.all():
                 raise ValueError(
-                    f"all values for the first {len(values)} clips lie between 0 and 1, as probabilities do and logits do not; "
-                    "give --probabilities"
+                    f"all values for the first {len(values)} clips are between 0 and 1, so they seem to be probabilities, "
+                    "not logits; give --probabilities"
                 )
             try:
                 yield to_float16(values, part_ids)
@@ -289,7 +290,7 @@ def _blocks(rows: np.ndarray, ids: Sequence[str], config: ImportConfig) -> Itera
 
 
 def logit(probabilities: np.ndarray) -> np.ndarray:
-    """log(p / (1 − p)) in float32, p kept from 1e-7 to 1 − 1e-7."""
+    """log(p / (1 − p)) in float32, with p clipped to the range from 1e-7 to 1 − 1e-7."""
     p = np.clip(probabilities.astype(np.float64), SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
     return np.log(p / (1 - p)).astype(np.float32)
 

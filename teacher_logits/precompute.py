@@ -1,13 +1,13 @@
-"""``kd teach``: runs teachers over a clip store and keeps their logits, one logit store for each teacher.
+"""``kd teach``: runs teachers over a clip store and saves their logits, one logit store for each teacher.
 
-Any number of processes share the work, shard by shard (see ``shards.py``). What is computed for a clip depends on
-neither their number nor on who computes it, and a run that was killed continues: each process loses at most the shard
-that it was working on. Two processes on a CPU machine:
+Any number of processes share the work, shard by shard (see ``shards.py``). The logits of a clip do not depend on the number of
+processes or on which of them computes it. A killed run can be continued: each process loses at most the shard that it was
+working on. Two processes on a CPU machine:
 
     ACCELERATE_USE_CPU=true python -m torch.distributed.run --nproc_per_node 2 -m teacher_logits.precompute …
 
-On a CPU each process computes with one thread, unless OMP_NUM_THREADS says otherwise: sums come out the same on any number
-of cores, and threads do not fight with the data loaders for them. More processes, not more threads, use more cores.
+On a CPU each process computes with one thread unless OMP_NUM_THREADS is set. This gives the same sums on any number of cores,
+and threads do not compete with the data loaders for them. To use more cores, start more processes.
 """
 
 import json
@@ -99,11 +99,11 @@ class TeachConfig:
 
 
 def teach(config: TeachConfig) -> list[Path]:
-    """Makes, or completes, the logit store of every teacher and returns their paths.
+    """Creates or completes the logit store of every teacher and returns their paths.
 
     Raises ValueError for files that are missing or of another kind, class lists that differ, a clip that cannot be
-    decoded, logits that are not finite, work or stores that were made otherwise and would be lost, and a store that another
-    run is making. Raises Stopped on SIGTERM and SIGUSR1; finished shards are kept.
+    decoded, logits that are not finite, work or stores made with other settings that would be lost, and a store that another
+    run is writing. Raises Stopped on SIGTERM and SIGUSR1; finished shards are kept.
     """
     torch.set_flush_denormal(True)
     accelerator = start_accelerator(
@@ -114,7 +114,7 @@ def teach(config: TeachConfig) -> list[Path]:
     if isinstance(clips, SoundFolder):
         accelerator.print(clips.note)
     check_keep(config.keep, len(clips.class_names))
-    # All of them before the first starts: a mistake in the last should not show after hours.
+    # Load all of them before the first one runs, so that a mistake in the last one shows now and not after hours.
     teachers = [_load(accelerator, config, spec, clips) for spec in config.teacher]
     if config.class_map is not None and not any(isinstance(teacher, MappedTeacher) for teacher in teachers):
         raise ValueError("--class-map would not be used: all teachers have the classes of the clips; leave it out")
@@ -142,14 +142,14 @@ def open_heard_clips(config: TeachConfig, class_names: Sequence[str] | None) -> 
     if class_names is None:
         if not knows_its_classes(config.teacher[0]):
             raise ValueError(
-                f"{config.clips} is a folder of sounds and {config.teacher[0]} carries no class names; give them with --class-names"
+                f"{config.clips} is a folder of sounds and {config.teacher[0]} has no class names; give them with --class-names"
             )
         class_names = load_teacher(config.teacher[0]).class_names
     return SoundFolder(config.clips, class_names)
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """Names made fit for files; one that occurs again gets a number: a, a-2, a-3."""
+    """Names as valid file names; repeated ones get a number: a, a-2, a-3."""
     result: list[str] = []
     for name in names:
         plain = re.sub(r"[^\w.-]+", "_", name).strip("._") or "teacher"
@@ -169,9 +169,9 @@ def make_store(
     config: TeachConfig,
     signals: StopSignals | None = None,
 ) -> None:
-    """Makes the logit store of one teacher at ``path``, or completes it, or finds that it is complete.
+    """Creates or completes the logit store of one teacher at ``path``; does nothing if it is complete.
 
-    Called on every process of the ``accelerator`` alike. Raises ValueError and Stopped as ``teach`` does.
+    Called on every process of the ``accelerator``. Raises ValueError and Stopped as ``teach`` does.
     """
     signals = signals or StopSignals()
     making = StoreInProgress(teacher, clips, path, config, accelerator.mixed_precision)
@@ -209,9 +209,9 @@ def make_store(
 
 
 class StoreInProgress:
-    """The logit store of one teacher that is being made: what it will hold, and its shards so far.
+    """An unfinished logit store of one teacher: a description of its contents, and its shards so far.
 
-    ``begin`` and ``merge`` are called by the main process alone, before and after the shards are computed.
+    Only the main process calls ``begin`` and ``merge``, before and after the shards are computed.
     """
 
     def __init__(
@@ -241,7 +241,7 @@ class StoreInProgress:
         """The numbers of the shards to compute; None if the store is complete.
 
         Raises ValueError if an earlier run made a store with other settings, if it skipped clips that may not be skipped
-        now, or if the disk has too little room.
+        now, or if there is not enough free disk space.
         """
         if self.path.exists() and self._is_complete():
             self._refuse_skipped(self.skipped_clips.read())
@@ -258,7 +258,7 @@ class StoreInProgress:
         return unfinished
 
     def merge(self, signals: StopSignals) -> dict[str, str]:
-        """Makes the store from the shards; returns the clips that were skipped, and why."""
+        """Merges the shards into the store. Returns the reasons for skipped clips, by clip id."""
         clips, skipped = self.clips, self.work.skipped()
         rows = np.delete(np.arange(len(clips)), clips.rows(list(skipped)))
         if not len(rows):
@@ -279,13 +279,13 @@ class StoreInProgress:
         return skipped
 
     def _blocks(self, signals: StopSignals) -> Iterator[np.ndarray]:
-        """The logits of all shards in order; Stopped between two blocks if a signal came."""
+        """The logits of all shards in order. Raises Stopped between two blocks after a stop signal."""
         for block in self.work.blocks():
             stop_if_asked(signals, self.work)
             yield block
 
     def _is_complete(self) -> bool:
-        """Whether ``path`` is the store that is to be made; ValueError if it is another one that may not be replaced."""
+        """Whether ``path`` is already the wanted store. ValueError if it is another one that may not be replaced."""
         store = LogitStore.open(self.path)
         same_teacher = store.teacher == self.description and store.keep == self.config.keep
         if same_teacher and store.clip_store_fingerprint == self.clips.fingerprint:
@@ -298,26 +298,26 @@ class StoreInProgress:
         return False
 
     def _refuse_skipped(self, skipped: dict[str, str]) -> None:
-        """ValueError if an earlier run has skipped clips and this one may not."""
+        """Raises ValueError if an earlier run has skipped clips but this one may not."""
         if skipped and self.config.on_bad_clip == "refuse":
             raise ValueError(
-                f"{summary(skipped, len(self.clips), 'cannot be used')}; go on without them by --on-bad-clip skip, or pack "
-                "the clips again without them"
+                f"{summary(skipped, len(self.clips), 'cannot be used')}; continue without them with --on-bad-clip skip, or "
+                "pack the clips again without them"
             )
 
 
 def skipped_path(store_path: Path) -> Path:
-    """``mn04.h5`` -> ``mn04.skipped.txt``: the clips that were left out, one per line with the reason."""
+    """``mn04.h5`` -> ``mn04.skipped.txt``: the list of skipped clips, one per line with the reason."""
     return store_path.with_suffix(".skipped.txt")
 
 
 def _load(accelerator: Accelerator, config: TeachConfig, spec: str, clips: HeardClips) -> Teacher:
-    """One teacher, checked against the clip store."""
+    """Loads a teacher and checks it against the clips."""
     class_names = clips.class_names
     if config.teacher_class_names is not None:
         class_names = read_class_names(config.teacher_class_names)
     elif config.class_names is None and not knows_its_classes(spec):
-        accelerator.print(f"{spec} carries no class names; taking those of {clips.path}")
+        accelerator.print(f"{spec} has no class names; using those of {clips.path}")
     class_map = read_class_map(config.class_map) if config.class_map else None
     teacher = load_teacher(spec, class_names=class_names, clip_seconds=config.clip_seconds)
     teacher = with_classes_of_clips(teacher, spec, clips, class_map)
@@ -329,7 +329,7 @@ def _load(accelerator: Accelerator, config: TeachConfig, spec: str, clips: Heard
 
 
 def _count_longer(clips: HeardClips, seconds: float) -> int:
-    """How many clips are longer, as far as the manifest or the headers of the files tell."""
+    """The number of longer clips, according to the manifest or the headers of the files; 0 without a manifest."""
     if isinstance(clips, SoundFolder):
         durations = usable_durations(clips, "skip")
         return sum(duration > seconds + 0.05 for duration in durations)

@@ -1,4 +1,4 @@
-"""What the processes of one run agree upon."""
+"""Cooperation between the processes of one run."""
 
 import os
 import shlex
@@ -27,7 +27,7 @@ if torch.distributed.is_available():
 Result = TypeVar("Result")
 
 LONGEST_WAIT = timedelta(days=7)
-"""For what the main process does alone, or the slowest of all; the launcher ends the others if one of them dies."""
+"""How long processes wait for work of the main process, or for the slowest one. If a process dies, the launcher ends the rest."""
 
 
 def start_accelerator(**options: Any) -> Accelerator:
@@ -84,9 +84,9 @@ def this_command() -> str:
 
 
 def on_main_process(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
-    """The function's result on every process; it runs on the main one.
+    """Runs a function on the main process and returns its result on every process.
 
-    Its user's mistake ends all, with one message; if it is Stopped, so are all.
+    If it raises an error for a user's mistake, all processes end with one message. If it raises Stopped, so do all processes.
     """
     outcome: list[Any] = [None, None, None]
     if accelerator.is_main_process:

@@ -1,4 +1,4 @@
-"""Computes shards of a logit store: a teacher hears clips, batch by batch, and each finished shard is kept."""
+"""Computes shards of a logit store: runs a teacher over clips, batch by batch, and saves each finished shard."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -42,9 +42,9 @@ def compute_shards(
     on_bad_clip: OnBadClip,
     signals: StopSignals,
 ) -> None:
-    """Computes the shards with these numbers and keeps each as soon as it is finished.
+    """Computes the shards with these numbers and saves each one as soon as it is finished.
 
-    Raises Stopped between two batches if ``signals`` ask for it; the shard it was working on is then given up.
+    Raises Stopped between two batches after a stop signal; the current shard is then discarded.
     """
     clips_in_batch = max(1, batch_size // work.views)
     shards = [work.shards[index] for index in indices]
@@ -69,8 +69,8 @@ def compute_shards(
                 for row, reason in batch.pop("bad_clips").items():
                     if on_bad_clip == "refuse":
                         raise ValueError(
-                            f"clip {clips.clip_id(row)!r} of {clips.path}: {reason}; pack the clips again without it, or go "
-                            "on without it by --on-bad-clip skip"
+                            f"clip {clips.clip_id(row)!r} of {clips.path}: {reason}; pack the clips again without it, or "
+                            "continue without it with --on-bad-clip skip"
                         )
                     skipped[clips.clip_id(row)] = reason
                 heard = [clip_id for clip_id in map(clips.clip_id, rows) if clip_id not in skipped]
@@ -89,7 +89,7 @@ def run_teacher(
     band_edges: Tensor | None = None,
     stripes: Tensor | None = None,
 ) -> np.ndarray:
-    """Waveforms (batch, samples), and what ``Teacher.hear_view`` takes -> logits float32 (batch, classes).
+    """Waveforms (batch, samples), and the arguments of ``Teacher.hear_view`` -> logits float32 (batch, classes).
 
     Raises ValueError if the teacher returns another shape.
     """
@@ -98,22 +98,22 @@ def run_teacher(
     expected = (len(waveform), len(teacher.class_names))
     if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"teacher {teacher.name!r} returned {found}; logits of shape {expected} are needed")
+        raise ValueError(f"teacher {teacher.name!r} must return logits of shape {expected}; found {found}")
     return logits.float().cpu().numpy()
 
 
 def views_for(teacher: Teacher, config: ViewConfig) -> ViewConfig | None:
-    """The views that a teacher is to hear, with their length filled in; None if it is to hear the clips as they are.
+    """The views for a teacher, with their length filled in; None if it gets the clips themselves.
 
-    Raises ValueError if it cannot hear such views.
+    Raises ValueError if it cannot process such views.
     """
     if not config.views:
         if config != ViewConfig():
-            raise ValueError("settings of views are given, but no --views NUMBER of views for each clip")
+            raise ValueError("settings of views are given, but not the number of views per clip (--views)")
         return None
     if teacher.log_mel is None and (config.view_mel_jitter or config.masks):
         raise ValueError(
-            f"teacher {teacher.name!r} has a front end of its own and can hear neither jittered mel bands nor masks; turn "
+            f"teacher {teacher.name!r} has its own front end, so jittered mel bands and masks cannot be applied; turn "
             "them off with --no-view-mel-jitter and masks of 0"
         )
     seconds = teacher.clip_seconds if config.view_seconds is None else config.view_seconds
@@ -126,14 +126,14 @@ def views_for(teacher: Teacher, config: ViewConfig) -> ViewConfig | None:
 
 
 class ClipBatches(Dataset[dict[str, Any]]):
-    """Map from a batch's number to what the teacher hears: ``waveform`` float32 (clips, samples), each clip's first seconds.
+    """The teacher's inputs by batch number: ``waveform`` float32 (clips, samples), the first seconds of each clip.
 
-    With views it is (clips times views, samples), all views of a clip one after the other, and what else
-    ``heard_views`` gives. Zeros follow the end of a clip or view that is shorter than what the teacher hears.
+    With views the shape is (clips times views, samples), with all views of a clip in a row, and there are also the other
+    outputs of ``heard_views``. Clips and views shorter than the teacher's input are padded with zeros at the end.
 
-    ``bad_clips`` maps the row of each clip that cannot be used to the reason. Such clips are left out of the batch; if none
-    is left, ``bad_clips`` is all that it holds. Nothing is raised here: an exception would reach the main process wrapped
-    in the worker's traceback.
+    ``bad_clips`` maps the row of each unusable clip to the reason. Such clips are left out of the batch. If no clip remains,
+    ``bad_clips`` is the only entry. Bad clips raise no exception here, because it would reach the main process wrapped in the
+    worker's traceback.
     """
 
     def __init__(self, clips: HeardClips, batches: Sequence[range], teacher: Teacher, views: ViewConfig | None) -> None:
@@ -162,7 +162,7 @@ class ClipBatches(Dataset[dict[str, Any]]):
         return {**batch, "waveform": functional.pad(batch["waveform"], (0, missing)), "bad_clips": bad_clips}
 
     def _heard(self, row: int) -> dict[str, Tensor]:
-        """What the teacher hears of one clip: all its views, or its beginning."""
+        """The teacher's inputs for one clip: all its views, or its beginning."""
         if self.views is None:
             samples = round(self.clip_seconds * self.sample_rate_hz)
             waveform = fit_length(self.clips.waveform(row, self.sample_rate_hz, seconds=self.clip_seconds), samples)
@@ -179,16 +179,16 @@ class ClipBatches(Dataset[dict[str, Any]]):
 
 
 def stop_if_asked(signals: StopSignals, work: ShardFolder) -> None:
-    """Stopped if a signal came."""
+    """Raises Stopped after a stop signal."""
     if signals.requested:
         raise Stopped(
-            f"{signals.reason} came; finished shards are kept in {work.folder}, and the same command goes on with the others"
+            f"{signals.reason}; finished shards are kept in {work.folder}, and the same command continues with the rest"
         )
 
 
 @contextmanager
 def one_thread_on_cpu(device: torch.device) -> Iterator[None]:
-    """For as long as it lasts, one thread for arithmetic on a CPU (see precompute.py)."""
+    """Inside the context, computations on a CPU use one thread (see precompute.py)."""
     before = torch.get_num_threads()
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)

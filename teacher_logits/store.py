@@ -1,7 +1,7 @@
-"""The logit store: what one teacher said about every clip, on disk, looked up by clip id.
+"""The logit store: one teacher's logits of every clip, on disk, looked up by clip id.
 
-An HDF5 file of plain arrays; no HDF5 handle stays open, which makes a store safe to fork and to pickle. Look-up is a
-binary search in the memory-mapped ids, so a data-loading worker holds no table of all ids. docs/logit_store.md describes
+An HDF5 file of plain arrays. No HDF5 handle stays open, so a store can be forked and pickled safely. Ids are looked up by
+binary search in a memory-mapped array, so data-loading workers need no table of all ids. docs/logit_store.md describes
 the format.
 
 Shapes: n clips, C classes.
@@ -37,17 +37,17 @@ from teacher_logits.stores.rows import RowReader, create_rows, open_rows
 FORMAT = "kd-logit-store"
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
-DIGEST_BYTES = 16  # BLAKE2b-128 of a clip's stored audio; all zeros where it is not known
+DIGEST_BYTES = 16  # BLAKE2b-128 of a clip's stored audio; all zeros if unknown
 LARGEST_LOGIT = float(np.finfo(np.float16).max)
 
 ROWS_PER_BLOCK = 4096
 
 
 def to_float16(logits: np.ndarray, clip_ids: Sequence[str]) -> np.ndarray:
-    """Logits (k, C) as they are stored.
+    """Logits (k, C) in the stored precision.
 
-    Raises ValueError, with the clip's id, for a value that is not finite or too large for float16: a clamped logit
-    would be a wrong target that nobody notices.
+    Raises ValueError, with the clip's id, for a value that is not finite or too large for float16. Clamping it
+    would silently give a wrong target.
     """
     bad = ~(np.abs(logits) <= LARGEST_LOGIT)  # also true for NaN
     if bad.any():
@@ -71,14 +71,14 @@ def write_logit_store(
     clip_store_fingerprint: str,
     keep: int | None = None,
 ) -> None:
-    """Writes a logit store aside and renames it to ``path``. The same content always gives the same bytes.
+    """Writes a logit store under a temporary name and renames it to ``path``. The same content always gives the same bytes.
 
-    ``logit_blocks`` are float16 arrays (any number of rows, C) which follow one another in the order of ``clip_ids``, with a
-    row for each view of a clip if ``teacher["views"]`` says that it heard views; only two are in memory at a time.
-    ``clip_ids`` may be those of another store as they are encoded there. ``audio_digests`` is uint8 (n, 16), ``teacher`` anything that JSON can hold. ``keep`` says how many logits of each row
-    are kept, the largest; the others become a floor, which is one for each class (see ``stores/rows.py``).
+    ``logit_blocks`` are float16 arrays (any number of rows, C) in the order of ``clip_ids``, with one row per clip, or one per
+    view if ``teacher["views"]`` is set. Only two blocks are in memory at a time. ``clip_ids`` may be the encoded ids of another
+    store. ``audio_digests`` is uint8 (n, 16). ``teacher`` is anything that JSON can represent. With ``keep``, only this many of
+    the largest logits of each row are stored, and the others become a floor, one per class (see ``stores/rows.py``).
 
-    Raises ValueError for an id that occurs twice or holds a NUL character, for no clips at all, and for a ``keep`` that is
+    Raises ValueError for an id that occurs twice or contains a NUL character, for no clips at all, and for a ``keep`` that is
     not less than the number of classes.
     """
     path = Path(path)
@@ -116,20 +116,20 @@ def write_logit_store(
 
 
 class LogitStore:
-    """One teacher's logits, read by clip id. Made by ``LogitStore.open``.
+    """One teacher's logits, read by clip id. Create it with ``LogitStore.open``.
 
-    Forked and spawned workers can use the same object: maps are read-only, rows are read at given offsets (a position in
-    the file, which forked processes would share, takes no part), and a pickled store opens its file anew on first use.
+    Forked and spawned workers can use the same object: maps are read-only, rows are read at explicit offsets (forked
+    processes would share the file's position), and a pickled store reopens its file on first use.
 
     Attributes:
         path: the file.
         class_names: what the C columns mean.
         teacher: the teacher's name, fingerprint, front end and so on, as written by ``precompute.py``.
-        views: how the views were made that the teacher heard; None if it heard the clips as they are.
-        num_views: rows of logits for each clip: its views, or 1.
-        keep: how many logits of each row are kept, the others being read as a floor; None if all are.
+        views: settings of the views that the teacher heard; None if it heard the clips themselves.
+        num_views: rows of logits for each clip: its number of views, or 1.
+        keep: number of logits that are kept in each row, the others being read as a floor; None if all are kept.
         clip_store_fingerprint: fingerprint of the clip store that the teacher heard.
-        fingerprint: hash of everything stored here, logits included (``read_fingerprint`` computes it again).
+        fingerprint: hash of everything stored here, including logits (``read_fingerprint`` recomputes it).
     """
 
     def __init__(self, path: Path) -> None:
@@ -148,9 +148,9 @@ class LogitStore:
 
     @classmethod
     def open(cls, path: str | Path) -> "LogitStore":
-        """The store in ``path``. Reads only the description; logits are read when asked for.
+        """The store in ``path``. Reads only the description; logits are read on demand.
 
-        Raises ValueError, naming the path, for a missing or truncated file and for a file of another kind.
+        Raises ValueError that names the path for a missing or truncated file and for a file of another kind.
         """
         return cls(Path(path))
 
@@ -167,8 +167,8 @@ class LogitStore:
         found = string_attribute(file, "format")
         if found != FORMAT:
             raise ValueError(
-                f"{self.path} is not a logit store: its format is {brief(found)}, {FORMAT!r} is needed "
-                "(kd teach makes such a file)"
+                f"{self.path} is not a logit store: its format must be {FORMAT!r}; found {brief(found)} "
+                "(kd teach writes logit stores)"
             )
         version = file.attrs.get("format_version")
         if version not in READABLE_VERSIONS:
@@ -189,7 +189,7 @@ class LogitStore:
         except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{self.path} is a damaged logit store: its {name} is not JSON: {error}") from error
         if not isinstance(content, kind):
-            raise ValueError(f"{self.path} is a damaged logit store: its {name} is no {kind.__name__}")
+            raise ValueError(f"{self.path} is a damaged logit store: its {name} is not a {kind.__name__}")
         return content
 
     def _views(self) -> ViewConfig | None:
@@ -197,13 +197,13 @@ class LogitStore:
             return views_of(self.teacher)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"{self.path} is a damaged logit store: its teacher's views are unknown: {error}"
+                f"{self.path} is a damaged logit store: the settings of its teacher's views are invalid: {error}"
             ) from error
 
     def _map(self, file: h5py.File) -> None:
-        """Maps what look-up needs, finds the logits, and checks types and shapes against each other."""
+        """Maps the arrays for looking up ids, opens the logits, and checks types and shapes."""
         arrays = {name: map_array(file, name) for name in ("clip_id", "clip_id_order", "audio_digest")}
-        # Version 1 knew no other way and did not name it.
+        # Version 1 was always dense and did not say so.
         storage = "dense" if file.attrs["format_version"] == 1 else self._text(file, "storage")
         logits = open_rows(self.path, file, storage)
         count = len(arrays["clip_id"])
@@ -215,20 +215,20 @@ class LogitStore:
         for name, (found, kind, shape) in needed.items():
             if found.dtype.kind != kind or found.shape != shape:
                 raise ValueError(
-                    f"{self.path} is a damaged logit store: {name} has type {found.dtype} and shape {found.shape}; "
-                    f"the kind {kind!r} and the shape {shape} are needed"
+                    f"{self.path} is a damaged logit store: {name} must have type {kind!r} and shape {shape}; "
+                    f"found {found.dtype} and {found.shape}"
                 )
         expected = (count * self.num_views, len(self.class_names))
         if logits.shape != expected:
             raise ValueError(
-                f"{self.path} is a damaged logit store: it has logits of shape {logits.shape} for {count} clips, "
-                f"{self.num_views} views and {len(self.class_names)} class names; {expected} is needed"
+                f"{self.path} is a damaged logit store: logits for {count} clips, {self.num_views} views and "
+                f"{len(self.class_names)} class names must have shape {expected}; found {logits.shape}"
             )
         self.keep = logits.keep
         self._arrays, self._logits = arrays, logits
 
     def _opened(self) -> "LogitStore":
-        """Itself, with its file open; after unpickling the first call opens it again."""
+        """Returns the store itself, with its file open. After unpickling, the first call reopens it."""
         if self._logits is None:
             with open_hdf5(self.path) as file:
                 if string_attribute(file, "fingerprint") != self.fingerprint:
@@ -238,7 +238,7 @@ class LogitStore:
 
     @property
     def clip_ids(self) -> list[str]:
-        """All ids in the order of the rows. Built anew on every call (about 70 bytes a clip): not for workers."""
+        """All ids in the order of the rows. Rebuilt on every call (about 70 bytes per clip), so not for workers."""
         return decode_ids(self.encoded_clip_ids)
 
     @property
@@ -256,14 +256,16 @@ class LogitStore:
         return bytes(self.encoded_clip_ids[row]).decode()
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
-        """Row numbers int64 (k,) of the ids; -1 where the store does not have one."""
+        """Row numbers int64 (k,) of the ids; -1 for ids that the store does not have."""
         try:
             return find_ids(self.encoded_clip_ids, self.clip_id_order, ids)
         except ValueError as error:
-            raise ValueError(f"{self.path} is a damaged logit store: its order of clip ids is none: {error}") from error
+            raise ValueError(
+                f"{self.path} is a damaged logit store: its order of clip ids is invalid: {error}"
+            ) from error
 
     def read_rows(self, rows: np.ndarray, views: np.ndarray | None = None) -> np.ndarray:
-        """Logits float32 (k, C) of the given row numbers: of one view each, or the mean over all views."""
+        """Logits float32 (k, C) of the given row numbers: of one view for each row, or the mean over all views."""
         rows = np.asarray(rows, dtype=np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise ValueError(f"rows must be from 0 to {len(self) - 1}; found {rows.min()} to {rows.max()}")
@@ -278,9 +280,9 @@ class LogitStore:
         return read if self.num_views == 1 else read.reshape(len(rows), self.num_views, -1).mean(axis=1)
 
     def read(self, ids: Sequence[str], views: np.ndarray | None = None) -> np.ndarray:
-        """Logits float32 (k, C) of the clips with these ids, in this order: of one view each, or the mean over all views.
+        """Logits float32 (k, C) of the clips with these ids, in this order: of one view for each, or the mean over all views.
 
-        Raises ValueError, naming the first, for ids that the store does not have.
+        Raises ValueError for ids that the store does not have; the message names the first ones.
         """
         rows = self.rows(ids)
         missing = [identifier for identifier, row in zip(ids, rows, strict=True) if row < 0]
@@ -289,18 +291,18 @@ class LogitStore:
         return self.read_rows(rows, views)
 
     def audio_digests(self, rows: np.ndarray) -> np.ndarray:
-        """uint8 (k, 16): hash of the stored audio that the teacher heard; zeros where it was not known."""
+        """uint8 (k, 16): hash of the stored audio that the teacher heard; zeros if unknown."""
         return self._opened()._arrays["audio_digest"][rows]
 
     def blocks(self, rows_per_block: int = ROWS_PER_BLOCK) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Goes through the store once: (row numbers int64 (k,), logits float16 (k, C)); a row for each view of a clip."""
+        """Iterates over the store: (row numbers int64 (k,), logits float16 (k, C)), with one row for each view of a clip."""
         views = self.num_views
         for start in range(0, len(self), rows_per_block):
             rows = np.arange(start, min(start + rows_per_block, len(self)))
             yield np.repeat(rows, views), self._opened()._logits.read_run(start * views, len(rows) * views)
 
     def read_fingerprint(self) -> str:
-        """``fingerprint`` computed again from what the file holds now; differs if a byte of it has changed."""
+        """``fingerprint`` recomputed from the file's current content; differs if any byte has changed."""
         description = _as_text(self.class_names, self.teacher, self.clip_store_fingerprint)
         state = _hash_without_logits(description, self.encoded_clip_ids, self._opened()._arrays["audio_digest"])
         for stored in self._opened()._logits.stored_bytes(ROWS_PER_BLOCK):
@@ -309,15 +311,15 @@ class LogitStore:
 
 
 def views_of(teacher: dict[str, Any]) -> ViewConfig | None:
-    """The views that a teacher's description in a store tells of; None if there are none.
+    """The views in a stored description of a teacher; None if there are none.
 
-    Raises ValueError or TypeError for a description that is damaged.
+    Raises ValueError or TypeError for a damaged description.
     """
     if "views" not in teacher:
         return None
     views = ViewConfig(**teacher["views"])
     if views.views < 1:
-        raise ValueError(f"at least one view is needed; found {views.views}")
+        raise ValueError(f"the number of views must be at least 1; found {views.views}")
     return views
 
 
@@ -331,7 +333,7 @@ def _as_text(class_names: Sequence[str], teacher: dict[str, Any], clip_store_fin
 
 
 def _hash_without_logits(description: dict[str, str], identifiers: np.ndarray, digests: np.ndarray) -> "blake2b":
-    """Hash of everything but the logits, to be continued with their bytes."""
+    """Hash of everything except the logits, to be updated with their bytes."""
     state = blake2b(digest_size=16)
     for text in description.values():
         data = text.encode()
@@ -342,5 +344,5 @@ def _hash_without_logits(description: dict[str, str], identifiers: np.ndarray, d
 
 
 def _as_bytes(array: np.ndarray) -> np.ndarray:
-    """The same memory as plain bytes: hashlib takes no buffers of fixed-width text or of structures."""
+    """The same memory as plain bytes, because hashlib does not accept arrays of fixed-width text or structures."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

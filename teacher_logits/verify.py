@@ -1,4 +1,4 @@
-"""``kd verify``: checks logit stores against the clip store that they are meant for, and tells how good the teachers are."""
+"""``kd verify``: checks logit stores against a clip store, and shows how good the teachers are."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,11 +90,11 @@ def verify(config: VerifyConfig) -> None:
 
 
 def check_content(store: LogitStore) -> list[str]:
-    """What is wrong within a store: ids out of order or repeated, values that are not finite, bytes that have changed."""
+    """Faults inside a store: ids out of order or repeated, values that are not finite, changed bytes."""
     mismatches = []
     order = store.clip_id_order
     if not np.array_equal(np.bincount(order.clip(0, len(order) - 1), minlength=len(order)), np.ones(len(order))):
-        mismatches.append("its order of clip ids does not name every row once")
+        mismatches.append("its order of clip ids does not contain every row exactly once")
     else:
         in_order = store.encoded_clip_ids[order]
         repeated = in_order[1:][in_order[1:] == in_order[:-1]]
@@ -102,25 +102,25 @@ def check_content(store: LogitStore) -> list[str]:
             names = [identifier.decode(errors="replace") for identifier in np.unique(repeated).tolist()]
             mismatches.append(f"{len(names)} clip ids occur more than once: {listed(names)}")
         if (in_order[1:] < in_order[:-1]).any():
-            mismatches.append("its clip ids are not in the order that look-up relies on")
+            mismatches.append("its clip ids are not sorted, so looking them up would fail")
     not_finite = [rows[~np.isfinite(logits).all(axis=1)] for rows, logits in store.blocks()]
     rows = np.unique(np.concatenate(not_finite))
     if len(rows):
         names = [store.clip_id(int(row)) for row in rows[:10]]
         mismatches.append(f"{len(rows)} clips have logits that are not finite, the first: {listed(names)}")
     if store.read_fingerprint() != store.fingerprint:
-        mismatches.append("its content does not have the fingerprint that it was written with")
+        mismatches.append("its content has changed since it was written (the fingerprint differs)")
     return mismatches
 
 
 def check_clips(store: LogitStore, clips: AnyClips, allow_missing: bool, other_clip_store: bool) -> list[str]:
-    """What does not fit between a logit store and a clip store with the same classes."""
+    """Mismatches between a logit store and a clip store with the same classes."""
     mismatches = []
     other = store.clip_store_fingerprint != clips.fingerprint
     if other and not other_clip_store:
         mismatches.append(
             f"it was made from another clip store (fingerprint {brief(store.clip_store_fingerprint)}, {clips.path} has "
-            f"{clips.fingerprint}); --other-clip-store allows that if every clip's audio agrees"
+            f"{clips.fingerprint}); --other-clip-store allows this if the audio of every clip agrees"
         )
     missing, changed, unknown = Tally(), Tally(), Tally()
     for start in range(0, len(clips), ROWS_PER_BLOCK):
@@ -135,11 +135,11 @@ def check_clips(store: LogitStore, clips: AnyClips, allow_missing: bool, other_c
     if missing and not allow_missing:
         mismatches.append(f"{len(missing)} of {len(clips)} clips have no logits: {missing}")
     if changed:
-        mismatches.append(f"{len(changed)} clips have other audio than the teacher heard: {changed}")
+        mismatches.append(f"{len(changed)} clips have different audio from what the teacher heard: {changed}")
     if other and other_clip_store and unknown:
         mismatches.append(
-            f"it was made from another clip store, and for {len(unknown)} clips it is not known whether the audio is the "
-            f"same (no digests): {unknown}"
+            f"it was made from another clip store, and for {len(unknown)} clips there are no digests to check whether the "
+            f"audio is the same: {unknown}"
         )
     covered = len(clips) - len(missing)
     print(f"  covers {covered} of {len(clips)} clips; {len(store) - covered} more clips are not in {clips.path}")
@@ -147,12 +147,12 @@ def check_clips(store: LogitStore, clips: AnyClips, allow_missing: bool, other_c
 
 
 def check_teacher(store: LogitStore, spec: str, clips: AnyClips) -> list[str]:
-    """What tells the teacher named by ``spec`` from the one whose logits are stored."""
+    """The mismatch, if any, between the teacher named by ``spec`` and the one whose logits are stored."""
     teacher = load_teacher_as_stored(spec, store.teacher, clips.class_names)
     if teacher.fingerprint == store.teacher.get("fingerprint"):
         return []
     return [
-        f"it is not of teacher {spec}, whose fingerprint is {teacher.fingerprint}; "
+        f"its logits are not from teacher {spec}, whose fingerprint is {teacher.fingerprint}; "
         f"found {store.teacher.get('fingerprint')} ({store.teacher.get('name')!r})"
     ]
 

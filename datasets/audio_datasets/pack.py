@@ -142,7 +142,7 @@ def pack(config: PackConfig, show_progress: bool = True) -> PackResult:
         except StopRequested as request:
             remove_asides(_work_folder(config))  # what workers were writing
             raise Stopped(
-                f"{request}; finished shards are kept in {_work_folder(config)}, and the same command goes on with the others"
+                f"{request}; finished shards are kept in {_work_folder(config)}, and the same command continues with the rest"
             ) from None
 
 

@@ -124,8 +124,8 @@ class CrossValidation:
 
         def stop_if_asked() -> None:
             if any_process(self.setup.accelerator, self.setup.signals.requested)[0]:
-                reason = self.setup.signals.reason or "a signal to another process"
-                raise Stopped(f"{reason} came during the linear probe; the same command fits it again")
+                reason = self.setup.signals.reason or "another process was asked to stop"
+                raise Stopped(f"{reason} during the linear probe; the same command fits it again")
 
         folders = [folder / folder_name(part, [seed], seed) for part in self.parts]
         results = [self.finished(place) for place in folders]

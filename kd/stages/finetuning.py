@@ -91,7 +91,7 @@ def cached_clips(setup: FinetuneSetup, clips: TaskClips, folder: Path) -> TaskCl
 
     def stop() -> None:
         if setup.signals.requested:
-            raise Stopped(f"{setup.signals.reason} came; the same command decodes the clips into {folder} again")
+            raise Stopped(f"{setup.signals.reason}; the same command decodes the clips into {folder} again")
 
     bad = setup.config.on_bad_clip
     on_main_process(setup.accelerator, lambda: fill_cache(clips, folder, rate, bad, before_clip=stop))

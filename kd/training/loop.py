@@ -198,8 +198,8 @@ def validate(
 def stop_message(signals: StopSignals, state: TrainState, run: Run) -> str:
     """What a user reads of a run that was stopped on request."""
     return (
-        f"{signals.reason or 'a signal to another process'} came; {run.folder} is saved at step {state.step}, and the same "
-        "command goes on from there"
+        f"{signals.reason or 'another process was asked to stop'}; {run.folder} is saved at step {state.step}, and the same "
+        "command continues from there"
     )
 
 

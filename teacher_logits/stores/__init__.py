@@ -1,1 +1,1 @@
-"""Logits on disk: rows, shards, several stores as one."""
+"""Logits on disk: rows, shards, ensembles and joined stores."""

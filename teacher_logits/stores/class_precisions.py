@@ -1,4 +1,4 @@
-"""Average precision, class by class, of teachers, of their ensemble, and of the ensemble without each of them.
+"""Average precision of each class, for each teacher, for their ensemble, and for the ensemble without each teacher.
 
 Shapes: n clips, T stores, C classes.
 """
@@ -12,7 +12,7 @@ from audio_datasets.system.command import progress
 from teacher_logits.store import ROWS_PER_BLOCK
 from teacher_logits.stores.ensemble import LogitEnsemble, weighted_mean
 
-# Columns of logits, float32, that are in memory at a time; the stores are gone through once for each block of columns.
+# Size of the block of columns (float32 logits) in memory at a time. The stores are read once for each block.
 COLUMN_BYTES_AT_ONCE = 500_000_000
 
 
@@ -24,23 +24,23 @@ class ClassPrecisions:
     positives: np.ndarray
     """int64 (C,): clips of each class."""
     stores: np.ndarray
-    """(T, C): each store by itself."""
+    """(T, C): each store alone."""
     ensemble: np.ndarray
     """(C,)"""
     without: np.ndarray
-    """(T, C): the ensemble without this store; NaN for a store that takes no part, or is the only one to do so."""
+    """(T, C): the ensemble without this store; NaN for a store with weight 0, or if no other store has a weight."""
 
     @property
     def harm(self) -> np.ndarray:
-        """(T, C): how much better the ensemble would be without a store; positive where the store hurts it."""
+        """(T, C): the gain of the ensemble from leaving out a store; positive if the store hurts it."""
         return self.without - self.ensemble
 
 
 def class_precisions(ensemble: LogitEnsemble, clips: AnyClips) -> ClassPrecisions:
-    """The average precisions of an ensemble's stores over labelled clips; each class's over the clips whose label is known.
+    """The average precisions of an ensemble and its stores. Each class is evaluated on the clips with a known label for it.
 
-    Memory does not grow with the number of classes: row numbers take 8 bytes for each clip and store, and columns of logits
-    COLUMN_BYTES_AT_ONCE, unless a single class needs more.
+    Memory does not grow with the number of classes: row numbers take 8 bytes per clip and store, and columns of logits
+    take COLUMN_BYTES_AT_ONCE, unless a single class needs more.
 
     Raises ValueError if no labelled clip is in every store.
     """
@@ -69,7 +69,7 @@ def class_precisions(ensemble: LogitEnsemble, clips: AnyClips) -> ClassPrecision
                 if len(positive):
                     _fill_in(result, index, scores, positive, ensemble)
                 bar.update()
-            scores = None  # a view of these columns, which must go before the next come
+            scores = None  # it is a view of these columns; release them before the next ones are read
     return result
 
 
@@ -93,14 +93,13 @@ def _fill_in(
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Average precision, equal to scikit-learn's ``average_precision_score``.
+    """Average precision, equal to scikit-learn's ``average_precision_score`` but several times faster.
 
-    That is the mean over the positive clips of the precision at their score, clips of equal scores being ranked together.
-    Two sorts and two searches take a fraction of its time.
+    It is the mean, over the positive clips, of the precision at their score. Clips with equal scores are ranked together.
 
     Args:
         scores: (n,).
-        positive: which clips have the class, as their positions in ``scores``; at least one.
+        positive: indices, in ``scores``, of the clips that have the class; at least one.
     """
     found = np.sort(scores[positive])
     hits = len(found) - np.searchsorted(found, found, side="left")
@@ -109,7 +108,7 @@ def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def _rows_in_stores(ensemble: LogitEnsemble, clips: AnyClips) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of the clips that all stores have: int64 (T, n) in the stores, and (n,) in the clip store."""
+    """The rows of clips that all stores have: int64 (T, n) in the stores, and (n,) in the clip store."""
     rows = np.empty((len(ensemble.stores), len(clips)), dtype=np.int64)
     for start in range(0, len(clips), ROWS_PER_BLOCK):
         end = min(start + ROWS_PER_BLOCK, len(clips))
@@ -121,7 +120,7 @@ def _rows_in_stores(ensemble: LogitEnsemble, clips: AnyClips) -> tuple[np.ndarra
 
 
 def _clips_of_classes(clips: AnyClips, clip_rows: np.ndarray) -> list[np.ndarray]:
-    """For each class the positions, among ``clip_rows``, of the clips that have it."""
+    """For each class, the indices in ``clip_rows`` of the clips that have it."""
     positions, classes = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
     for start in range(0, len(clip_rows), ROWS_PER_BLOCK):
         place, index = np.nonzero(clips.targets(clip_rows[start : start + ROWS_PER_BLOCK]))
@@ -134,7 +133,7 @@ def _clips_of_classes(clips: AnyClips, clip_rows: np.ndarray) -> list[np.ndarray
 
 
 def _known_clips(clips: AnyClips, clip_rows: np.ndarray, classes: range) -> list[np.ndarray] | None:
-    """For each of a run of classes the positions, ascending, of the clips whose label is known; None if all labels are."""
+    """For each class in a range, the ascending indices of the clips whose label is known; None if all labels are known."""
     if not clips.is_masked:
         return None
     known = np.empty((len(classes), len(clip_rows)), dtype=bool)
@@ -145,7 +144,7 @@ def _known_clips(clips: AnyClips, clip_rows: np.ndarray, classes: range) -> list
 
 
 def _columns(ensemble: LogitEnsemble, rows: np.ndarray, classes: range) -> np.ndarray:
-    """The logits of a run of classes, float32 (classes, T, n)."""
+    """The logits of a range of classes, float32 (classes, T, n)."""
     columns = np.empty((len(classes), *rows.shape), dtype=np.float32)
     for number, (store, of_store) in enumerate(zip(ensemble.stores, rows, strict=True)):
         for start in range(0, len(of_store), ROWS_PER_BLOCK):

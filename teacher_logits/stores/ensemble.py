@@ -1,4 +1,4 @@
-"""Several logit stores read as one teacher: an ensemble is a weighted mean, taken when its logits are read.
+"""Ensembles: several logit stores read as one teacher, by taking a weighted mean of their logits.
 
 Shapes: k clips, C classes.
 """
@@ -25,29 +25,33 @@ MeanOf = Literal["logits", "probabilities"]
 class LogitEnsemble:
     """Several stores read as one teacher: the weighted mean of their logits, or of their probabilities.
 
-    Weights are relative: 2 and 1 stand for 2/3 and 1/3. A store with weight 0 takes no part: it may lack clips. Raises
+    Weights are relative: 2 and 1 mean 2/3 and 1/3. A store with weight 0 is ignored, so it may lack clips. Raises
     ValueError if the class lists differ, a weight is negative, all are 0, or there is no store.
     """
 
     stores: tuple[LogitStore | JoinedLogits, ...]
     weights: tuple[float, ...]
     mean: MeanOf = "logits"
-    """What the mean is taken of; ``weighted_mean`` tells more."""
+    """Whether the mean is over logits or probabilities; see ``weighted_mean``."""
 
     def __post_init__(self) -> None:
         if not self.stores:
             raise ValueError("an ensemble needs at least one logit store; found none")
         if len(self.stores) != len(self.weights):
-            raise ValueError(f"one weight per store is needed; found {len(self.stores)} and {len(self.weights)}")
+            raise ValueError(
+                f"one weight per store is needed; found {len(self.stores)} stores and {len(self.weights)} weights"
+            )
         if self.mean not in get_args(MeanOf):
-            raise ValueError(f"the mean of an ensemble is of one of {list(get_args(MeanOf))}; found {self.mean!r}")
+            raise ValueError(
+                f"the mean of an ensemble must be over one of {list(get_args(MeanOf))}; found {self.mean!r}"
+            )
         for store, weight in zip(self.stores, self.weights, strict=True):
             if not (math.isfinite(weight) and weight >= 0):
                 raise ValueError(
                     f"the weight of a logit store must be a positive number, or 0; found {weight} for {store.path}"
                 )
         if not any(self.weights):
-            raise ValueError("every logit store has weight 0; at least one must take part")
+            raise ValueError("every logit store has weight 0; at least one needs a weight above 0")
         for store in self.stores[1:]:
             check_same_classes(self.stores[0].class_names, store.class_names, str(self.stores[0].path), str(store.path))
 
@@ -55,7 +59,7 @@ class LogitEnsemble:
     def open(cls, specs: Sequence[str | Path], mean: MeanOf = "logits") -> "LogitEnsemble":
         """Stores given as ``path`` or ``path:weight``; the weight is 1 if not given.
 
-        ``a.h5+b.h5`` names two stores of one teacher over different clips, which count as one.
+        ``a.h5+b.h5`` stands for two stores of the same teacher for different clips; they count as one.
         """
         paths, weights = zip(*(parse_weighted_path(str(spec)) for spec in specs), strict=True) if specs else ((), ())
         return cls(tuple(open_logits(path) for path in paths), weights, mean)
@@ -71,7 +75,7 @@ class LogitEnsemble:
         return self.stores[0].class_names
 
     def describe(self) -> list[dict[str, Any]]:
-        """For a run's provenance: each store's teacher, weight and fingerprint, and what the mean is of."""
+        """For a run's provenance: each store's teacher, weight and fingerprint, and the kind of mean."""
         return [
             {"teacher": store.teacher, "weight": weight, "mean_of": self.mean, "fingerprint": store.fingerprint}
             for store, weight in zip(self.stores, self.weights, strict=True)
@@ -79,9 +83,9 @@ class LogitEnsemble:
 
     @property
     def views(self) -> ViewConfig | None:
-        """How the views were made that all teachers heard; None if they heard the clips as they are.
+        """Settings of the views that all teachers heard; None if they heard the clips themselves.
 
-        Raises ValueError if they heard different ones.
+        Raises ValueError if they heard different views.
         """
         first, *others = self.taking_part
         for store in others:
@@ -98,14 +102,14 @@ class LogitEnsemble:
         return min(float(store.teacher.get("clip_seconds", math.inf)) for store in self.taking_part)
 
     def present(self, ids: Sequence[str]) -> np.ndarray:
-        """bool (k,): whether every store that takes part has the clip."""
+        """bool (k,): whether every store with a weight above 0 has the clip."""
         return np.logical_and.reduce([store.rows(ids) >= 0 for store in self.taking_part])
 
     def read(self, ids: Sequence[str], views: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Mean logits float32 (k, C), and bool (k,): whether every store that takes part has the clip.
+        """Mean logits float32 (k, C), and bool (k,): whether every store with a weight above 0 has the clip.
 
-        ``views`` (k,) chooses a view of each clip; without it, logits are the mean over the views that a store has. Zeros
-        where a clip is missing: what to do about it is left to the caller.
+        ``views`` (k,) chooses a view of each clip; without it, logits are the mean over all views in a store. Logits of missing
+        clips are zeros, and the caller has to deal with them.
         """
         stores, weights = self.taking_part, [weight for weight in self.weights if weight]
         rows = [store.rows(ids) for store in stores]
@@ -119,9 +123,9 @@ class LogitEnsemble:
     def check_against(self, clip_store: AnyClips, rows: np.ndarray | None = None) -> np.ndarray:
         """Checks that these logits belong to the clips in ``rows`` (default: all) of a clip store.
 
-        Returns bool (k,): True where a clip has no logits in at least one store that takes part; the caller decides
+        Returns bool (k,): True for clips without logits in at least one store with a weight above 0. The caller decides
         whether that is an error. Raises ValueError if the class lists differ, or if a clip's audio is not what the teacher
-        heard (told by its digest, where both stores have one); the message names the first such clip.
+        heard (according to its digest, if both stores have one); the message names the first such clip.
         """
         check_same_classes(clip_store.class_names, self.class_names, str(clip_store.path), str(self.stores[0].path))
         rows = np.arange(len(clip_store)) if rows is None else np.asarray(rows, dtype=np.int64)
@@ -138,14 +142,14 @@ class LogitEnsemble:
                 other = np.flatnonzero(known & (heard_now != heard_then).any(axis=1))
                 if len(other):
                     raise ValueError(
-                        f"clip {ids[other[0]]!r} has other audio in {clip_store.path} than the teacher heard for "
+                        f"the audio of clip {ids[other[0]]!r} in {clip_store.path} is not what the teacher heard for "
                         f"{store.path}; run the teacher again over this clip store"
                     )
         return missing
 
 
 def open_logits(path: Path) -> LogitStore | JoinedLogits:
-    """The store at ``path``; for ``a.h5+b.h5``, unless there is a file of that name, the stores ``a.h5`` and ``b.h5`` as one."""
+    """The store at ``path``. For ``a.h5+b.h5``, unless there is a file with that name, the stores ``a.h5`` and ``b.h5`` as one."""
     parts = str(path).split("+")
     if len(parts) == 1 or path.exists():
         return LogitStore.open(path)
@@ -155,12 +159,11 @@ def open_logits(path: Path) -> LogitStore | JoinedLogits:
 
 
 def weighted_mean(logits: Sequence[np.ndarray], weights: Sequence[float], mean: MeanOf) -> np.ndarray:
-    """One array of logits for several of the same shape, float32.
+    """The mean of several arrays of logits of the same shape, float32.
 
-    The mean of logits is the geometric mean of the odds. The mean of probabilities is given as its logit, so that whoever
-    reads it need not know which of the two it was. In it a teacher that is sure of a class counts for more than one that is
-    sure against it: a probability of 10^-6 pulls a mean down hardly further than one of 10^-3. Logits beyond ±700 count as
-    ±700 there, where float64 ends.
+    The mean of logits is the geometric mean of the odds. The mean of probabilities is returned as its logit, so that the caller
+    can treat both alike. It favours teachers that are sure of a class over teachers that are sure of its absence: a probability
+    of 10^-6 lowers the mean hardly more than one of 10^-3. Logits are clipped to ±700 for it, which is the range of float64.
     """
     shares = np.asarray(weights, dtype=np.float64) / np.sum(weights)
     if mean == "logits" or len(logits) == 1:
@@ -168,7 +171,7 @@ def weighted_mean(logits: Sequence[np.ndarray], weights: Sequence[float], mean: 
         for share, values in zip(shares, logits, strict=True):
             result += np.float32(share) * values
         return result
-    # Both the mean of σ(z) and that of 1 - σ(z) = σ(-z): neither rounds to 1, so the logit stays finite and precise.
+    # Average both σ(z) and 1 - σ(z) = σ(-z): neither mean is lost by rounding, so the logit stays finite and precise.
     yes, no = np.zeros((2, *logits[0].shape))
     for share, values in zip(shares, logits, strict=True):
         values = np.clip(values, -700, 700, dtype=np.float64)
@@ -178,7 +181,7 @@ def weighted_mean(logits: Sequence[np.ndarray], weights: Sequence[float], mean: 
 
 
 def parse_weighted_path(spec: str) -> tuple[Path, float]:
-    """``"path"`` or ``"path:weight"`` as (path, weight); a path that exists as written has weight 1."""
+    """``"path"`` or ``"path:weight"`` as (path, weight). A path that exists exactly as written has weight 1."""
     head, separator, tail = spec.rpartition(":")
     if not separator or Path(spec).exists():
         return Path(spec), 1.0

@@ -1,6 +1,6 @@
-"""One teacher's logits in several stores, each over other clips, read as one store: ``balanced.h5+unbalanced.h5``.
+"""One teacher's logits of different clips in several stores, read as one store: ``balanced.h5+unbalanced.h5``.
 
-Shapes: n clips of all stores together, C classes, k rows or ids asked for.
+Shapes: n clips in all stores together, C classes, k requested rows or ids.
 """
 
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ IDS_AT_ONCE = 65_536
 
 
 class JoinedLogits:
-    """Stores of one teacher, one after the other; rows count through all of them. Read in the same way as a ``LogitStore``.
+    """Concatenated stores of one teacher; rows are numbered through all of them. Has the same interface as ``LogitStore``.
 
-    Raises ValueError if the stores are not of the same teacher with the same classes, or share a clip id.
+    Raises ValueError if the stores do not have the same teacher and classes, or share a clip id.
     """
 
     def __init__(self, stores: Sequence[LogitStore]) -> None:
@@ -31,8 +31,8 @@ class JoinedLogits:
             check_same_classes(first.class_names, store.class_names, str(first.path), str(store.path))
             if first.teacher.get("fingerprint") != store.teacher.get("fingerprint") or first.views != store.views:
                 raise ValueError(
-                    f"{first.path} and {store.path} are not of one teacher, and cannot be joined by '+': found "
-                    f"{_named(first)} and {_named(store)}. Teachers of an ensemble are given apart, with a space"
+                    f"{first.path} and {store.path} are from different teachers and cannot be joined by '+': found "
+                    f"{_named(first)} and {_named(store)}. Separate the teachers of an ensemble by spaces"
                 )
         for one, other in combinations(stores, 2):
             shared = _shared_ids(one, other)
@@ -64,7 +64,7 @@ class JoinedLogits:
 
     @property
     def views(self) -> ViewConfig | None:
-        """How the views were made that the teacher heard; None if it heard the clips as they are."""
+        """Settings of the views that the teacher heard; None if it heard the clips themselves."""
         return self.stores[0].views
 
     @property
@@ -74,7 +74,7 @@ class JoinedLogits:
 
     @property
     def clip_store_fingerprint(self) -> str:
-        """That of the clip stores that the teacher heard, joined (``JoinedClips.fingerprint``); of one store, its own."""
+        """The fingerprint of the clip stores that the teacher heard (``JoinedClips.fingerprint`` if there are several)."""
         different = sorted({store.clip_store_fingerprint for store in self.stores})
         return different[0] if len(different) == 1 else digest_of(*different)
 
@@ -89,7 +89,7 @@ class JoinedLogits:
         return self.stores[number].clip_id(row - int(self._first_rows[number]))
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
-        """Row numbers int64 (k,) of the ids; -1 where no store has one."""
+        """Row numbers int64 (k,) of the ids; -1 for ids that no store has."""
         rows = np.full(len(ids), -1, dtype=np.int64)
         for store, first in zip(self.stores, self._first_rows, strict=False):
             found = store.rows(ids)
@@ -104,7 +104,7 @@ class JoinedLogits:
         return result
 
     def read(self, ids: Sequence[str], views: np.ndarray | None = None) -> np.ndarray:
-        """Logits float32 (k, C) of the clips with these ids; ValueError, naming the first, for ids that are not there."""
+        """Logits float32 (k, C) of the clips with these ids; ValueError that names the first ids that are not there."""
         rows = self.rows(ids)
         missing = [identifier for identifier, row in zip(ids, rows, strict=True) if row < 0]
         if missing:
@@ -112,14 +112,14 @@ class JoinedLogits:
         return self.read_rows(rows, views)
 
     def audio_digests(self, rows: np.ndarray) -> np.ndarray:
-        """uint8 (k, 16): hash of the stored audio that the teacher heard; zeros where it was not known."""
+        """uint8 (k, 16): hash of the stored audio that the teacher heard; zeros if unknown."""
         digests = self.stores[0].audio_digests(np.zeros(len(rows), dtype=np.int64))
         for store, places, its_rows in self._shares(rows):
             digests[places] = store.audio_digests(its_rows)
         return digests
 
     def _shares(self, rows: np.ndarray) -> list[tuple[LogitStore, np.ndarray, np.ndarray]]:
-        """For each store that has some of the rows: the store, their places among ``rows``, their numbers in it."""
+        """For each store that has some of the rows: the store, their indices in ``rows``, and their row numbers in it."""
         rows = np.asarray(rows, dtype=np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise ValueError(f"rows must be from 0 to {len(self) - 1}; found {rows.min()} to {rows.max()}")
@@ -137,7 +137,7 @@ def _named(store: LogitStore) -> str:
 
 
 def _shared_ids(one: LogitStore, other: LogitStore) -> list[str]:
-    """The first ids that are in both stores, of one block of rows at least."""
+    """Ids that are in both stores: those of the first block of rows that has any."""
     small, large = sorted((one, other), key=len)
     for start in range(0, len(small), IDS_AT_ONCE):
         ids = decode_ids(small.encoded_clip_ids[start : start + IDS_AT_ONCE])

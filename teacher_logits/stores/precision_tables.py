@@ -1,4 +1,4 @@
-"""Average precisions of an ensemble as text and as CSV: what it is worth, and which classes a teacher makes worse."""
+"""Average precisions of an ensemble as text and as CSV: how good it is, and which classes a teacher makes worse."""
 
 import csv
 from pathlib import Path
@@ -14,7 +14,7 @@ MOST_HURT = 5  # classes named for each store
 
 
 def summary(precisions: ClassPrecisions, ensemble: LogitEnsemble) -> str:
-    """The mAP of each store, of the ensemble, and of the ensemble without each, with the classes that a store hurts."""
+    """The mAP of each store, of the ensemble, and of the ensemble without each store, with the classes that a store hurts."""
     lines = [
         f"mAP {np.nanmean(by_class):.4f}  {store.path}"
         for store, by_class in zip(ensemble.stores, precisions.stores, strict=True)
@@ -39,14 +39,14 @@ def summary(precisions: ClassPrecisions, ensemble: LogitEnsemble) -> str:
 
 
 def class_table(precisions: ClassPrecisions, ensemble: LogitEnsemble) -> str:
-    """A line for each class that occurs, the ensemble's worst first; ``*`` marks where a store hurts the ensemble."""
+    """A line for each class that occurs, the ensemble's worst first. ``*`` marks classes for which a store hurts the ensemble."""
     several = len(ensemble.stores) > 1
     letters = [f"[{number}]" for number in range(1, len(ensemble.stores) + 1)]
     heads = [*letters, *(["all", *(f"-{letter}" for letter in letters)] if several else [])]
     order = [index for index in np.argsort(precisions.ensemble, kind="stable") if precisions.positives[index]]
     lines = [f"{letter} {store.path}" for letter, store in zip(letters, ensemble.stores, strict=True)]
     if several:
-        lines.append("all: the ensemble; -[1]: the ensemble without [1], with * where it is the better for it")
+        lines.append("all: the ensemble; -[1]: the ensemble without [1], with * if that is better")
     rows = [["class", "clips", *heads]]
     for index in order:
         cells = [f"{value:.3f}" for value in precisions.stores[:, index]]
@@ -59,7 +59,7 @@ def class_table(precisions: ClassPrecisions, ensemble: LogitEnsemble) -> str:
 
 
 def write_class_table(path: Path, precisions: ClassPrecisions, ensemble: LogitEnsemble) -> None:
-    """The same as CSV, every class in its own order and all digits; a cell is empty where there is no value."""
+    """The same as CSV, with all classes in their original order and all digits; missing values are empty cells."""
     heads, columns = [str(store.path) for store in ensemble.stores], [*precisions.stores]
     if len(ensemble.stores) > 1:
         heads += ["ensemble", *(f"without {store.path}" for store in ensemble.stores)]

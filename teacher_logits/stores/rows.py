@@ -1,7 +1,7 @@
-"""The two ways in which a logit store keeps its rows: dense, or the k largest logits of each and a floor for the rest.
+"""The two ways in which a logit store keeps its rows: all logits, or the k largest of each row and a floor for the rest.
 
-A writer puts blocks of rows into a new HDF5 file; a reader gives any rows back as float16 (r, C), whichever way they are
-kept. docs/logit_store.md has what the second way saves and what it costs.
+A writer writes blocks of rows into a new HDF5 file. A reader returns any rows as float16 (r, C), whichever way they are
+kept. docs/logit_store.md says how much space the second way saves and how large its error is.
 
 Shapes: n rows (one for each clip, or for each view of a clip), r rows at a time, C classes, K kept.
 """
@@ -20,14 +20,14 @@ from audio_datasets.system.messages import brief
 KEPT = np.dtype([("class", "<u2"), ("logit", "<f2")])
 MOST_CLASSES = 2**16
 
-# Probabilities of the 65,536 float16 values as whole multiples of 2^-36, so that their sums do not depend on the order in
-# which blocks come. 2^27 rows can be summed before an int64 overflows.
+# Probabilities of the 65,536 float16 values are rounded to multiples of 2^-36, so that sums do not depend on the order of
+# blocks. 2^27 rows can be summed before an int64 overflows.
 UNIT = 2.0**-36
 SMALLEST_MEAN = UNIT / 2
 
 
 class RowWriter(Protocol):
-    """Puts rows into a new file, block by block. What it returns are the bytes written, for the fingerprint."""
+    """Writes rows into a new file, block by block. Methods return the written bytes for the fingerprint."""
 
     def write(self, logits: np.ndarray) -> np.ndarray: ...
 
@@ -35,7 +35,7 @@ class RowWriter(Protocol):
 
 
 class RowReader(Protocol):
-    """Gives rows of an open file as float16 (r, C)."""
+    """Reads rows of an open file as float16 (r, C)."""
 
     shape: tuple[int, int]
     keep: int | None
@@ -45,18 +45,18 @@ class RowReader(Protocol):
     def read_run(self, first: int, count: int) -> np.ndarray: ...
 
     def stored_bytes(self, rows_at_once: int) -> Iterator[np.ndarray]:
-        """What a writer returned, in the same order, cut anywhere."""
+        """The bytes that the writer returned, in the same order but in blocks of any size."""
         ...
 
 
 def create_rows(file: ArrayFile, num_rows: int, num_classes: int, keep: int | None) -> RowWriter:
-    """The writer for a new file: dense, or of the ``keep`` largest."""
+    """The writer for a new file: of all logits, or of the ``keep`` largest."""
     file.attrs["storage"] = "dense" if keep is None else "top-k"
     return _DenseWriter(file, num_rows, num_classes) if keep is None else _TopKWriter(file, num_rows, num_classes, keep)
 
 
 def open_rows(path: Path, file: h5py.File, storage: str) -> RowReader:
-    """The reader for an open file. Raises ValueError for an unknown storage, and for datasets that it would not have."""
+    """The reader for an open file. Raises ValueError for an unknown storage, and for datasets that do not fit it."""
     readers = {"dense": DenseRows, "top-k": TopKRows}
     if storage not in readers:
         raise ValueError(f"{path} is a damaged logit store: its storage is {brief(storage)}; known: {list(readers)}")
@@ -64,23 +64,23 @@ def open_rows(path: Path, file: h5py.File, storage: str) -> RowReader:
 
 
 def row_bytes(num_classes: int, keep: int | None = None) -> int:
-    """What a row of logits takes on disk."""
+    """The size of a row of logits on disk."""
     return num_classes * np.dtype(np.float16).itemsize if keep is None else keep * KEPT.itemsize
 
 
 def check_keep(keep: int | None, num_classes: int) -> None:
-    """Raises ValueError unless so many logits of each row can be kept in place of all."""
+    """Raises ValueError if this many logits of each row cannot be kept."""
     if keep is not None and not 1 <= keep < num_classes <= MOST_CLASSES:
         raise ValueError(
-            f"from 1 to {num_classes - 1} of {num_classes} logits can be kept of each clip (and of at most "
-            f"{MOST_CLASSES} classes); found {keep}"
+            f"the number of logits to keep of each clip must be from 1 to {num_classes - 1} of {num_classes} "
+            f"(with at most {MOST_CLASSES} classes); found {keep}"
         )
 
 
 def largest(logits: np.ndarray, keep: int) -> np.ndarray:
-    """The ``keep`` largest logits of each row, the largest first; of equal ones the lower class. KEPT (r, keep)."""
+    """The ``keep`` largest logits of each row, the largest first; among equal logits, the lower class first. KEPT (r, keep)."""
     bits = logits.view(np.uint16)
-    # As whole numbers that ascend where the logits descend: NumPy sorts these by radix, which is stable and fast.
+    # As integers in descending order of logits, for which NumPy uses a radix sort, which is stable and fast.
     descending = np.where(bits < 0x8000, 0x7FFF - bits, bits)
     classes = np.argsort(descending, axis=1, kind="stable")[:, :keep]
     result = np.empty(classes.shape, KEPT)
@@ -105,7 +105,7 @@ class _DenseWriter:
 
 
 class _TopKWriter:
-    """Also adds up, class by class, the probabilities that are not kept."""
+    """Also sums, for each class, the probabilities that are not kept."""
 
     def __init__(self, file: ArrayFile, num_rows: int, num_classes: int, keep: int) -> None:
         check_keep(keep, num_classes)
@@ -157,7 +157,7 @@ class DenseRows:
 
 
 class TopKRows:
-    """The largest logits of each row, and one floor for each class where it is not among them."""
+    """The largest logits of each row, and a floor for all other classes."""
 
     def __init__(self, path: Path, file: h5py.File) -> None:
         self.path = path
@@ -180,7 +180,7 @@ class TopKRows:
 
     def _spread(self, kept: np.ndarray) -> np.ndarray:
         if kept.size and kept["class"].max() >= len(self.floor):
-            raise ValueError(f"{self.path} is a damaged logit store: it has a class beyond its {len(self.floor)}")
+            raise ValueError(f"{self.path} is a damaged logit store: it refers to a class beyond its {len(self.floor)}")
         logits = np.tile(self.floor, (len(kept), 1))
         np.put_along_axis(logits, kept["class"].astype(np.intp), kept["logit"], axis=1)
         return logits
@@ -195,6 +195,6 @@ def _rows(path: Path, file: h5py.File, name: str, dtype: np.dtype) -> FileRows:
     rows = FileRows(path, dataset_of(file, name))
     if rows.dtype != dtype or len(rows.shape) != 2:
         raise ValueError(
-            f"{path} is a damaged logit store: {name} is {rows.dtype} {rows.shape}; rows of {dtype} expected"
+            f"{path} is a damaged logit store: {name} must be rows of {dtype}; found {rows.dtype} {rows.shape}"
         )
     return rows

@@ -1,7 +1,7 @@
-"""Unfinished work on a logit store: a folder of finished shards beside it, and the plan that they follow.
+"""Unfinished work on a logit store: a folder beside it with finished shards and the plan that they follow.
 
-A shard is a run of rows of the clip store. Each is written aside and renamed, so it is either whole or not there, and a
-run that was killed goes on with the shards that are missing. All shards together make the store.
+A shard is a range of rows of the clip store. Each is written under a temporary name and renamed, so it is either complete or
+absent, and a killed run continues with the missing shards. All shards together make up the store.
 """
 
 import io
@@ -25,14 +25,14 @@ def shard_rows(num_clips: int, shard_clips: int) -> list[range]:
 
 
 def batches_of(rows: range, batch_size: int) -> list[range]:
-    """The batches of a shard. None crosses the border of a shard, so a batch is the same whoever computes it."""
+    """The batches of a shard. No batch crosses a shard boundary, so batches are the same whichever process computes them."""
     return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
 
 class ShardBatches(Sequence[range]):
-    """``batches_of`` every one of some shards, one after the other, made when asked for.
+    """The batches of several shards, concatenated and created on demand.
 
-    A list would hold a Python object for every few clips, in each data-loading worker.
+    A list would keep a Python object for every few clips in each data-loading worker.
     """
 
     def __init__(self, shards: Sequence[range], batch_size: int) -> None:
@@ -53,11 +53,11 @@ class ShardBatches(Sequence[range]):
 class ShardFolder:
     """``<store>.partial/``: ``plan.json`` and one NumPy file, float16 (rows, classes), for each finished shard.
 
-    A shard of k clips has ``views`` times k rows. Clips that were skipped have none; ``shard-….skipped.json`` beside it tells
-    which and why.
+    A shard of k clips has ``views`` times k rows. Skipped clips have no rows; ``shard-….skipped.json`` beside the shard lists
+    them with reasons.
 
-    The plan is everything that decides the shards' content, plain enough for JSON. Its digest is part of their names, so
-    that not even two runs at the same time can mix the work of two plans.
+    The plan contains everything that determines the shards' content, as JSON. Its digest is part of their names, so that even
+    two runs at the same time cannot mix the work of two plans.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class ShardFolder:
         self._digest = digest_of(json.dumps(self.plan, sort_keys=True))[:12]
 
     def begin(self, restart: bool = False) -> None:
-        """Makes the folder, or goes on with the work in it if that follows the same plan.
+        """Creates the folder, or continues the work in it if that follows the same plan.
 
-        Raises ValueError for work of another plan, unless ``restart`` says to give it up.
+        Raises ValueError for work with another plan, unless ``restart`` allows discarding it.
         """
         remove_asides(self.folder)
         found = self._found_plan()
@@ -82,8 +82,8 @@ class ShardFolder:
             return
         if found is not None and not restart:
             raise ValueError(
-                f"{self.folder} holds unfinished work with other settings: {_differences(found, self.plan)}. "
-                "Use the settings of that work to go on with it, or --restart to give it up"
+                f"{self.folder} contains unfinished work with other settings: {_differences(found, self.plan)}. "
+                "Use those settings to continue it, or --restart to discard it"
             )
         self.remove()
         write_json(self.folder / PLAN_FILE, self.plan)
@@ -93,7 +93,7 @@ class ShardFolder:
         return [index for index in range(len(self.shards)) if not self._path(index).exists()]
 
     def write(self, index: int, logits: np.ndarray, skipped: Mapping[str, str] | None = None) -> None:
-        """Keeps a finished shard, float16 (rows, C), of all its clips but those that were skipped (reason by clip id)."""
+        """Saves a finished shard, float16 (rows, C), without the skipped clips (reason by clip id)."""
         self._skipped_path(index).unlink(missing_ok=True)
         if skipped:
             write_json(self._skipped_path(index), dict(skipped))
@@ -101,11 +101,11 @@ class ShardFolder:
         content = io.BytesIO()
         np.save(content, logits)
         with written_aside(self._path(index)) as aside:
-            # Not np.save into the file itself, which does not tell why it could not write.
+            # np.save into the file itself would not report why it could not write.
             aside.write_bytes(content.getbuffer())
 
     def skipped(self) -> dict[str, str]:
-        """The clips that finished shards have skipped: reason by clip id, in the order of the clips."""
+        """The skipped clips of finished shards: reason by clip id, in the order of the clips."""
         return {
             clip_id: reason
             for index in range(len(self.shards))
@@ -127,7 +127,7 @@ class ShardFolder:
         self.remove()
 
     def clean_up(self) -> None:
-        """Removes what a run that was killed after ``publish`` left behind; work of another plan stays."""
+        """Removes what a run that was killed after ``publish`` left behind; keeps work with another plan."""
         if self._found_plan() in (None, self.plan):
             self.remove()
 
@@ -146,12 +146,12 @@ class ShardFolder:
 
     def _read(self, index: int) -> np.ndarray:
         try:
-            # Not np.load, which takes what is no array for a zip archive or a pickle, whatever the file is called.
+            # Not np.load, which would read other content as a zip archive or a pickle, whatever the file is called.
             with open(self._path(index), "rb") as file:
                 return np.lib.format.read_array(file, allow_pickle=False)
         except (ValueError, EOFError) as error:
             raise ValueError(
-                f"{self._path(index)} is damaged ({error}). Remove that file to have the shard computed again"
+                f"{self._path(index)} is damaged ({error}). Remove this file to have the shard recomputed"
             ) from error
 
     def _skipped_path(self, index: int) -> Path:
@@ -162,8 +162,8 @@ class ShardFolder:
         expected = ((len(self.shards[index]) - skipped) * self.views, self.num_classes)
         if logits.dtype != np.float16 or logits.shape != expected:
             raise ValueError(
-                f"{self._path(index)} holds {logits.dtype} {logits.shape}; float16 {expected} is needed. "
-                "Remove that file to have the shard computed again"
+                f"{self._path(index)} must contain float16 {expected}; found {logits.dtype} {logits.shape}. "
+                "Remove this file to have the shard recomputed"
             )
 
 

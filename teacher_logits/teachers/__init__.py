@@ -1,1 +1,1 @@
-"""Teachers: what turns a waveform into logits."""
+"""Teachers, which turn waveforms into logits."""

@@ -1,4 +1,4 @@
-"""AST, the audio spectrogram transformer of the ``transformers`` package, as a teacher.
+"""AST, the audio spectrogram transformer in the ``transformers`` package, as a teacher.
 
 Gong, Chung and Glass, "AST: Audio Spectrogram Transformer", 2021. ``ast:FOLDER`` or ``ast:NAME`` names a model that
 ``ASTForAudioClassification.from_pretrained`` finds, with weights as safetensors and class names in its configuration.
@@ -24,35 +24,35 @@ class AstFrontend:
     sample_rate_hz: int
     n_mels: int
     frames: int
-    """Frames of the input; a shorter clip is followed by zeros."""
+    """Frames of the input; shorter clips are padded with zeros."""
     mean: float
-    """Mean of a filter bank over the training data."""
+    """Mean of the filter banks over the training data."""
     deviation: float
-    """Standard deviation of it; AST divides by twice as much."""
+    """Standard deviation of the filter banks over the training data; AST divides by twice this value."""
     standardizes: bool
 
     def __post_init__(self) -> None:
-        """ValueError for settings that no AST was trained with: a damaged file has any."""
+        """Raises ValueError for settings out of the usual range, which may come from a damaged file."""
         ranges = {"sample_rate_hz": (SLOWEST_HZ, FASTEST_HZ), "n_mels": (4, 4096), "frames": (1, 360_000)}
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high:
-                raise ValueError(f"{name} is a whole number from {low} to {high}; found {brief(value)}")
+                raise ValueError(f"{name} must be a whole number from {low} to {high}; found {brief(value)}")
         for name in ("mean", "deviation"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not abs(value) < 1e6:
-                raise ValueError(f"{name} is a number of common size; found {brief(value)}")
+                raise ValueError(f"{name} must be a number between -1,000,000 and 1,000,000; found {brief(value)}")
         if not self.deviation > 0 or not isinstance(self.standardizes, bool):
             raise ValueError(
-                f"the deviation is above 0, and whether to standardise true or false; found {brief(self.deviation)}, "
+                f"the deviation must be above 0, and standardizes true or false; found {brief(self.deviation)}, "
                 f"{brief(self.standardizes)}"
             )
 
     def __call__(self, waveform: Tensor) -> Tensor:
-        """(batch, samples) in [-1, 1] -> (batch, frames, n_mels), the numbers of transformers' ASTFeatureExtractor."""
+        """(batch, samples) in [-1, 1] -> (batch, frames, n_mels), the same values as transformers' ASTFeatureExtractor."""
         from torchaudio.compliance import kaldi
 
-        # float32 under autocast too: filter banks span more than half precision resolves
+        # float32 even under autocast: half precision is too coarse for filter banks
         with torch.autocast(waveform.device.type, enabled=False):
             banks = [
                 kaldi.fbank(
@@ -73,7 +73,7 @@ class AstTeacher(Teacher):
 
     def __init__(self, name: str, network: nn.Module, frontend: AstFrontend) -> None:
         config = network.config
-        # What remains of a clip of whole seconds is silence: 1024 frames are for clips of 10 s.
+        # The input is a little longer than a whole number of seconds, and the rest is silence: 1024 frames are for 10 s.
         seconds = frontend.frames * SHIFT_MS / 1000.0
         super().__init__(
             name,
@@ -100,7 +100,7 @@ class AstTeacher(Teacher):
 
 
 def load_ast_teacher(source: str) -> AstTeacher:
-    """The AST in a folder or of a public name, on the CPU in evaluation mode.
+    """The AST in a folder or with a public name, on the CPU in evaluation mode.
 
     Raises ValueError if transformers is not installed, if there is no such model, or if its weights are not safetensors
     (a pickle is never loaded).
@@ -114,16 +114,16 @@ def load_ast_teacher(source: str) -> AstTeacher:
             source, use_safetensors=True, output_loading_info=True
         )
         settings: Any = ASTFeatureExtractor.from_pretrained(source)
-    except Exception as error:  # transformers, and what it reads files with, have no common error for damaged ones
+    except Exception as error:  # transformers and its file readers have no common error for damaged files
         raise ValueError(f"there is no AST with safetensors at {source!r}: {brief(str(error), 1000)}") from error
     if found["missing_keys"]:
         raise ValueError(
-            f"{source} is no AST with a trained classifier; missing: {listed(sorted(found['missing_keys']))}"
+            f"{source} is not an AST with a trained classifier; missing: {listed(sorted(found['missing_keys']))}"
         )
     found = (settings.num_mel_bins, settings.max_length)
     if found != (network.config.num_mel_bins, network.config.max_length):
         raise ValueError(
-            f"{source}: its feature extractor makes {brief(found[1])} frames of {brief(found[0])} bands; the network takes "
+            f"{source}: its feature extractor makes {brief(found[1])} frames of {brief(found[0])} bands, but the network takes "
             f"{network.config.max_length} of {network.config.num_mel_bins}"
         )
     try:
@@ -136,5 +136,5 @@ def load_ast_teacher(source: str) -> AstTeacher:
             standardizes=settings.do_normalize,
         )
         return AstTeacher(source.rstrip("/").rpartition("/")[2], network.float(), frontend)
-    except (ValueError, KeyError) as error:  # of classes without a name, for one
+    except (ValueError, KeyError) as error:  # for example, for classes without names
         raise ValueError(f"{source}: {type(error).__name__}: {error}") from error

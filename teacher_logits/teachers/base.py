@@ -1,4 +1,4 @@
-"""What a teacher is: anything that turns waveforms into logits and can say exactly what it is."""
+"""The interface of a teacher: it turns waveforms into logits and describes itself exactly."""
 
 import json
 from collections.abc import Sequence
@@ -15,20 +15,19 @@ DEFAULT_CLIP_SECONDS = 10.0  # the clips of AudioSet, which most teachers were t
 
 
 class Teacher(nn.Module):
-    """Base of all teachers: waveform (batch, samples) -> logits (batch, classes), before sigmoid or softmax.
+    """Base class of all teachers: waveform (batch, samples) -> logits (batch, classes), before sigmoid or softmax.
 
-    Subclasses call ``super().__init__`` and define ``forward``. A teacher must treat every clip by itself: its logits may
-    not depend on the rest of the batch.
+    Subclasses call ``super().__init__`` and define ``forward``. The logits of a clip must not depend on the rest of the batch.
 
     Attributes:
-        name: names the store's file; takes no part in the fingerprint.
-        class_names: what the logits' columns mean.
-        sample_rate_hz: rate of the waveforms it wants.
-        clip_seconds: length of the waveforms it wants; shorter clips are padded with zeros, longer ones cut.
-        frontend: settings between waveform and network, for the fingerprint and for people; plain enough for JSON.
-        architecture: whatever else tells this teacher from another with equal weights; plain enough for JSON.
-        log_mel: our front end, for a teacher that has it and defines ``logits_of_mel`` too; None for others. Views with
-            jittered mel bands or masked stripes need it.
+        name: used for the name of the store's file; not part of the fingerprint.
+        class_names: the classes of the logits' columns.
+        sample_rate_hz: sample rate of the input waveforms.
+        clip_seconds: length of the input waveforms; shorter clips are padded with zeros, longer ones cut.
+        frontend: settings between waveform and network, for the fingerprint and for people. Must be valid JSON.
+        architecture: everything else that distinguishes this teacher from another with equal weights. Must be valid JSON.
+        log_mel: our front end, for a teacher that uses it and also defines ``logits_of_mel``; None for others. Needed for views
+            with jittered mel bands or masked stripes.
     """
 
     def __init__(
@@ -43,9 +42,9 @@ class Teacher(nn.Module):
     ) -> None:
         super().__init__()
         if not (isinstance(sample_rate_hz, int) and sample_rate_hz > 0):
-            raise ValueError(f"a teacher's sample_rate_hz is a whole number above 0; found {sample_rate_hz!r}")
+            raise ValueError(f"a teacher's sample_rate_hz must be a whole number above 0; found {sample_rate_hz!r}")
         if not 0 < clip_seconds < float("inf"):
-            raise ValueError(f"a teacher's clip_seconds is above 0; found {clip_seconds!r}")
+            raise ValueError(f"a teacher's clip_seconds must be above 0; found {clip_seconds!r}")
         self.name = name
         self.class_names = check_class_names(class_names)
         self.sample_rate_hz = sample_rate_hz
@@ -59,19 +58,19 @@ class Teacher(nn.Module):
         raise NotImplementedError
 
     def logits_of_mel(self, mel: Tensor) -> Tensor:
-        """(batch, 1, bands, frames), as ``log_mel`` gives it -> (batch, classes)"""
+        """(batch, 1, bands, frames), the output of ``log_mel`` -> (batch, classes)"""
         raise NotImplementedError
 
     def hear_view(self, waveform: Tensor, band_edges: Tensor | None = None, stripes: Tensor | None = None) -> Tensor:
-        """Logits (batch, classes) of views: waveforms (batch, samples), mel bands' limits (batch, 2), masks (batch, 4).
+        """Logits (batch, classes) of views: waveforms (batch, samples), edges of the mel bands (batch, 2), masks (batch, 4).
 
-        Raises ValueError for limits or masks if the teacher has not our front end.
+        Raises ValueError for edges or masks if the teacher does not use our front end.
         """
         if band_edges is None and stripes is None:
             return self(waveform)
         if self.log_mel is None:
             raise ValueError(
-                f"teacher {self.name!r} has a front end of its own and can hear neither jittered mel bands nor masks; "
+                f"teacher {self.name!r} has its own front end, so jittered mel bands and masks cannot be applied; "
                 "turn them off with --no-view-mel-jitter and masks of 0"
             )
         mel = self.log_mel(waveform, band_edges)
@@ -79,12 +78,12 @@ class Teacher(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """32 hexadecimal digits over everything that decides the logits: weights, front end, class names, length."""
+        """32 hexadecimal digits: a hash of everything that determines the logits (weights, front end, class names, length)."""
         settings = {key: value for key, value in self._settings().items() if key != "name"}
         return digest_of(json.dumps(settings, sort_keys=True), json.dumps(self.class_names), weights_fingerprint(self))
 
     def describe(self) -> dict[str, Any]:
-        """What a logit store keeps of its teacher; plain enough for JSON."""
+        """The description for a logit store, ready for JSON."""
         return {**self._settings(), "weights_fingerprint": weights_fingerprint(self), "fingerprint": self.fingerprint}
 
     def _settings(self) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""A teacher with other class names takes part through an explicit map of its classes to the clips' classes.
+"""Teachers with other class names, used through an explicit map from their classes to the classes of the clips.
 
-A target class is the maximum over the teacher classes that are mapped to it. A clip has the target if it has any of them, and
-the maximum of the logits is the logit of the most probable one, which is never more than the probability of the union and
-equals it where classes lie within one another, as in AudioSet's ontology. (A mean would punish a target for every
-further way in which it can sound; a sum of probabilities would count nested classes twice.)
+The logit of a target class is the maximum over the teacher classes that are mapped to it. A clip has the target if it has any
+of them. The maximum belongs to the most probable one. Its probability never exceeds that of the union, and equals it
+for nested classes, as in AudioSet's ontology. (A mean would lower a target with every additional teacher class; a
+sum of probabilities would count nested classes twice.)
 """
 
 import csv
@@ -25,15 +25,15 @@ from teacher_logits.teachers.loaders import load_teacher
 COLUMNS = ("teacher_class", "class")
 
 ClassMap = dict[str, tuple[str, ...]]
-"""For each class the teacher classes that it is the maximum of."""
+"""For each class, the teacher classes over which the maximum is taken."""
 
 
 def read_class_map(path: Path) -> ClassMap:
     """The map in a CSV file with the columns ``teacher_class`` and ``class``, one row for each pair.
 
-    A teacher class may serve several classes, and a class may have several teacher classes.
+    A teacher class may be mapped to several classes, and a class may have several teacher classes.
 
-    Raises ValueError, with path and line, for a missing file or column, an empty entry, or a pair that is there twice.
+    Raises ValueError, with path and line, for a missing file or column, an empty entry, or a repeated pair.
     """
     path = Path(path)
     try:
@@ -46,13 +46,13 @@ def read_class_map(path: Path) -> ClassMap:
     class_map: ClassMap = {}
     try:
         if set(rows.fieldnames or ()) != set(COLUMNS):
-            raise ValueError(f"{path}: a class map has the columns {', '.join(COLUMNS)}; found {rows.fieldnames}")
+            raise ValueError(f"{path}: a class map must have the columns {', '.join(COLUMNS)}; found {rows.fieldnames}")
         for row in rows:
             teacher_class, name = ((row[column] or "").strip() for column in COLUMNS)
             if not teacher_class or not name or None in row:
                 raise ValueError(f"{path}, line {rows.line_num}: expected a teacher class and a class; found {row}")
             if teacher_class in class_map.get(name, ()):
-                raise ValueError(f"{path}, line {rows.line_num}: {teacher_class!r} -> {name!r} is there twice")
+                raise ValueError(f"{path}, line {rows.line_num}: {teacher_class!r} -> {name!r} occurs twice")
             class_map[name] = (*class_map.get(name, ()), teacher_class)
     except csv.Error as error:
         raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
@@ -62,13 +62,13 @@ def read_class_map(path: Path) -> ClassMap:
 
 
 class MappedTeacher(Teacher):
-    """A teacher whose logits are those of other classes: for each the maximum over its teacher classes.
+    """A teacher whose logits are mapped to other classes, as the maximum over the teacher classes of each.
 
-    The map and the teacher's own class names are part of ``architecture``, and so of the fingerprint.
+    The map and the teacher's original class names are part of ``architecture``, and therefore of the fingerprint.
     """
 
     def __init__(self, teacher: Teacher, class_names: Sequence[str], class_map: Mapping[str, Sequence[str]]) -> None:
-        """Raises ValueError for a class that is not mapped, and for a name in the map that is no class of its side."""
+        """Raises ValueError for a class that is not mapped, and for a name in the map that is not a class."""
         names = check_class_names(class_names)
         if missing := [name for name in names if not class_map.get(name)]:
             raise ValueError(f"the class map has no teacher class for {listed(missing)}")
@@ -94,7 +94,7 @@ class MappedTeacher(Teacher):
         )
         self.teacher = teacher
         self.log_mel = teacher.log_mel
-        # (classes, most teacher classes of one), shorter rows filled up with their first, which changes no maximum
+        # (classes, maximum number of teacher classes). Shorter rows repeat their first entry, which changes no maximum.
         most = max(len(class_map[name]) for name in names)
         places = [[place_of[source] for source in class_map[name]] for name in names]
         table = torch.tensor([row + row[:1] * (most - len(row)) for row in places])
@@ -116,24 +116,24 @@ class MappedTeacher(Teacher):
 def with_classes_of_clips(
     teacher: Teacher, spec: str, clips: ClipStore | SoundFolder, class_map: Mapping[str, Sequence[str]] | None
 ) -> Teacher:
-    """A teacher for the classes of a clip store: the given one if those are its own, otherwise that one mapped.
+    """A teacher with the classes of a clip store: the given one if its classes are the same, otherwise a mapped one.
 
-    Raises ValueError if the classes differ and there is no map, or one that does not fit.
+    Raises ValueError if the classes differ and there is no map, or the map does not fit.
     """
     difference = class_list_difference(clips.class_names, teacher.class_names, str(clips.path), f"teacher {spec}")
     if difference is None:
         return teacher
     if class_map is None:
         raise ValueError(
-            f"class lists differ: {difference}; --class-map FILE tells which of the teacher's classes stand for the clips'"
+            f"class lists differ: {difference}; to map the teacher's classes to those of the clips, give --class-map FILE"
         )
     return MappedTeacher(teacher, clips.class_names, class_map)
 
 
 def load_teacher_as_stored(spec: str, stored: Mapping[str, Any], class_names: Sequence[str]) -> Teacher:
-    """The teacher that ``spec`` names, as long and with the class map that a logit store tells of its teacher.
+    """The teacher that ``spec`` names, with the clip length and class map from a logit store's description of its teacher.
 
-    ``stored`` is what ``Teacher.describe`` gave; ``class_names`` are the store's. Raises ValueError as ``load_teacher``.
+    ``stored`` is the output of ``Teacher.describe``; ``class_names`` are the store's. Raises ValueError as ``load_teacher`` does.
     """
     clip_seconds, architecture = stored.get("clip_seconds"), stored.get("architecture", {})
     if "class_map" not in architecture:

@@ -1,6 +1,6 @@
-"""A view of a clip as a network hears it. ``kd teach`` and ``kd pretrain --views stored`` both make views here.
+"""Makes the views of a clip that a network hears, for both ``kd teach`` and ``kd pretrain --views stored``.
 
-docs/consistent_teaching.md tells what views are for.
+docs/consistent_teaching.md explains what views are for.
 """
 
 from typing import Protocol
@@ -14,7 +14,7 @@ from students.frontend import LogMelConfig, draw_band_edges
 
 
 class Clips(Protocol):
-    """What views are made of: a clip store, or several joined."""
+    """The source of the views: a clip store, or several joined."""
 
     def clip_id(self, row: int) -> str: ...
 
@@ -31,16 +31,16 @@ def heard_views(
     sample_rate_hz: int,
     frontend: LogMelConfig | None,
 ) -> dict[str, Tensor]:
-    """The given views of one clip, which is decoded once.
+    """The given views of one clip. The clip is decoded once.
 
     Args:
         seconds: length of a view.
-        frontend: front end of the network; None if its spectrogram is not ours, which allows neither jittered bands nor
-            masked stripes.
+        frontend: front end of the network; None if it is not ours, in which case bands cannot be jittered and stripes not
+            masked.
 
     Returns:
-        ``waveform`` (V, samples); with mel jitter ``band_edges`` (V, 2) in Hz; with masks ``stripes`` (V, 4), shares of
-        the axes.
+        ``waveform`` (V, samples); with mel jitter also ``band_edges`` (V, 2) in Hz; with masks also ``stripes`` (V, 4), as
+        fractions of the axes.
     """
     clip_id = clips.clip_id(row)
     waveform = clips.waveform(row, sample_rate_hz)

@@ -1,8 +1,8 @@
-"""Loads the teacher that a command line names, as one of
+"""Loads the teacher named on a command line, in one of these forms:
 
 runs/mn10                        a run folder: ``student.safetensors`` and ``student.json``
-mn04@mn04_as_mAP_432.pt          a student of the catalog with weights that carry no class names
-passt@passt-s.pt                 a PaSST, its size and variant told by the weights, likewise without class names
+mn04@mn04_as_mAP_432.pt          a student of the catalog with weights that have no class names
+passt@passt-s.pt                 a PaSST whose size and variant are inferred from the weights, also without class names
 ast:FOLDER_OR_NAME               an AST of the transformers package
 model.onnx                       an ONNX model from waveforms or log-mels to logits
 my_package.teachers:big_one      a function without arguments that returns a ``Teacher``
@@ -29,12 +29,12 @@ def load_teacher(
     """The teacher that ``spec`` names (see the top of this file), on the CPU in evaluation mode.
 
     Args:
-        class_names: what the outputs of bare weights (``NAME@WEIGHTS``) mean, and those of an ONNX model that does not
-            tell; other teachers know their own.
-        clip_seconds: the length of the clips it hears, in place of its own.
+        class_names: classes for bare weights (``NAME@WEIGHTS``) and for ONNX models without class names; other teachers have
+            their own.
+        clip_seconds: length of the input clips, if it should not be the teacher's own.
 
     Raises:
-        ValueError: a spec of no known form; weights that are missing or of another student; a function that does not
+        ValueError: a spec of unknown form; weights that are missing or belong to another student; a function that does not
             return a Teacher.
     """
     spec = str(spec)
@@ -50,7 +50,7 @@ def load_teacher(
         teacher = teacher_from_weights(spec, class_names)
     else:
         raise ValueError(
-            f"teacher {spec!r} is none of: a run folder (holding {CARD_FILE}), NAME@WEIGHTS (as mn04@weights.pt or"
+            f"teacher {spec!r} is none of: a run folder (with {CARD_FILE}), NAME@WEIGHTS (such as mn04@weights.pt or"
             " passt@weights.pt), FILE.onnx, ast:FOLDER_OR_NAME, module:function"
         )
     if clip_seconds is not None:
@@ -61,7 +61,7 @@ def load_teacher(
 
 
 def knows_its_classes(spec: str | Path) -> bool:
-    """Whether a teacher brings its own class names; bare weights do not, and an ONNX model perhaps."""
+    """Whether a teacher has its own class names. Bare weights have none; ONNX models may have some."""
     spec = str(spec)
     if spec.endswith(ONNX_SUFFIX) and not Path(spec).is_dir():
         return OnnxModel.read(Path(spec)).class_names is not None
@@ -71,10 +71,10 @@ def knows_its_classes(spec: str | Path) -> bool:
 def _from_function(spec: str) -> Teacher:
     function = named_attribute(spec, "teacher")
     if not callable(function):
-        raise ValueError(f"teacher {spec!r} is no function; found {type(function).__name__}")
+        raise ValueError(f"teacher {spec!r} must be a function; found {type(function).__name__}")
     teacher = function()
     if not isinstance(teacher, Teacher):
         raise ValueError(
-            f"teacher {spec!r} returned {type(teacher).__name__}; a teacher_logits.teachers.base.Teacher is needed"
+            f"teacher {spec!r} must return a teacher_logits.teachers.base.Teacher; found {type(teacher).__name__}"
         )
     return teacher

@@ -1,4 +1,4 @@
-"""A student (a PaSST is one, too) as a teacher: from a run folder or from bare weights."""
+"""Students, including PaSST, as teachers: from a run folder or from bare weights."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from teacher_logits.teachers.base import DEFAULT_CLIP_SECONDS, Teacher
 
 
 class StudentTeacher(Teacher):
-    """A student with weights, in evaluation mode, as a teacher."""
+    """A trained student in evaluation mode, as a teacher."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class StudentTeacher(Teacher):
 
 
 def teacher_from_run(folder: Path) -> Teacher:
-    """The student of a run folder. Raises ValueError if there is none, or if weights and card do not belong together."""
+    """The student in a run folder. Raises ValueError if there is none, or if weights and card do not belong together."""
     student = load_student(folder)
     card = student.card
     clip_seconds = card.provenance.get("clip_seconds", DEFAULT_CLIP_SECONDS)
@@ -56,10 +56,10 @@ def teacher_from_run(folder: Path) -> Teacher:
 
 
 def teacher_from_weights(spec: str, class_names: Sequence[str] | None) -> Teacher:
-    """``NAME@WEIGHTS``: a student with weights from a file, or FAMILY@WEIGHTS, whose size the weights tell."""
+    """``NAME@WEIGHTS``: a student with weights from a file; or FAMILY@WEIGHTS, with the size inferred from the weights."""
     student_name, _, weights = spec.partition("@")
     if class_names is None:
-        raise ValueError(f"the weights of teacher {spec!r} carry no class names; give them with --class-names FILE")
+        raise ValueError(f"the weights of teacher {spec!r} have no class names; give them with --class-names FILE")
     if student_name in list_families() and student_name not in list_students():
         student = student_from_weights(student_name, weights)
         if student.num_classes != len(class_names):

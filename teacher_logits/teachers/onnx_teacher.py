@@ -1,12 +1,12 @@
-"""Any ONNX model that turns waveforms, or our log-mel spectrograms, into logits, as a teacher.
+"""ONNX models as teachers: any model that turns waveforms or our log-mel spectrograms into logits.
 
-Its input has the shape (batch, samples) or (batch, 1, bands, frames). What the shapes leave open is read from the model's
-metadata (strings by name, ``metadata_props``), where they are there:
+The input must have shape (batch, samples) or (batch, 1, bands, frames). Everything else is read from the model's metadata
+(strings by name, ``metadata_props``). These entries are optional:
 
-    class_names      JSON list, one name per output; otherwise the caller gives them
-    sample_rate_hz   rate of the waveform; otherwise 32000, which is said in a warning
-    clip_seconds     length of clip that the model is for; otherwise that of an input of fixed size, or 10
-    frontend         JSON object, settings of students.frontend.LogMelConfig; otherwise its defaults
+    class_names      JSON list, one name per output; default: given by the caller
+    sample_rate_hz   sample rate of the waveform; default: 32000, with a warning
+    clip_seconds     length of clips that the model is for; default: the input's length if it is fixed, otherwise 10
+    frontend         JSON object, settings of students.frontend.LogMelConfig; default: the defaults of that class
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from students.frontend import LogMel, LogMelConfig
 from teacher_logits.teachers.base import DEFAULT_CLIP_SECONDS, Teacher
 
 LARGEST_AXIS = 2**27
-"""An hour of audio at 32 kHz is less; what a damaged file says is mostly more."""
+"""More than an hour of audio at 32 kHz. Damaged files usually claim more."""
 DEFAULT_SAMPLE_RATE_HZ = LogMelConfig().sample_rate_hz
 
 _log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """What an ONNX file tells about itself."""
+    """The description that an ONNX file gives of itself."""
 
     path: Path
     input_name: str
@@ -42,18 +42,18 @@ class OnnxModel:
     takes_log_mel: bool
     """Whether the input is (batch, 1, bands, frames) rather than (batch, samples)."""
     batch: int | None
-    """Size of a batch, if fixed."""
+    """Batch size, if fixed."""
     bands: int | None
-    """Mel bands, if fixed."""
+    """Number of mel bands, if fixed."""
     length: int | None
-    """Samples or frames, if fixed."""
+    """Number of samples or frames, if fixed."""
     classes: int | None
-    """Outputs, if fixed."""
+    """Number of outputs, if fixed."""
     metadata: Mapping[str, str]
 
     @classmethod
     def read(cls, path: Path) -> "OnnxModel":
-        """Raises ValueError for a missing file, one that is no ONNX model, and inputs or outputs of another kind."""
+        """Raises ValueError for a missing file, one that is not an ONNX model, and unsupported inputs or outputs."""
         try:
             return cls._described_by(_open_session(path, threads=1), path)
         except UnicodeDecodeError as error:
@@ -66,17 +66,18 @@ class OnnxModel:
         if len(shape) not in (2, 4) or (len(shape) == 4 and isinstance(shape[1], int) and shape[1] != 1):
             found = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
             raise ValueError(
-                f"{path}: a teacher has one input, tensor(float), (batch, samples) or (batch, 1, bands, frames); found {found}"
+                f"{path}: a teacher must have one input, tensor(float), of shape (batch, samples) or (batch, 1, bands, frames);"
+                f" found {found}"
             )
         named = [output for output in outputs if output.name == "logits"] or outputs
         if len(named) != 1 or len(named[0].shape) != 2:
             found = ", ".join(f"{one.name} {one.shape}" for one in outputs)
             raise ValueError(
-                f"{path}: a teacher has one output, or one called logits, of shape (batch, classes); found {found}"
+                f"{path}: a teacher must have one output, or one called logits, of shape (batch, classes); found {found}"
             )
-        sizes = [size if isinstance(size, int) else None for size in shape]  # names of free axes are text
+        sizes = [size if isinstance(size, int) else None for size in shape]  # axes of variable size have names
         if max(size or 1 for size in sizes) > LARGEST_AXIS or min(1 if size is None else size for size in sizes) < 1:
-            raise ValueError(f"{path}: the axes of its input have sizes from 1 to {LARGEST_AXIS:,}; found {shape}")
+            raise ValueError(f"{path}: the axes of its input must have sizes from 1 to {LARGEST_AXIS:,}; found {shape}")
         return cls(
             path=path,
             input_name=inputs[0].name,
@@ -91,18 +92,18 @@ class OnnxModel:
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Those of the metadata, if there."""
+        """The class names in the metadata; None if there are none."""
         names = self._json("class_names", list)
         return None if names is None else check_class_names(names)
 
     def log_mel_config(self) -> LogMelConfig:
-        """The front end of the metadata, or the default one. ValueError if the model takes other spectrograms."""
+        """The front end in the metadata, or the default one. ValueError if the model takes other spectrograms."""
         settings = self._json("frontend", dict)
         config = LogMelConfig() if settings is None else LogMelConfig.from_dict(settings)
         if self.bands not in (None, config.n_mels):
             raise ValueError(
-                f"{self.path} takes {self.bands} mel bands and its front end is not known (the default one has"
-                f" {config.n_mels}); give its settings in the model's metadata under 'frontend'"
+                f"{self.path} takes {self.bands} mel bands, but its front end has {config.n_mels};"
+                " put the right settings into the model's metadata under 'frontend'"
             )
         return config
 
@@ -110,7 +111,7 @@ class OnnxModel:
         """Rate of the waveform, for a model that takes waveforms."""
         rate = self._json("sample_rate_hz", int)
         if rate is None:
-            _log.warning("%s does not tell its sample rate; %d Hz are taken", self.path, DEFAULT_SAMPLE_RATE_HZ)
+            _log.warning("%s does not give its sample rate; assuming %d Hz", self.path, DEFAULT_SAMPLE_RATE_HZ)
             return DEFAULT_SAMPLE_RATE_HZ
         return rate
 
@@ -122,7 +123,7 @@ class OnnxModel:
         return DEFAULT_CLIP_SECONDS if self.length is None else self.length / positions_per_second
 
     def digest(self) -> str:
-        """32 hexadecimal digits over the model's bytes, with those of weights kept in a file beside it."""
+        """32 hexadecimal digits: a hash of the model's bytes, including weights in a file beside it."""
         state = hashlib.blake2b(digest_size=16)
         beside = [self.path.with_name(self.path.name + ending) for ending in (".data", "_data")]
         for path in [self.path, *(path for path in beside if path.is_file())]:
@@ -139,7 +140,7 @@ class OnnxModel:
         except json.JSONDecodeError:
             value = self.metadata[key]
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise ValueError(f"{self.path}: the metadata's {key} is of the wrong kind; found {self.metadata[key]!r}")
+            raise ValueError(f"{self.path}: the metadata's {key} has the wrong type; found {self.metadata[key]!r}")
         return value
 
 
@@ -157,11 +158,11 @@ def _open_session(path: Path, threads: int) -> Any:
     try:
         return onnxruntime.InferenceSession(path, options, providers=providers)
     except _failures() as error:
-        raise ValueError(f"{path} is no ONNX model that onnxruntime can run: {error}") from error
+        raise ValueError(f"{path} is not an ONNX model that onnxruntime can run: {error}") from error
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What onnxruntime raises for a model or an input that it cannot take."""
+    """The exceptions that onnxruntime raises for a model or an input that it does not support."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     return (
@@ -175,10 +176,10 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 class OnnxTeacher(Teacher):
-    """An ONNX model as a teacher; onnxruntime chooses the device, and as many threads compute as torch would use."""
+    """An ONNX model as a teacher. onnxruntime chooses the device and uses as many threads as torch would."""
 
     def __init__(self, model: OnnxModel, class_names: Sequence[str]) -> None:
-        """Raises ValueError if the class names are not one per output."""
+        """Raises ValueError unless there is one class name per output."""
         if model.classes not in (None, len(class_names)):
             raise ValueError(f"{model.path} has {model.classes} outputs; {len(class_names)} class names were given")
         log_mel = LogMel(model.log_mel_config()) if model.takes_log_mel else None
@@ -198,7 +199,7 @@ class OnnxTeacher(Teacher):
         )
         self.log_mel = log_mel
         self.model = model
-        self._session: Any = None  # opened by the first batch, when it is known how many threads may compute
+        self._session: Any = None  # opened at the first batch, when the number of threads is known
 
     def forward(self, waveform: Tensor) -> Tensor:
         """(batch, samples) -> (batch, classes)"""
@@ -209,11 +210,11 @@ class OnnxTeacher(Teacher):
         return self._run(mel)
 
     def _run(self, inputs: Tensor) -> Tensor:
-        """(B, ...) -> (B, classes), in batches of the size that the model takes."""
+        """(B, ...) -> (B, classes), in batches of the model's size."""
         if self.model.length not in (None, inputs.shape[-1]):
             raise ValueError(
-                f"{self.model.path} takes {self.model.length} {'frames' if self.model.takes_log_mel else 'samples'} and no"
-                f" other length; found {inputs.shape[-1]} (leave out --clip-seconds)"
+                f"{self.model.path} takes exactly {self.model.length} {'frames' if self.model.takes_log_mel else 'samples'};"
+                f" found {inputs.shape[-1]} (leave out --clip-seconds)"
             )
         if self._session is None:
             self._session = _open_session(self.model.path, torch.get_num_threads())
@@ -229,20 +230,20 @@ class OnnxTeacher(Teacher):
                 raise ValueError(f"{self.model.path} cannot take an input of shape {full.shape}: {error}") from error
             if logits.dtype != np.float32 or logits.shape != (len(full), len(self.class_names)):
                 raise ValueError(
-                    f"{self.model.path} gave {logits.dtype} {logits.shape} for {len(full)} clips and "
-                    f"{len(self.class_names)} classes; one float32 logit for each is needed"
+                    f"{self.model.path} must return one float32 logit for each of {len(full)} clips and "
+                    f"{len(self.class_names)} classes; found {logits.dtype} {logits.shape}"
                 )
             outputs.append(logits[: len(part)])
         return torch.from_numpy(np.concatenate(outputs)).to(inputs.device)
 
 
 def load_onnx_teacher(path: Path, class_names: Sequence[str] | None) -> OnnxTeacher:
-    """The teacher in an ONNX file; ``class_names`` are taken if it carries none. ValueError if there are none at all."""
+    """The teacher in an ONNX file. ``class_names`` are used if it has none. ValueError if there are none at all."""
     model = OnnxModel.read(path)
     try:
         names = model.class_names or class_names
         if names is None:
-            raise ValueError(f"{path} carries no class names; give them with --class-names FILE")
+            raise ValueError(f"{path} has no class names; give them with --class-names FILE")
         return OnnxTeacher(model, names)
     except ValueError as error:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error

@@ -354,7 +354,7 @@ def test_a_signal_ends_packing_and_the_same_command_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(module, step, signalled)
         assert main(arguments) == STOPPED
-    assert f"{number.name} came; finished shards are kept in {work}" in capsys.readouterr().err
+    assert f"received {number.name}; finished shards are kept in {work}" in capsys.readouterr().err
     assert len(list(work.glob("shard-*.h5"))) == shards
     assert not list(tmp_path.rglob("*.tmp"))
     assert not (tmp_path / "clips.h5").exists()
@@ -377,7 +377,7 @@ def test_a_signal_to_all_processes_ends_them(tmp_path: Path) -> None:
         os.kill(int(process), signal.SIGTERM)
     message = run.communicate()[1]
     assert run.returncode == STOPPED, message
-    assert "SIGTERM came; finished shards are kept" in message
+    assert "received SIGTERM; finished shards are kept" in message
     assert not list(work.glob(".*"))
     done = len(list(work.glob("shard-*.h5")))
     assert 3 <= done < 60

@@ -449,7 +449,7 @@ def test_two_runs_do_not_write_into_one_folder(
         (signal.SIGTERM, DistillationObjective, 2, "fold1 is saved at step 2"),
         (signal.SIGUSR1, EvaluationWindows, 6, "fold1 is saved at step 6"),  # in the test of fold 1
         (signal.SIGTERM, DistillationObjective, 7, "fold2 is saved at step 1"),
-        (signal.SIGUSR1, EvaluationWindows, 1, "came during the linear probe"),
+        (signal.SIGUSR1, EvaluationWindows, 1, " during the linear probe"),
     ],
 )
 def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(
@@ -478,7 +478,7 @@ def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(
         patch.setattr(kind, method, signalled)
         assert main(arguments("esc50", data, tmp_path / "run", *options)) == STOPPED
     shown = capsys.readouterr().err
-    assert f"stopped: {number.name} came" in shown
+    assert f"stopped: received {number.name}" in shown
     assert told in shown
     assert not (tmp_path / "run" / "run.lock").exists()
     assert main(arguments("esc50", data, tmp_path / "run", *options)) == 0
@@ -491,10 +491,10 @@ def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(
 @pytest.mark.parametrize(
     ("task", "module", "step", "call", "told"),
     [
-        ("folder", TaskClips, "duration_seconds", 5, "SIGTERM came; the same command begins again"),
+        ("folder", TaskClips, "duration_seconds", 5, "received SIGTERM; the same command starts from the beginning"),
         ("folder", TaskClips, "duration_seconds", 15, "the same command decodes the clips into"),
         ("folder", TaskClips, "waveform", 4, "the same command decodes the clips into"),
-        ("esc50", probe_module, "LogisticRegression", 1, "came during the linear probe"),  # the first of three
+        ("esc50", probe_module, "LogisticRegression", 1, " during the linear probe"),  # the first of three
     ],
 )
 def test_a_signal_before_training_begins(

@@ -225,9 +225,9 @@ def test_views_and_logits_that_do_not_fit_are_refused(tiny_store, tiny_logits, h
         assert message in capsys.readouterr().err
     teach_again = ["--clips", str(tiny_store), "--teacher", f"{hashing}:of_waveform", "--out", str(tmp_path / "w")]
     for more, message in (
-        (["--views", "2"], "front end of its own"),
+        (["--views", "2"], "has its own front end"),
         (["--views", "2", "--no-view-mel-jitter", "--view-seconds", "2"], "longer than the 0.3 s"),
-        (["--view-gain-db", "3"], "no --views NUMBER"),
+        (["--view-gain-db", "3"], "not the number of views per clip"),
     ):
         assert precompute.main([*teach_again, *more]) == 2
         assert message in capsys.readouterr().err

@@ -88,7 +88,7 @@ def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(kind, method, signalled)
         assert main(arguments(tiny_store, tiny_logits, out, "--workers", str(workers))) == STOPPED
-    assert f"{number.name} came; {out} is saved at step {step}" in capsys.readouterr().err
+    assert f"received {number.name}; {out} is saved at step {step}" in capsys.readouterr().err
     assert checkpoints(out / "checkpoints")[-1].name == f"step-{step:08d}"
     assert not (out / "student.safetensors").exists()
     assert not (out / "run.lock").exists()

@@ -43,7 +43,7 @@ def test_a_store_is_made_compact_and_the_loss_is_told(dense, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("keep", "compact_first", "message"),
-    [(3, False, "from 1 to 2 of 3 logits"), (1, True, "keeps only 2 logits of each clip already")],
+    [(3, False, "must be from 1 to 2 of 3"), (1, True, "already keeps only 2 logits of each clip")],
 )
 def test_what_cannot_be_made_compact(dense, tmp_path, capsys, keep, compact_first, message):
     source = dense.path

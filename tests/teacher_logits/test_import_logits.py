@@ -89,7 +89,7 @@ def test_ids_of_clip_stores_are_taken_over(published: Path, capsys: pytest.Captu
     printed = capsys.readouterr().out
     assert "5 of 6 clips of" in printed
     assert "(83.3%); none for '00/Yno-such-id0.mp3'" in printed
-    assert "1 names are of no clip" in printed
+    assert "1 names match no clip" in printed
     store = LogitStore.open(published / "teacher.h5")
     predictions = np.load(published / "predictions.npy").astype(np.float16)
     ids = [f"03/{NAMES[3]}.mp3", f"01/{NAMES[1]}.mp3", NAMES[0], f"02/{NAMES[2]}.mp3", f"x/{NAMES[5]}.wav"]
@@ -116,7 +116,7 @@ def test_probabilities_become_logits(published: Path, capsys: pytest.CaptureFixt
     np.testing.assert_allclose(found[1, :2], [-16.12, 16.12], atol=0.01)
     np.testing.assert_allclose(logit(np.float32([0.25, 0.5])), [np.log(1 / 3), 0], atol=1e-6)
     assert run(published, "--probabilities", "--overwrite") == 2
-    assert "no probabilities" in capsys.readouterr().err
+    assert "not probabilities" in capsys.readouterr().err
 
 
 class Malicious:
@@ -126,7 +126,7 @@ class Malicious:
 
 WRONG = {
     "a pickle that runs code": ("index.pkl", pickle.dumps({"a": Malicious()}), "nothing was executed"),
-    "a pickled list": ("index.pkl", pickle.dumps(["a"]), "must hold a dict"),
+    "a pickled list": ("index.pkl", pickle.dumps(["a"]), "must contain a dict"),
     "a row beyond the end": (
         "index.pkl",
         pickle.dumps({"a": 0, "b": 7}),
@@ -140,7 +140,7 @@ WRONG = {
     "two names with one stem": ("index.json", b'{"0/a.mp3": 1, "1/a.mp3": 2}', "clip ids must be unique"),
     "a JSON list": ("index.json", b'["a"]', "expected a JSON object"),
     "no JSON": ("index.json", b"{", "index.json"),
-    "a wrong line": ("index.csv", b"file,row\na,0\nb,x\n", "line 3: 'x' is no row number"),
+    "a wrong line": ("index.csv", b"file,row\na,0\nb,x\n", "line 3: 'x' is not a row number"),
     "too many columns": ("index.csv", b"a,0,1\n", "line 1: expected a file name"),
     "no names": ("index.csv", b"file,row\n", "names no rows"),
 }
@@ -179,4 +179,4 @@ def test_a_wrong_array_is_refused(published: Path, capsys: pytest.CaptureFixture
 def test_clips_that_would_share_logits_are_refused(published: Path, capsys: pytest.CaptureFixture) -> None:
     clips = clip_store(published / "clips.h5", [f"0/{NAMES[0]}.mp3", f"1/{NAMES[0]}.mp3", NAMES[1]])
     assert run(published, "--clips", str(clips)) == 2
-    assert f"would all have the logits of '{NAMES[0]}'" in capsys.readouterr().err
+    assert f"would all get the logits of '{NAMES[0]}'" in capsys.readouterr().err

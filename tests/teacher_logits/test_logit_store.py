@@ -288,7 +288,7 @@ def test_damage_in_a_compact_store(tmp_path):
         file["kept"][...] = kept
     store = LogitStore.open(tmp_path / "a.h5")
     assert store.read_fingerprint() != store.fingerprint
-    with pytest.raises(ValueError, match=r"a\.h5 is a damaged logit store: it has a class beyond its 3"):
+    with pytest.raises(ValueError, match=r"a\.h5 is a damaged logit store: it refers to a class beyond its 3"):
         store.read(["b"])
     with h5py.File(tmp_path / "a.h5", "r+") as file:
         del file["kept"]

@@ -177,10 +177,10 @@ def test_what_a_kill_between_renaming_and_tidying_leaves_is_tidied(clips, own_te
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("Broken", r"returned \(2, 2\); logits of shape \(2, 3\) are needed"),
+        ("Broken", r"must return logits of shape \(2, 3\); found \(2, 2\)"),
         ("NotFinite", r"clip 'clip-0001' cannot be stored: found nan"),
         ("other_classes", r"class 1 is 'hum, low' in .* and 'hum' in teacher"),
-        ("no_teacher", "returned Linear"),
+        ("no_teacher", "Teacher; found Linear"),
     ],
 )
 def test_bad_teachers_end_with_exit_code_2(clips, own_teachers, tmp_path, capsys, function, message):
@@ -330,7 +330,7 @@ def test_a_signal_ends_the_run_at_the_next_batch_and_keeps_finished_shards(
     with monkeypatch.context() as patch:
         patch.setattr(shard_computing, "run_teacher", signalled)
         assert main(arguments(clips, [spec], tmp_path / "out")) == STOPPED
-    assert f"{number.name} came; finished shards are kept" in capsys.readouterr().err
+    assert f"received {number.name}; finished shards are kept" in capsys.readouterr().err
     assert len(batches) == 5
     assert shards_in(tmp_path / "out") == 1
     assert main(arguments(clips, [spec], tmp_path / "out")) == 0

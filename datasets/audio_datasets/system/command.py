@@ -76,7 +76,7 @@ def _run(function: Callable[[], Any]) -> tuple[int, bool]:
         return STOPPED, True
     except StopRequested as request:
         if rank == 0:
-            print(f"stopped: {request}; the same command begins again", file=sys.stderr)
+            print(f"stopped: {request}; the same command starts from the beginning", file=sys.stderr)
         return STOPPED, False
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

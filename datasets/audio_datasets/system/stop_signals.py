@@ -1,7 +1,7 @@
 """Stopping on request by SIGTERM and SIGUSR1, which cluster schedulers send.
 
-Training notes them and stops between two steps. Whatever else a command does ends where it is, by an exception on whose
-way out half-written files are removed.
+Training records them and stops between two steps. All other work is interrupted by an exception, and half-written files are
+removed while it propagates.
 """
 
 import os
@@ -16,14 +16,14 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Stopped(Exception):
-    """Work ended early on request, with everything done so far saved; the same command goes on with it.
+    """Work was stopped on request and is saved; the same command continues it.
 
     ``run_command`` turns it into the exit code ``audio_datasets.system.command.STOPPED``.
     """
 
 
 class StopRequested(BaseException):
-    """A stop signal came, and nobody notes them. Like KeyboardInterrupt no Exception: it is no error to be dealt with.
+    """A stop signal arrived outside ``StopSignals``. Like KeyboardInterrupt it is not an Exception, so no handler of errors stops it.
 
     ``run_command`` turns it into the exit code ``audio_datasets.system.command.STOPPED``.
     """
@@ -31,10 +31,10 @@ class StopRequested(BaseException):
 
 @contextmanager
 def raised_stop_signals() -> Iterator[None]:
-    """A stop signal raises ``StopRequested``, wherever the main thread is, unless a ``StopSignals`` inside notes it."""
+    """Inside the context, a stop signal raises ``StopRequested`` in the main thread, unless an inner ``StopSignals`` records it."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise StopRequested(f"{signal.Signals(number).name} came")
+        raise StopRequested(f"received {signal.Signals(number).name}")
 
     before = _handled_by(stop)
     try:
@@ -45,11 +45,11 @@ def raised_stop_signals() -> Iterator[None]:
 
 @contextmanager
 def delayed_stop_signals() -> Iterator[None]:
-    """Stop signals wait until the context ends. Processes that are started in it never end of them.
+    """Blocks stop signals until the context ends. Processes started inside it inherit the blocked signals.
 
-    Such a process must call ``outlive_stop_signals``, or its parent could not end it either.
+    Such a process must call ``outlive_stop_signals``; otherwise its parent could not stop it either.
     """
-    if not hasattr(signal, "sigwaitinfo"):  # macOS, where they could not
+    if not hasattr(signal, "sigwaitinfo"):  # macOS, where outlive_stop_signals does not work
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
@@ -60,24 +60,24 @@ def delayed_stop_signals() -> Iterator[None]:
 
 
 class StopSignals:
-    """Notes the stop signals that arrive while the context lasts.
+    """Records stop signals that arrive inside the context.
 
-    Data loaders need ``worker_init_fn=outlive_stop_signals`` besides.
+    Data loaders also need ``worker_init_fn=outlive_stop_signals``.
 
-    The end of a launcher also counts: if torch.distributed.run is killed outright, nobody would signal or watch the
-    processes that it started.
+    The end of a launcher also counts as a request to stop: after torch.distributed.run has been killed, nothing signals or
+    watches the processes that it started.
     """
 
     def __init__(self) -> None:
         self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
-        self._received: str | None = None
+        self._reason: str | None = None
 
     @property
     def reason(self) -> str | None:
-        """What asks for a stop: a signal's name, or that the launcher is gone; None if nothing does."""
-        if self._received is None and self._launcher not in (None, os.getppid()):
-            self._received = "the end of its launcher"
-        return self._received
+        """The reason to stop, such as "received SIGTERM" or "the launcher has ended"; None if there is none."""
+        if self._reason is None and self._launcher not in (None, os.getppid()):
+            self._reason = "the launcher has ended"
+        return self._reason
 
     @property
     def requested(self) -> bool:
@@ -91,15 +91,15 @@ class StopSignals:
         _restore(self._before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._received = signal.Signals(number).name
+        self._reason = f"received {signal.Signals(number).name}"
 
 
 Handler = Callable[[int, FrameType | None], Any]
 
 
 def _handled_by(handler: Handler) -> dict[int, Handler | int | None]:
-    """Installs a handler of all stop signals; returns those before it."""
-    if threading.current_thread() is not threading.main_thread():  # elsewhere Python allows none
+    """Installs a handler for all stop signals; returns the previous handlers."""
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers in the main thread only
         return {}
     return {number: signal.signal(number, handler) for number in STOP_SIGNALS}
 
@@ -110,10 +110,10 @@ def _restore(handlers: dict[int, Handler | int | None]) -> None:
 
 
 def outlive_stop_signals(worker: int = 0) -> None:
-    """Makes a worker process live through stop signals, unless its own parent sends them.
+    """Makes a worker process ignore stop signals unless its own parent sends them.
 
-    Launchers and schedulers signal whole process groups, and PyTorch's workers would end at once; but the process they
-    work for needs their batches to finish its step. It ends them itself when it is done.
+    Launchers and schedulers signal whole process groups, and PyTorch's workers would end at once. But their parent needs
+    their batches to finish its step. It ends them itself when it is done.
     """
     if not hasattr(signal, "sigwaitinfo"):  # macOS
         return

@@ -20,7 +20,7 @@ def test_a_signal_is_noted_while_the_context_lasts(number: signal.Signals) -> No
     with StopSignals() as signals:
         assert not signals.requested
         os.kill(os.getpid(), number)
-        assert signals.reason == number.name
+        assert signals.reason == f"received {number.name}"
     assert signal.getsignal(number) == before
 
 
@@ -51,7 +51,7 @@ def test_a_signal_ends_a_command_where_it_is(
                 pytest.fail("it is no error")
 
     assert run_command(write) == STOPPED
-    assert capsys.readouterr().err == f"stopped: {number.name} came; the same command begins again\n"
+    assert capsys.readouterr().err == f"stopped: received {number.name}; the same command starts from the beginning\n"
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(number) == before
 
@@ -69,7 +69,7 @@ def test_delayed_signals_arrive_later() -> None:
             os.kill(os.getpid(), signal.SIGUSR1)
             assert signal.SIGUSR1 in signal.sigpending() or signals.requested  # another thread may have got it
             child = subprocess.run(["sh", "-c", "kill -TERM $$; echo alive"], capture_output=True, text=True)
-        assert signals.reason == "SIGUSR1"
+        assert signals.reason == "received SIGUSR1"
     assert child.stdout == "alive\n"
 
 
@@ -99,7 +99,7 @@ def test_the_end_of_a_launcher_counts_as_a_request() -> None:
         "    print(before, '/', signals.reason, flush=True)\n"
     )
     launcher = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}]); input()"
-    for environment, expected in (({"TORCHELASTIC_RUN_ID": "x"}, "the end of its launcher"), ({}, "None")):
+    for environment, expected in (({"TORCHELASTIC_RUN_ID": "x"}, "the launcher has ended"), ({}, "None")):
         process = subprocess.Popen(
             [sys.executable, "-c", launcher],
             stdin=subprocess.PIPE,

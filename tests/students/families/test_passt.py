@@ -399,7 +399,7 @@ def test_bare_weights_are_a_teacher(tmp_path: Path, spelling: str) -> None:
         torch.testing.assert_close(teacher(waveform), expected, atol=0, rtol=0)
     with pytest.raises(ValueError, match="3 classes"):
         load_teacher(f"{spelling}@{path}", class_names=CLASSES[:2])
-    with pytest.raises(ValueError, match="carry no class names"):
+    with pytest.raises(ValueError, match="have no class names"):
         load_teacher(f"{spelling}@{path}")
 
 

@@ -104,7 +104,7 @@ def test_ensembles_that_are_refused(tmp_path):
     for weight in ("-1", "nan", "inf"):
         with pytest.raises(ValueError, match="must be a positive number, or 0"):
             LogitEnsemble.open([f"{tmp_path / 'a.h5'}:{weight}"])
-    with pytest.raises(ValueError, match="at least one must take part"):
+    with pytest.raises(ValueError, match="at least one needs a weight above 0"):
         LogitEnsemble.open([f"{tmp_path / 'a.h5'}:0"])
     with pytest.raises(ValueError, match=r"one of \['logits', 'probabilities'\]; found 'odds'"):
         LogitEnsemble.open([tmp_path / "a.h5"], mean="odds")
@@ -133,7 +133,7 @@ def test_check_against_a_clip_store(tmp_path):
 
     other = digests.copy()
     other[1, 0] = 200
-    with pytest.raises(ValueError, match="clip 'b' has other audio"):
+    with pytest.raises(ValueError, match="the audio of clip 'b' in .* is not what the teacher heard"):
         ensemble.check_against(Clips(ids, other))
     assert not ensemble.check_against(Clips(ids, other), rows=np.array([0, 2])).any()
     other[1] = 0  # not known, as in a store of the foreign layout

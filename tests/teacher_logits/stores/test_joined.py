@@ -102,7 +102,7 @@ def test_stores_that_are_not_of_one_teacher_are_refused(
     with pytest.raises(ValueError, match=f"both have logits for '{clips.clip_id(4)}'"):
         open_logits(Path(f"{a}+{same_clips}"))
     other = write_part(tmp_path / "c.h5", clips, logits, 5, name="two", fingerprint="2" * 32)
-    with pytest.raises(ValueError, match=r"not of one teacher.*'one' \(111111111111.*'two' \(222222222222"):
+    with pytest.raises(ValueError, match=r"from different teachers.*'one' \(111111111111.*'two' \(222222222222"):
         open_logits(Path(f"{a}+{other}"))
     other_classes = ClipStore.open(make_tiny_store("other.h5", class_names=("hiss", "hum", "click")))
     renamed = write_part(tmp_path / "d.h5", other_classes, logits, 5)

@@ -65,7 +65,7 @@ def test_folders_without_a_trained_ast(ast_folder: Path, tmp_path: Path) -> None
     headless = transformers.ASTModel.from_pretrained(ast_folder)
     headless.save_pretrained(tmp_path)
     transformers.ASTFeatureExtractor(max_length=128).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"no AST with a trained classifier; missing: .*classifier"):
+    with pytest.raises(ValueError, match=r"not an AST with a trained classifier; missing: .*classifier"):
         load_teacher(f"ast:{tmp_path}")
 
 

@@ -14,7 +14,7 @@ def test_functions_as_teachers(own_teachers):
     assert isinstance(teacher, Teacher)
     assert teacher(torch.rand(2, 4000)).shape == (2, 3)
     assert load_teacher(f"{own_teachers}:Statistics").fingerprint == teacher.fingerprint
-    with pytest.raises(ValueError, match="returned Linear"):
+    with pytest.raises(ValueError, match="Teacher; found Linear"):
         load_teacher(f"{own_teachers}:no_teacher")
     with pytest.raises(ValueError, match="has no 'nothing'"):
         load_teacher(f"{own_teachers}:nothing")

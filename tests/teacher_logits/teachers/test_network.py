@@ -40,7 +40,7 @@ def test_bare_weights_need_class_names(tmp_path):
     torch.save(student.state_dict(), path)
     teacher = load_teacher(f"mn01@{path}", class_names=CLASSES)
     assert (teacher.name, teacher.class_names, teacher.clip_seconds) == ("weights of mine", CLASSES, 10.0)
-    with pytest.raises(ValueError, match="carry no class names; give them with --class-names"):
+    with pytest.raises(ValueError, match="have no class names; give them with --class-names"):
         load_teacher(f"mn01@{path}")
     with pytest.raises(ValueError, match="class"):
         load_teacher(f"mn01@{path}", class_names=CLASSES[:2])
