@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from audio_datasets.stores.class_lists import check_class_names, is_writable
+from audio_datasets.stores.class_lists import check_class_names
+from audio_datasets.stores.names import is_writable
 from audio_datasets.system.files import read_json, write_json
 from audio_datasets.system.messages import brief
 from audio_datasets.tasks.label_space import LabelSpace

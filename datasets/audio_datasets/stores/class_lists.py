@@ -3,14 +3,19 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import NoReturn
 
+from audio_datasets.stores.names import is_writable, normal
 from audio_datasets.system.files import read_text
 from audio_datasets.system.messages import brief, listed
 
 BUILTIN_LABEL_MAPS = ("esc50_to_audioset",)
+LINE_END = re.compile(r"\r\n|\r|\n")
+"""Not ``splitlines``, which also cuts a name in two at characters that no editor shows as the end of a line."""
 
 
 def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
@@ -22,27 +27,18 @@ def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
     if wrong:
         raise ValueError(f"a class name must be text (in Unicode) and not empty; found {brief(wrong[0])}")
     seen: set[str] = set()
-    repeated = [name for name in names if name in seen or seen.add(name)]
+    repeated = [name for name in names if normal(name) in seen or seen.add(normal(name))]
     if repeated:
         raise ValueError(f"class names must be unique; found more than once: {listed(repeated)}")
     return names
 
 
-def is_writable(text: str) -> bool:
-    """Whether text can be written as UTF-8; half of a surrogate pair, as of a file name in other bytes, cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def class_list_difference(
     first: Sequence[str], second: Sequence[str], first_name: str = "one", second_name: str = "the other"
 ) -> str | None:
-    """Where two class lists first differ, as words for a message; None if they are the same."""
+    """Where two class lists first differ, as words for a message; None if they are the same, in whichever Unicode form."""
     for index, (one, other) in enumerate(zip(first, second, strict=False)):
-        if one != other:
+        if one != other and normal(one) != normal(other):
             return f"class {index} is {brief(one)} in {first_name} and {brief(other)} in {second_name}"
     if len(first) != len(second):
         return f"{len(first)} classes in {first_name} and {len(second)} in {second_name}"
@@ -57,23 +53,33 @@ def check_same_classes(first: Sequence[str], second: Sequence[str], first_name: 
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
-    """The class names of a file, in the order of their index.
+    """The class names of a file, in the order of their index and in Unicode's form C.
 
     Three kinds of file are understood: AudioSet's ``class_labels_indices.csv`` (columns ``index``, ``mid``,
-    ``display_name``), JSON (a list of names, or an object of name -> index), and plain text with one name per line.
+    ``display_name``), which is recognised by its header whatever the file is called, JSON (a list of names, or an object of name
+    -> index), and plain text with one name per line.
 
-    Raises ValueError, with the path, for a missing file, a name that is there twice, or indices that are not 0, 1, 2 …
+    Raises ValueError, with the path, for a missing file, a name that is there twice, indices that are not 0, 1, 2 …, or a line
+    with more or fewer fields than the header.
     """
     path = Path(path)
     text = read_text(path)
     try:
         if path.suffix.lower() == ".json":
-            return check_class_names(_names_from_json(text))
-        if path.suffix.lower() == ".csv":
-            return check_class_names(_names_from_csv(text))
-        return check_class_names([line.strip() for line in text.splitlines() if line.strip()])
+            names = check_class_names(_names_from_json(text))
+        elif path.suffix.lower() == ".csv" or _is_audiosets(text):
+            names = _names_from_csv(text)
+        else:
+            names = [line.strip() for line in LINE_END.split(text) if line.strip()]
+        return tuple(map(normal, check_class_names(names)))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _is_audiosets(text: str) -> bool:
+    """Whether a text begins with the header of AudioSet's class list."""
+    header = next(csv.reader([LINE_END.split(text, maxsplit=1)[0]]), [])
+    return {"index", "display_name"} <= {name.strip() for name in header}
 
 
 def _names_from_json(text: str) -> list[str]:
@@ -95,12 +101,30 @@ def _names_from_csv(text: str) -> list[str]:
                 f"no column {sorted(missing)}; found {rows.fieldnames} (expected: index, mid, display_name)"
             )
         for row in rows:
-            if row["index"] is None or row["display_name"] is None:
-                raise ValueError(f"line {rows.line_num} has too few columns")
-            pairs.append((row["display_name"], int(row["index"])))
+            if None in row or None in row.values():
+                _refuse_ragged(row, rows)
+            pairs.append((row["display_name"], _index(row["index"], rows.line_num)))
     except csv.Error as error:
         raise ValueError(f"line {rows.line_num}: {error}") from error
     return _in_order_of_index(pairs)
+
+
+def _refuse_ragged(row: dict, rows: csv.DictReader) -> NoReturn:
+    """ValueError for a line with other fields than the header has, which would cut a name with a comma short."""
+    extra = row.get(None, [])
+    fields = [value for name, value in row.items() if name is not None and value is not None]
+    found = f"line {rows.line_num} has {len(fields) + len(extra)} fields, the header has {len(rows.fieldnames)}"
+    if extra:
+        name = ",".join([fields[-1], *extra])
+        raise ValueError(f'{found}: a name with a comma must stand in quotes, as "{brief(name)[1:-1]}"')
+    raise ValueError(f"{found}: too few columns")
+
+
+def _index(text: str, line: int) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"line {line}: an index is a whole number; found {brief(text)}") from None
 
 
 def _in_order_of_index(pairs: list[tuple[str, int]]) -> list[str]:
@@ -140,7 +164,7 @@ def _label_map(text: str, origin: str) -> dict[str, tuple[str, ...]]:
                 continue
             if len(row) != 2 or not row[0].strip() or not row[1].strip():
                 raise ValueError(f"{origin}, line {rows.line_num}: expected a label and a class name; found {row}")
-            label, class_name = row[0].strip(), row[1].strip()
+            label, class_name = normal(row[0].strip()), normal(row[1].strip())
             if class_name in label_map.get(label, ()):
                 raise ValueError(f"{origin}, line {rows.line_num}: {label!r} -> {class_name!r} is there twice")
             label_map[label] = (*label_map.get(label, ()), class_name)

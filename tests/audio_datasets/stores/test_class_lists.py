@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ ESC50_CATEGORIES = """
 
 # Printable characters on one line, with commas, quotes and any script.
 name = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=12)
-names = st.lists(name, min_size=1, max_size=20, unique=True)
+names = st.lists(name, min_size=1, max_size=20, unique_by=lambda text: unicodedata.normalize("NFC", text))
 
 
 def audioset_csv(class_names: list[str]) -> str:
@@ -49,9 +50,28 @@ def test_each_kind_of_file_gives_the_names_back(
         "map.json": json.dumps({name: index for index, name in reversed(list(enumerate(class_names)))}),
         "classes.txt": "\n".join(class_names) + "\n",
     }
+    normal_names = tuple(unicodedata.normalize("NFC", class_name) for class_name in class_names)
     for file_name, content in contents.items():
         (folder / file_name).write_text(content, encoding="utf-8")
-        assert read_class_names(folder / file_name) == tuple(class_names), file_name
+        assert read_class_names(folder / file_name) == normal_names, file_name
+
+
+@pytest.mark.parametrize("file_name", ["class_labels_indices.csv", "classes.txt", "classes"])
+def test_audiosets_list_is_recognised_by_its_header(tmp_path: Path, file_name: str) -> None:
+    (tmp_path / file_name).write_text(audioset_csv(["Speech", "Male speech, man speaking", "Dog"]))
+    assert read_class_names(tmp_path / file_name) == ("Speech", "Male speech, man speaking", "Dog")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "txt", "json"])
+def test_both_unicode_forms_give_one_class_list(tmp_path: Path, suffix: str) -> None:
+    lists = []
+    for number, form in enumerate(("NFC", "NFD")):
+        words = [unicodedata.normalize(form, word) for word in ("café", "Žába", "dog\u00a0house")]
+        content = {"csv": audioset_csv(words), "txt": "\n".join(words), "json": json.dumps(words)}[suffix]
+        (tmp_path / f"{number}.{suffix}").write_text(content, encoding="utf-8")
+        lists.append(read_class_names(tmp_path / f"{number}.{suffix}"))
+        assert class_list_difference(words, lists[0]) is None
+    assert lists[0] == lists[1] == ("café", "Žába", "dog\u00a0house")
 
 
 @given(st.binary(max_size=200), st.sampled_from([".csv", ".json", ".txt"]))
@@ -78,7 +98,15 @@ def test_any_other_content_is_a_class_list_or_a_value_error(
         ("a.json", '{"dog": "0"}', "name -> index"),
         ("a.csv", "index,mid,display_name\n0,/m/1,Dog\n0,/m/2,Cat\n", "each once"),
         ("a.csv", "number,name\n0,Dog\n", "display_name"),
-        ("a.csv", "index,mid,display_name\n0\n", "too few columns"),
+        ("a.csv", "index,mid,display_name\n0\n", "line 2 .*too few columns"),
+        (
+            "a.csv",
+            "index,mid,display_name\n0,/m/1,Speech\n1,/m/2,Male speech, man speaking\n",
+            'line 3 has 4 fields, the header has 3: a name with a comma must stand in quotes, as "Male speech, man speaking"',
+        ),
+        ("a.csv", "index,mid,display_name\nx,/m/1,Dog\n", "line 2: an index is a whole number; found 'x'"),
+        ("a.txt", "index,mid,display_name\n0,/m/1,Male speech, man speaking\n", "line 2 has 4 fields"),
+        ("a.txt", "caf\u00e9\ncafe\u0301\n", "more than once"),
     ],
 )
 def test_wrong_class_lists_are_refused(tmp_path: Path, file_name: str, content: str, message: str) -> None:
