@@ -9,6 +9,7 @@ Shapes: R rows of the array, n imported clips, C classes.
 import csv
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -18,9 +19,11 @@ from typing import Any, Literal
 import numpy as np
 
 from audio_datasets.audio.codec import AUDIO_SUFFIXES
-from audio_datasets.stores.class_lists import is_writable, read_class_names
+from audio_datasets.stores.class_lists import read_class_names
+from audio_datasets.stores.clip_ids import are_audiosets, audioset_id
 from audio_datasets.stores.hdf5_arrays import encode_ids, find_ids, id_order
 from audio_datasets.stores.joined import AnyClips, open_clips
+from audio_datasets.stores.names import is_writable
 from audio_datasets.system.command import parse, progress, run_command
 from audio_datasets.system.messages import brief, listed
 from audio_datasets.system.plain_pickle import read_plain_pickle
@@ -50,7 +53,8 @@ class ImportConfig:
     clips: tuple[Path, ...] = ()
     """Clip stores that the logits are for. Their ids are taken over, and clips that they do not have are left out."""
     ids: Literal["stem", "name"] = "stem"
-    """Names are compared without folder and suffix, as 00/Yxxxxxxxxxxx.mp3 and Yxxxxxxxxxxx; or as they are."""
+    """Names are compared without folder and suffix, and AudioSet's also without the Y in front, so that 00/Yxxxxxxxxxxx.mp3, Yxxxxxxxxxxx and
+    xxxxxxxxxxx are one clip; or as they are."""
     probabilities: bool = False
     """The array holds probabilities; their logits are stored."""
     teacher_name: str | None = None
@@ -210,12 +214,15 @@ def _stem(name: str) -> str:
 def match_clips(clips: AnyClips, names: Sequence[str], rows: np.ndarray, by_stem: bool) -> tuple[list[str], np.ndarray]:
     """Ids of the clips found among the names, and their rows int64 (n,). Prints how many were found.
 
-    Ids are first compared as they are. With ``by_stem``, the remaining ones are compared without folder and suffix.
+    Ids are first compared as they are. With ``by_stem``, the remaining ones are compared without folder and suffix, and at last by
+    their YouTube id, if the names are AudioSet's.
 
     Raises ValueError if two names, or two clips, cannot be told apart, and if no clip is found.
     """
     exact = _NameTable(names)
-    stems = None
+    stems = youtube = None
+    has_youtube_ids = by_stem and are_audiosets([_stem(name) for name in names])
+    num_respelled, respelled = 0, None
     ids: list[str] = []
     found: list[np.ndarray] = []
     missing: list[str] = []
@@ -226,6 +233,14 @@ def match_clips(clips: AnyClips, names: Sequence[str], rows: np.ndarray, by_stem
         if by_stem and (places < 0).any():
             stems = stems or _NameTable([_stem(name) for name in names])
             places = np.where(places < 0, stems.find([_stem(clip_id) for clip_id in block]), places)
+        if has_youtube_ids and (places < 0).any():
+            youtube = youtube or _youtube_ids(names)
+            by_youtube_id = youtube.find([audioset_id(_stem(clip_id)) or "" for clip_id in block])
+            (new,) = np.nonzero((places < 0) & (by_youtube_id >= 0))
+            places[new] = by_youtube_id[new]
+            num_respelled += len(new)
+            if len(new) and respelled is None:
+                respelled = f"{block[new[0]]!r} under {names[places[new[0]]]!r}"
         ids += [clip_id for clip_id, place in zip(block, places, strict=True) if place >= 0]
         found.append(places[places >= 0])
         num_missing += int((places < 0).sum())
@@ -241,8 +256,17 @@ def match_clips(clips: AnyClips, names: Sequence[str], rows: np.ndarray, by_stem
         same = [clip_id for clip_id, place in zip(ids, places, strict=True) if names[place] == name]
         raise ValueError(f"the clips {listed(same)} of {clips.path} would all get the logits of {name!r}")
     print(covered + (f"; none for {missing[0]!r} and {num_missing - 1} more" if num_missing else ""))
+    if num_respelled:
+        print(f"{num_respelled} of them are found by their YouTube id, as {respelled}")
     print(f"{len(names) - len(ids)} names match no clip and are left out")
     return ids, rows[places]
+
+
+def _youtube_ids(names: Sequence[str]) -> "_NameTable":
+    """AudioSet's names by YouTube id. Two names of one clip stay as they are, so that neither is found."""
+    keys = [audioset_id(_stem(name)) for name in names]
+    counts = Counter(keys)
+    return _NameTable([key if key and counts[key] == 1 else f"/{name}" for key, name in zip(keys, names, strict=True)])
 
 
 class _NameTable:

@@ -19,11 +19,11 @@ import numpy as np
 
 from audio_datasets.audio.views import ViewConfig
 from audio_datasets.stores.class_lists import check_class_names
+from audio_datasets.stores.clip_ids import ClipIds
 from audio_datasets.stores.hdf5_arrays import (
     create_hdf5,
     decode_ids,
     encode_ids,
-    find_ids,
     id_order,
     map_array,
     open_hdf5,
@@ -136,6 +136,7 @@ class LogitStore:
         self.path = path
         self._arrays: dict[str, np.ndarray] = {}
         self._logits: RowReader | None = None
+        self._ids: ClipIds | None = None
         with plain_hdf5_errors(path, "logit store"), open_hdf5(path) as file:
             self._check_format(file)
             self.class_names = check_class_names(self._json(file, "class_names", list))
@@ -161,7 +162,7 @@ class LogitStore:
         return f"LogitStore({str(self.path)!r}: {len(self)} clips, {len(self.class_names)} classes)"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_arrays": {}, "_logits": None}
+        return {**self.__dict__, "_arrays": {}, "_logits": None, "_ids": None}
 
     def _check_format(self, file: h5py.File) -> None:
         found = string_attribute(file, "format")
@@ -226,6 +227,7 @@ class LogitStore:
             )
         self.keep = logits.keep
         self._arrays, self._logits = arrays, logits
+        self._ids = ClipIds(arrays["clip_id"], arrays["clip_id_order"])
 
     def _opened(self) -> "LogitStore":
         """Returns the store itself, with its file open. After unpickling, the first call reopens it."""
@@ -256,9 +258,9 @@ class LogitStore:
         return bytes(self.encoded_clip_ids[row]).decode()
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
-        """Row numbers int64 (k,) of the ids; -1 for ids that the store does not have."""
+        """Row numbers int64 (k,) of the ids; -1 for ids that the store does not have in any spelling (``stores.clip_ids``)."""
         try:
-            return find_ids(self.encoded_clip_ids, self.clip_id_order, ids)
+            return self._opened()._ids.find(ids)
         except ValueError as error:
             raise ValueError(
                 f"{self.path} is a damaged logit store: its order of clip ids is invalid: {error}"

@@ -3,6 +3,7 @@
 Shapes: k clips, C classes.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from audio_datasets.stores.class_lists import check_same_classes
 from audio_datasets.stores.joined import AnyClips
 from teacher_logits.store import ROWS_PER_BLOCK, LogitStore
 from teacher_logits.stores.joined import JoinedLogits
+
+_log = logging.getLogger(__name__)
 
 MeanOf = Literal["logits", "probabilities"]
 
@@ -130,6 +133,7 @@ class LogitEnsemble:
         check_same_classes(clip_store.class_names, self.class_names, str(clip_store.path), str(self.stores[0].path))
         rows = np.arange(len(clip_store)) if rows is None else np.asarray(rows, dtype=np.int64)
         missing = np.zeros(len(rows), dtype=bool)
+        respelled: dict[str, tuple[int, str]] = {}  # by store: how many clips, and one of them
         for start in range(0, len(rows), ROWS_PER_BLOCK):
             part = rows[start : start + ROWS_PER_BLOCK]
             ids = [clip_store.clip_id(int(row)) for row in part]
@@ -137,6 +141,7 @@ class LogitEnsemble:
             for store in self.taking_part:
                 found = store.rows(ids)
                 missing[start : start + len(part)] |= found < 0
+                self._count_other_spellings(respelled, store, ids, found)
                 heard_then = store.audio_digests(np.maximum(found, 0))
                 known = (found >= 0) & heard_now.any(axis=1) & heard_then.any(axis=1)
                 other = np.flatnonzero(known & (heard_now != heard_then).any(axis=1))
@@ -145,7 +150,21 @@ class LogitEnsemble:
                         f"the audio of clip {ids[other[0]]!r} in {clip_store.path} is not what the teacher heard for "
                         f"{store.path}; run the teacher again over this clip store"
                     )
+        for path, (count, example) in respelled.items():
+            _log.warning("%s: %d clips are found under another spelling of their id, as %s", path, count, example)
         return missing
+
+    @staticmethod
+    def _count_other_spellings(
+        respelled: dict[str, tuple[int, str]], store: LogitStore | JoinedLogits, ids: Sequence[str], found: np.ndarray
+    ) -> None:
+        pairs = [
+            (identifier, store.clip_id(row)) for identifier, row in zip(ids, found.tolist(), strict=True) if row >= 0
+        ]
+        other = [pair for pair in pairs if pair[0] != pair[1]]
+        if other:
+            count, example = respelled.get(str(store.path), (0, f"{other[0][0]!r} under {other[0][1]!r}"))
+            respelled[str(store.path)] = (count + len(other), example)
 
 
 def open_logits(path: Path) -> LogitStore | JoinedLogits:

@@ -102,6 +102,38 @@ def test_ids_of_clip_stores_are_taken_over(published: Path, capsys: pytest.Captu
     assert not LogitEnsemble.open([published / "teacher.h5"]).check_against(ClipStore.open(a)).any()
 
 
+@pytest.mark.parametrize("named", ["{}", "Y{}", "00/Y{}.mp3", "Y{}.wav"])
+@pytest.mark.parametrize("clip", ["{}", "Y{}", "Y{}.mp3"])
+def test_audiosets_ids_match_whichever_way_they_are_written(
+    published: Path, capsys: pytest.CaptureFixture, named: str, clip: str
+) -> None:
+    keys = [name[1:] for name in NAMES]
+    (published / "bare.json").write_text(json.dumps({named.format(key): row for row, key in enumerate(keys)}))
+    clips = clip_store(published / "clips.h5", [clip.format(key) for key in keys[::-1]] + ["YnotInIndex1"])
+    assert run(published, "--clips", str(clips), index="bare.json", classes=False) == 0
+    output = capsys.readouterr().out
+    assert "6 of 7 clips" in output
+    assert ("found by their YouTube id" in output) == (named.removeprefix("00/")[:1] != clip[:1])
+    predictions = np.load(published / "predictions.npy")[:6].astype(np.float16)
+    store = LogitStore.open(published / "teacher.h5")
+    np.testing.assert_array_equal(store.read([clip.format(key) for key in keys]), predictions)
+    # Imported without clips, the ids are the index's own, and are found all the same.
+    assert run(published, "--overwrite", index="bare.json") == 0
+    np.testing.assert_array_equal(
+        LogitStore.open(published / "teacher.h5").read([clip.format(key) for key in keys]), predictions
+    )
+
+
+def test_clips_found_under_another_spelling_are_told_of(published: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keys = [name[1:] for name in NAMES]
+    (published / "bare.json").write_text(json.dumps({key: row for row, key in enumerate(keys)}))
+    assert run(published, index="bare.json") == 0
+    clips = ClipStore.open(clip_store(published / "clips.h5", list(NAMES)))
+    ensemble = LogitEnsemble.open([published / "teacher.h5"])
+    assert not ensemble.check_against(clips).any()
+    assert f"6 clips are found under another spelling of their id, as {NAMES[0]!r} under {keys[0]!r}" in caplog.text
+
+
 def test_probabilities_become_logits(published: Path, capsys: pytest.CaptureFixture) -> None:
     values = np.load(published / "predictions.npy").astype(np.float64)
     probabilities = (1 / (1 + np.exp(-values))).astype(np.float32)

@@ -15,7 +15,8 @@ from audio_datasets.audio.bad_clips import BadClipError
 from audio_datasets.stores import passt_layout
 from audio_datasets.stores.class_lists import check_class_names
 from audio_datasets.stores.clip_contents import FORMAT, Contents, NativeContents, audio_digest
-from audio_datasets.stores.hdf5_arrays import decode_ids, find_ids, open_hdf5, plain_hdf5_errors, string_attribute
+from audio_datasets.stores.clip_ids import ClipIds
+from audio_datasets.stores.hdf5_arrays import decode_ids, open_hdf5, plain_hdf5_errors, string_attribute
 from audio_datasets.stores.manifest import read_manifest
 from audio_datasets.system.messages import brief, listed
 from audio_datasets.tasks.label_space import LabelSpace
@@ -35,6 +36,7 @@ class ClipStore:
         self._path = path
         self._class_names_given = class_names
         self._opened: Contents | None = None
+        self._ids: ClipIds | None = None
         self._process_id: int | None = None
 
     @classmethod
@@ -66,6 +68,7 @@ class ClipStore:
         # An HDF5 handle inherited by a forked process shares its file position with the parent's: never use it.
         if self._opened is None or self._process_id != os.getpid():
             self._opened = _open_contents(self._path, self._class_names_given)
+            self._ids = None
             self._process_id = os.getpid()
         return self._opened
 
@@ -117,8 +120,11 @@ class ClipStore:
         return decode_ids(self.contents.ids)
 
     def find(self, clip_ids: Sequence[str]) -> np.ndarray:
-        """The rows of these clips, int64 (k,); -1 for an id that is not there."""
-        return find_ids(self.contents.ids, self.contents.order, clip_ids)
+        """The rows of these clips, int64 (k,); -1 for an id that is not there, in any of its spellings (``stores.clip_ids``)."""
+        contents = self.contents
+        if self._ids is None:
+            self._ids = ClipIds(contents.ids, contents.order)
+        return self._ids.find(clip_ids)
 
     @property
     def encoded_clip_ids(self) -> np.ndarray:
