@@ -38,7 +38,7 @@ from audio_datasets.system.messages import listed
 from audio_datasets.system.stop_signals import Stopped, StopRequested
 from audio_datasets.tasks.catalog import get_task, read_listing
 from audio_datasets.tasks.label_space import LabelSpace
-from audio_datasets.tasks.listing import Listing, check_labels, describe
+from audio_datasets.tasks.listing import Listing, check_labels, describe, refuse_unusable
 
 STORE_SUFFIXES = (".h5", ".hdf5")
 DEFAULT_SAMPLE_RATE_HZ = 32000
@@ -153,6 +153,8 @@ def _pack(config: PackConfig, show_progress: bool) -> PackResult:
             f"there is no audio for {len(listing.missing)} of the clips that {config.source} lists: "
             f"{listed(listing.missing)}; do without them by --on-bad-clip skip"
         )
+    if config.on_bad_clip == "refuse":
+        refuse_unusable(listing, config.source)
     try:
         class_names, clips = with_class_names(listing, config.class_names, config.label_map)
     except ValueError as error:
@@ -215,7 +217,7 @@ def _merge(
     work = _work_folder(config)
     reports = [read_json(task.report_path) for task in tasks]
     rows = [ManifestRow(**row) for report in reports for row in report["rows"]]
-    skipped = tuple((name, reason) for report in reports for name, reason in report["skipped"])
+    skipped = (*listing.unusable, *((name, reason) for report in reports for name, reason in report["skipped"]))
     suspicious = tuple((name, reason) for report in reports for name, reason in report.get("suspicious", ()))
     ClipList(skipped_path(config.out)).replace(dict(skipped))
     ClipList(suspicious_path(config.out)).replace(dict(suspicious))

@@ -47,7 +47,8 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
     )
     leave_a_core_to_the_workers(accelerator)
     task = get_task(config.task)
-    clips, notes = read_task(task, config.data, config.missing_audio, allow_outside=config.allow_outside)
+    how = {"allow_outside": config.allow_outside, "on_bad_clip": config.on_bad_clip}
+    clips, notes = read_task(task, config.data, config.missing_audio, **how)
     config = decided_by_data(config, task, clips)
     parts, told = partitions(clips, folds=config.fold, test_share=config.test_share, valid_share=config.valid_share)
     every_part, _ = partitions(clips, test_share=config.test_share, valid_share=config.valid_share)

@@ -16,6 +16,7 @@ from audio_datasets.corpora.audioset import index_audio
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from audio_datasets.stores.joined import JoinedClips
+from audio_datasets.stores.names import problem_of
 from audio_datasets.system.randomness import generator
 from audio_datasets.tasks.catalog import get_task, read_listing
 from audio_datasets.tasks.listing import Listing
@@ -123,9 +124,7 @@ def read_layout(name: str) -> Callable[[Path, Path], None]:
 def check_clips(clips: TaskClips, tree: Path) -> None:
     """A list has no checksum: what is accepted is unique, printable, inside its folder and of known classes."""
     ids = clips.clip_ids
-    need(
-        len(set(ids)) == len(ids) > 0 and all(clip_id.isprintable() and clip_id for clip_id in ids), "ids unfit for use"
-    )
+    need(len(set(ids)) == len(ids) > 0 and all(problem_of(clip_id) is None for clip_id in ids), "ids unfit for use")
     need(all(name.strip() and name.encode() for name in clips.class_names), "classes without a name")
     targets, mask = clips.targets(range(len(clips))), clips.mask(range(len(clips)))
     need(targets.shape == mask.shape == (len(ids), len(clips.class_names)), "targets of another shape")
@@ -216,15 +215,14 @@ def sounding(made: set[str]) -> set[str]:
 def check_folder(tree: Path, made: set[str]) -> None:
     clips, _ = read_task(get_task("folder"), tree)
     check_clips(clips, tree)
-    need(set(clips.clip_ids) == sounding(made), "clips are lost")
+    need({clip.source for clip in clips.clips} == sounding(made), "clips are lost")
 
 
 def check_source(source: Listing, tree: Path, made: set[str] | None = None) -> None:
     ids = [clip.clip_id for clip in source.clips]
-    need(
-        len(set(ids)) == len(ids) > 0 and all(clip_id.isprintable() and clip_id for clip_id in ids), "ids unfit for use"
-    )
-    need(made is None or set(ids) == sounding(made), "clips are lost")
+    need(len(set(ids)) == len(ids) > 0 and all(problem_of(clip_id) is None for clip_id in ids), "ids unfit for use")
+    found = {clip.source for clip in source.clips} | {name for name, _ in source.unusable}
+    need(made is None or found == sounding(made), "clips are lost")
     for clip in source.clips:
         need(os.path.normpath(clip.path).startswith(f"{tree}{os.sep}"), "a path that leads out")
         need(set(clip.labels) <= set(source.class_names), "labels of no class")

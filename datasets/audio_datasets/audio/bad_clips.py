@@ -8,6 +8,7 @@ A clip that is silent, clipped or very short is suspicious and not bad: ``kd pac
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,8 @@ SILENT_PEAK = 2.0**-15  # nothing beyond the smallest step of 16-bit samples
 CLIPPED_SHARE = 0.01
 SHORTEST_SECONDS = 0.05
 EXAMPLES = 3
+# What ``str.splitlines`` ends a line at, and the tab between the columns of a list. A no-break or ideographic space is part of a name.
+LINE_BREAKS = re.compile(r"[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
 
 
 class BadClipError(ValueError):
@@ -90,4 +93,4 @@ def _line(name: str, reason: str) -> str:
 
 def one_line(text: str) -> str:
     """``text`` without tabs and line breaks; a file name that is not UTF-8 with its odd bytes as escapes."""
-    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+    return " ".join(LINE_BREAKS.split(text.encode("utf-8", "backslashreplace").decode())).strip()

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from audio_datasets.audio.codec import AUDIO_SUFFIXES
 from audio_datasets.stores.class_lists import read_class_names
 from audio_datasets.system.messages import listed
+from audio_datasets.tasks.audio_files import FolderWalk
 from audio_datasets.tasks.listing import Clip, Listing, in_our_splits
 from audio_datasets.tasks.task import Task
 
@@ -119,6 +120,10 @@ class AudioIndex:
     """YouTube id -> paths relative to ``root``."""
     ignored: tuple[str, ...]
     """Files that are not audio, or not named by a YouTube id."""
+    unusable: tuple[tuple[str, str], ...] = ()
+    """Links that lead nowhere and folders that cannot be opened, with the reason."""
+    notes: tuple[str, ...] = ()
+    """What was passed over."""
 
     def find(self, segment: Segment) -> str | None:
         """The segment's file, relative to ``root``: the first by path, if there are several; None if there is none.
@@ -138,34 +143,15 @@ def index_audio(root: Path, suffixes: Collection[str]) -> AudioIndex:
         raise ValueError(f"there is no folder with audio at {root}")
     files: dict[str, list[str]] = {}
     ignored: list[str] = []
-    for name in _files_below(root):
+    walk = FolderWalk(root)
+    for name in walk.files():
         stem, suffix = os.path.splitext(os.path.basename(name))
         match = _FILE_STEM.fullmatch(stem)
         if match and suffix.lower() in suffixes:
             files.setdefault(match["id"], []).append(name)
         elif not name.endswith(".csv"):
             ignored.append(name)
-    return AudioIndex(root, files, tuple(sorted(ignored)))
-
-
-def _files_below(root: Path) -> Iterator[str]:
-    """Paths relative to ``root`` of all files that are not hidden. Links are followed, into each folder once."""
-    folders, seen = [""], set()
-    while folders:
-        folder = folders.pop()
-        status = os.stat(root / folder)
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        with os.scandir(root / folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                name = f"{folder}{entry.name}"
-                if entry.is_dir():
-                    folders.append(f"{name}/")
-                elif entry.is_file():
-                    yield name
+    return AudioIndex(root, files, tuple(sorted(ignored)), tuple(sorted(walk.unusable.items())), tuple(walk.notes()))
 
 
 def _starts_at(name: str, start_seconds: float) -> bool:
@@ -214,7 +200,14 @@ def read(path: Path, audio_root: Path | None = None, segments: Sequence[str] = (
         raise ValueError(
             f"no audio in {index.root} for any of the {len(missing)} clips that {path} lists, the first: {listed(missing, limit=3)}"
         )
-    return Listing(tuple(name_of.values()), tuple(clips), ignored=index.ignored, missing=tuple(missing))
+    return Listing(
+        tuple(name_of.values()),
+        tuple(clips),
+        notes=index.notes,
+        ignored=index.ignored,
+        unusable=index.unusable,
+        missing=tuple(missing),
+    )
 
 
 def _has_segment_lists(path: Path) -> bool:

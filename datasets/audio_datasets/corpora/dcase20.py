@@ -4,7 +4,8 @@ which are only in the test split (Heittola, Mesaros and Virtanen, 2020)."""
 from pathlib import Path, PurePosixPath
 
 from audio_datasets.system.tables import read_csv_rows
-from audio_datasets.tasks.listing import AudioFolder, Clip, Listing
+from audio_datasets.tasks.audio_files import AudioFolder
+from audio_datasets.tasks.listing import Clip, Listing
 from audio_datasets.tasks.task import Task
 
 

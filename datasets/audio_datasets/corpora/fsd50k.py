@@ -6,7 +6,8 @@ from pathlib import Path
 
 from audio_datasets.system.files import read_text
 from audio_datasets.system.tables import read_csv_rows
-from audio_datasets.tasks.listing import AudioFolder, Clip, Listing
+from audio_datasets.tasks.audio_files import AudioFolder
+from audio_datasets.tasks.listing import Clip, Listing
 from audio_datasets.tasks.task import Task
 
 SPLITS = {"train": "train", "val": "valid"}
@@ -39,7 +40,7 @@ def _vocabulary(file: Path) -> tuple[str, ...]:
     except csv.Error as error:
         raise ValueError(f"{file} is not a CSV file: {error}") from error
     for line, row in enumerate(rows, start=1):
-        if len(row) < 2 or row[0] != str(line - 1):
+        if len(row) not in (2, 3) or row[0] != str(line - 1):
             raise ValueError(f"{file}, line {line}: expected {line - 1},NAME,ID; found {','.join(row)!r}")
     return tuple(row[1] for row in rows)
 

@@ -5,15 +5,16 @@ The reader of every corpus (``audio_datasets.corpora``) returns a ``Listing``; `
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from audio_datasets.audio.codec import AUDIO_SUFFIXES
+from audio_datasets.stores.names import as_on_disk, normal, problem_of
 from audio_datasets.system.messages import listed
-from audio_datasets.tasks.label_space import LabelSpace
+from audio_datasets.tasks.audio_files import by_kind
+from audio_datasets.tasks.label_space import LabelGroup, LabelSpace
 
 Split = Literal["train", "valid", "test"]
 
@@ -63,6 +64,9 @@ class Listing:
     """What was decided from the data; printed."""
     ignored: tuple[str, ...] = ()
     """Files that were passed over: not audio, or not in a place where clips lie."""
+    unusable: tuple[tuple[str, str], ...] = ()
+    """(file or folder, reason) of what may hold clips and cannot be used: links that lead nowhere, names that cannot be written.
+    What is done about them is up to ``--on-bad-clip``."""
     missing: tuple[str, ...] = ()
     """Ids of clips that a list names without a file name, and for which no file was found."""
     label_space: LabelSpace | None = None
@@ -79,19 +83,16 @@ class Listing:
 
 
 def checked(listing: Listing, path: Path, layout: str, *, allow_outside: bool) -> Listing:
-    """The listing with sources and layout filled in.
+    """The listing with sources and layout filled in, all names in one Unicode form, and unusable names moved to ``unusable``.
 
     Raises:
-        ValueError: no clips; an id that is empty, unprintable or repeated; a file outside of the corpus's own folder, unless
-            ``allow_outside``.
+        ValueError: no clips; an id that is repeated; a file outside of the corpus's own folder, unless ``allow_outside``.
     """
-    listing = replace(listing, layout=listing.layout or layout)
-    if not listing.clips:
-        raise ValueError(f"{path} (layout {listing.layout}) has no audio files")
     folder = path if path.is_dir() else path.parent
-    if not all(clip.source for clip in listing.clips):
-        clips = (clip if clip.source else replace(clip, source=_relative(clip.path, folder)) for clip in listing.clips)
-        listing = replace(listing, clips=tuple(clips))
+    listing = _with_usable_names(replace(listing, layout=listing.layout or layout), folder)
+    if not listing.clips:
+        found = f"; {_unusable(listing)}" if listing.unusable else ""
+        raise ValueError(f"{path} (layout {listing.layout}) has no audio files{found}")
     if not allow_outside:
         _refuse_outside(path, folder, listing.clips)
     check_ids(path, listing.clips)
@@ -99,15 +100,87 @@ def checked(listing: Listing, path: Path, layout: str, *, allow_outside: bool) -
 
 
 def check_ids(path: Path | str, clips: Sequence[Clip]) -> None:
-    """ValueError unless every clip has a printable id of its own."""
+    """ValueError unless every clip has an id of its own that can be shown and written."""
     seen: dict[str, Clip] = {}
     for clip in clips:
-        if not clip.clip_id or not clip.clip_id.isprintable():
-            raise ValueError(f"{path}: clip ids must be printable text and not empty; found {clip.clip_id!r}")
+        if problem := problem_of(clip.clip_id):
+            raise ValueError(
+                f"{path}: clip ids must be printable text and not empty; found {clip.clip_id!r}: {problem}"
+            )
         if clip.clip_id in seen:
             files = f"{seen[clip.clip_id].source or seen[clip.clip_id].path} and {clip.source or clip.path}"
             raise ValueError(f"{path}: clip ids must be unique; found more than once: {clip.clip_id!r} ({files})")
         seen[clip.clip_id] = clip
+
+
+def _with_usable_names(listing: Listing, folder: Path) -> Listing:
+    """The listing in Unicode's form C, which files are found in whichever form they have, without names that cannot be used."""
+    clips: list[Clip] = []
+    unusable = list(listing.unusable)
+    written: dict[str, str] = {}  # the ids that are not plain ASCII, as they were before
+    for clip in listing.clips:
+        clip = clip if clip.source else replace(clip, source=_relative(clip.path, folder))
+        if problem := problem_of(clip.clip_id):
+            unusable.append((clip.source, problem))
+            continue
+        if all(map(str.isascii, (clip.clip_id, clip.source, *_names_of(clip)))):
+            clips.append(clip)
+            continue
+        found = _normal_clip(clip, folder)
+        if written.setdefault(found.clip_id, clip.clip_id) != clip.clip_id:
+            unusable.append((clip.source, f"the same name as {written[found.clip_id]!r}, in another Unicode form"))
+        else:
+            clips.append(found)
+    return replace(_normal_classes(listing, clips), clips=tuple(clips), unusable=tuple(unusable))
+
+
+def _names_of(clip: Clip) -> Iterable[str]:
+    return (*clip.labels, *(clip.known or ()), *filter(None, (clip.split, clip.group, clip.device)))
+
+
+def _normal_clip(clip: Clip, folder: Path) -> Clip:
+    """The clip with every name but its source's in form C, and the path that the file has on disk."""
+    labels = tuple(dict.fromkeys(map(normal, clip.labels)))
+    known = None if clip.known is None else tuple(dict.fromkeys(map(normal, clip.known)))
+    split, group, device = (name and normal(name) for name in (clip.split, clip.group, clip.device))
+    path = clip.path if os.path.lexists(clip.path) else as_on_disk(folder, clip.source)
+    return replace(
+        clip,
+        clip_id=normal(clip.clip_id),
+        path=path,
+        labels=labels,
+        known=known,
+        split=split,
+        group=group,
+        device=device,
+    )
+
+
+def _normal_classes(listing: Listing, clips: Sequence[Clip]) -> Listing:
+    """The listing with its classes in form C; a name that cannot be used goes with its clips."""
+    lost: set[str] = set()
+    if len(clips) < len(listing.clips):
+        used = {label for clip in clips for label in clip.labels}
+        lost = {label for clip in listing.clips for label in clip.labels if label not in used and problem_of(label)}
+    class_names = tuple(dict.fromkeys(normal(name) for name in listing.class_names if name not in lost))
+    space = listing.label_space
+    if space is not None and class_names != listing.class_names:
+        groups = (LabelGroup(g.name, tuple(map(normal, g.class_names)), g.exclusive) for g in space.groups)
+        space = LabelSpace(tuple(groups))
+    return replace(listing, class_names=class_names, label_space=space)
+
+
+def refuse_unusable(listing: Listing, path: Path) -> None:
+    """ValueError, naming them, if there are files or folders that cannot be used."""
+    if listing.unusable:
+        raise ValueError(f"{path}: {_unusable(listing)}; do without them by --on-bad-clip skip")
+
+
+def _unusable(listing: Listing) -> str:
+    shown = ", ".join(f"{name!r} ({reason})" for name, reason in listing.unusable[:5])
+    return (
+        f"{len(listing.unusable)} files or folders cannot be used: {shown}{' …' if len(listing.unusable) > 5 else ''}"
+    )
 
 
 def label_matrix(path: Path | str, clips: Sequence[Clip], class_names: Sequence[str]) -> np.ndarray:
@@ -165,7 +238,11 @@ def describe(listing: Listing) -> str:
     """One line on what was found, for the start of a run."""
     text = f"{len(listing.clips)} clips with {len(listing.class_names)} labels (layout: {listing.layout})"
     if listing.ignored:
-        text += f"; skipped, as not audio or not in its place: {listed(listing.ignored, limit=3)}"
+        count = len(listing.ignored)
+        files = "1 file" if count == 1 else f"{count:,} files"
+        text += f"; skipped {files}: {by_kind(listing.ignored)}, as {listed(listing.ignored, limit=3)}"
+    if listing.unusable:
+        text += f"; {_unusable(listing)}"
     if listing.missing:
         text += (
             f"; no audio for {len(listing.missing)} more ({100 * listing.missing_share:.1f} % of those listed): "
@@ -205,32 +282,3 @@ def _leads_out(source: str, root: str) -> bool:
     if os.path.isabs(source):
         return not os.path.normpath(source).startswith(os.path.join(root, ""))
     return ".." in os.path.normpath(source).split(os.sep) or os.path.normpath(source) == os.curdir
-
-
-# -- What readers of layouts share -------------------------------------------------------------------------------------
-
-
-@dataclass
-class AudioFolder:
-    """The audio files of a folder by name without suffix: a copy in another format stands for the original."""
-
-    folder: Path
-    _by_stem: dict[str, Path] = field(init=False)
-
-    def __post_init__(self) -> None:
-        if not self.folder.is_dir():
-            raise ValueError(f"there is no folder {self.folder}")
-        files = sorted(self.folder.iterdir(), reverse=True)
-        self._by_stem = {file.stem: file for file in files if file.suffix.lower() in AUDIO_SUFFIXES}
-
-    def find(self, name: str) -> Path:
-        """The file with this name or, with another suffix, this stem; the path where it should be if there is none.
-
-        ValueError for what cannot be the name of a file in a folder.
-        """
-        if not name or "\0" in name or name in (".", "..") or "/" in name:
-            raise ValueError(f"{self.folder} can hold no file that is called {name!r}")
-        named = self.folder / name
-        if named.suffix.lower() in AUDIO_SUFFIXES:
-            return named if named.exists() else self._by_stem.get(named.stem, named)
-        return self._by_stem.get(name, named.with_name(f"{name}.wav"))

@@ -29,6 +29,7 @@ from audio_datasets.tasks.listing import (
     known_matrix,
     label_matrix,
     one_label_each,
+    refuse_unusable,
 )
 
 MissingAudio = Literal["refuse", "leave-out"]
@@ -223,12 +224,18 @@ class TaskClips:
 
 
 def read_task(
-    task: Task, path: str | Path, missing_audio: MissingAudio = "refuse", *, allow_outside: bool = False
+    task: Task,
+    path: str | Path,
+    missing_audio: MissingAudio = "refuse",
+    *,
+    allow_outside: bool = False,
+    on_bad_clip: OnBadClip = "refuse",
 ) -> tuple[TaskClips, tuple[str, ...]]:
     """The clips of ``task`` at ``path`` for fine-tuning, and notes on them to print.
 
     ``missing_audio``: what to do if files that the lists name are not there. A list may come from a stranger: what it names
-    must lie in its own folder, unless ``allow_outside``; symbolic links in the folder are followed.
+    must lie in its own folder, unless ``allow_outside``; symbolic links in the folder are followed. ``on_bad_clip``: what to do about
+    links that lead nowhere, and names that cannot be used.
 
     Raises:
         ValueError: no such folder, another layout, labels outside the class list, missing audio files, files outside.
@@ -237,6 +244,8 @@ def read_task(
     if missing_audio not in get_args(MissingAudio):
         raise ValueError(f"missing_audio must be one of {get_args(MissingAudio)}; found {missing_audio!r}")
     listing = task.read_for_training(path, allow_outside=allow_outside)
+    if on_bad_clip == "refuse":
+        refuse_unusable(listing, path)
     notes = [describe(listing), *listing.notes]
     absent = {clip.clip_id: clip.path for clip in listing.clips if not clip.path.is_file()}
     if absent or listing.missing:

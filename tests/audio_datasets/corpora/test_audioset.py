@@ -80,6 +80,7 @@ def test_the_official_lists_and_every_way_of_naming_files(lists: Path, audio: Pa
     assert source.clips[2].seconds == 5.5
     assert source.missing == ("Yzzzzzzzzzzz",)
     assert source.ignored == ("notes.txt",)
+    assert source.notes == ("passed over, since they are hidden: '.hidden.flac'",)
     assert "no audio for 1 more (20.0 % of those listed): 'Yzzzzzzzzzzz'" in describe(source)
     assert [clip.clip_id for clip in read_listing(lists, audio_root=audio, segments=["eval"]).clips] == ["Y-abcdefghi_"]
     one_list = read_listing(lists / "eval_segments.csv", audio_root=audio)
