@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     """``("width=0.3", "head=attention_pooling")`` as a dict; values are JSON where they parse as such, else strings.
 
     Raises:
-        ValueError: a pair without ``=`` or a name given twice.
+        ValueError: a pair without ``=``, a name given twice, or a number that is not finite.
     """
     options: dict[str, Any] = {}
     for pair in pairs:
@@ -52,6 +53,8 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
             options[name] = json.loads(text)
         except json.JSONDecodeError:
             options[name] = text
+        if isinstance(options[name], float) and not math.isfinite(options[name]):
+            raise ValueError(f"option {name!r} must be a finite number; found {text}")
     return options
 
 

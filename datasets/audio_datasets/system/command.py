@@ -1,11 +1,17 @@
 """What all our commands share: arguments from a dataclass, plain errors with exit code 2, and progress bars."""
 
+import dataclasses
 import errno
 import gc
+import io
+import math
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stderr
+from itertools import dropwhile, takewhile
 from typing import Any, TypeVar
 
 import tyro
@@ -42,7 +48,44 @@ def parse(
         print(help_page(config, program, default=default, everything="--help-all" in arguments, note=help_note), end="")
         raise SystemExit(0)
     settings = {} if default is None else {"default": default}
-    return tyro.cli(config, args=arguments, prog=program, description=config.__doc__, **settings)
+    shown = io.StringIO()
+    try:
+        with redirect_stderr(shown):
+            filled = tyro.cli(config, args=arguments, prog=program, description=config.__doc__, **settings)
+    except SystemExit:
+        print(without_box(shown.getvalue()), end="", file=sys.stderr)
+        raise
+    refuse_infinities(filled)
+    return filled
+
+
+def without_box(message: str) -> str:
+    """tyro's report of a value that a configuration refused as one line; all other reports as they are.
+
+    tyro draws a box around it and names the Python class: "Error parsing EvaluateConfig: batch_size must be …".
+    """
+    lines = [line.strip("│| ") for line in message.splitlines()]
+    if not lines or "Value error" not in lines[0]:
+        return message
+    inside = dropwhile(lambda line: not line.strip("─-"), lines[1:])  # a box in ASCII has a line under its title
+    report = " ".join(takewhile(lambda line: line.strip("─-"), inside)).removeprefix("Error parsing ")
+    for found, plain in (
+        (r"^[A-Za-z_]\w*: ", ""),
+        (r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number"),
+        (r"could not convert string to float: (.*)", r"\1 is not a number"),
+    ):
+        report = re.sub(found, plain, report)
+    return f"error: {report}\n"
+
+
+def refuse_infinities(config: Any) -> None:
+    """ValueError if an option is infinite or not a number, which Python reads from "inf" and "nan"."""
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            refuse_infinities(value)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"--{item.name.replace('_', '-')} must be a finite number; found {value}")
 
 
 def run_command(function: Callable[[], Any]) -> int:

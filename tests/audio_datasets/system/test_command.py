@@ -1,7 +1,9 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+import tyro
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 
@@ -63,6 +65,39 @@ def test_wrong_arguments_are_explained(wrong: list[str], capsys: pytest.CaptureF
         parse(Settings, wrong, "kd test")
     assert stopped.value.code == 2
     assert "clis" in capsys.readouterr().err.replace("clip", "clis")
+
+
+@dataclass(frozen=True)
+class Oven:
+    """Settings with others inside."""
+
+    settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
+    top_heat: float | None = None
+    seconds: float = 1.0
+
+
+@pytest.mark.parametrize(("option", "value"), [("--top-heat", "inf"), ("--seconds", "nan"), ("--seconds", "-inf")])
+def test_numbers_are_finite(option: str, value: str) -> None:
+    """JSON has no word for others, and comparisons with nan are all false."""
+    assert parse(Oven, ["--clips", "5", option, "2"], "kd test").settings.clips == 5
+    with pytest.raises(ValueError, match=f"^{option} must be a finite number; found {value}$"):
+        parse(Oven, [f"{option}={value}"], "kd test")
+
+
+def test_a_refused_value_is_reported_in_one_line(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")  # the report is wrapped
+    with pytest.raises(SystemExit):
+        parse(Settings, ["--clips", "-1"], "kd test")
+    assert capsys.readouterr().err == "error: clips must be at least 1; found -1\n"
+    with pytest.raises(SystemExit):
+        parse(Settings, ["--clips", "many"], "kd test")
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert "--clips" in shown
+    assert "many" in shown
+    assert "\n" not in shown[:-1]
 
 
 def gloo_threads() -> list[str]:

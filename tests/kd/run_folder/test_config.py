@@ -35,6 +35,9 @@ def test_options_are_json_where_they_can_be() -> None:
         "strides": [1, 2],
         "flag": True,
     }
+    for text in ("Infinity", "NaN", "1e999"):
+        with pytest.raises(ValueError, match=f"^option 'width' must be a finite number; found {text}$"):
+            parse_options([f"width={text}"])
     with pytest.raises(ValueError, match="NAME=VALUE"):
         parse_options(["width"])
     with pytest.raises(ValueError, match="twice"):
