@@ -31,7 +31,7 @@ from kd.reports.figures import cost_and_quality, headline_points
 from kd.reports.markdown_text import to_markdown
 from kd.reports.page import to_html
 from kd.reports.pooled_runs import read_run_or_runs
-from kd.reports.run_reader import RunFolder, flat_settings
+from kd.reports.run_reader import RunFolder, flat_settings, judged_by
 from kd.reports.sections.cost import Cost, student_cost
 from kd.reports.sections.differences import difference_sections, values_by_key
 from kd.reports.sections.wording import (
@@ -42,6 +42,7 @@ from kd.reports.sections.wording import (
     parts_in_words,
     student_name,
 )
+from kd.run_folder.evaluations import common_evaluations
 
 MOST_DIFFERENT_CLASSES = 20
 
@@ -78,7 +79,9 @@ def compare(config: CompareConfig) -> Document:
 
 
 def comparison(runs: Sequence[RunFolder]) -> Document:
-    """Everything that can be said of the runs together."""
+    """Everything that can be said of the runs together. Pretraining runs are compared by an evaluation on the same clips."""
+    if chosen := common_evaluations([run.evaluations for run in runs]):
+        runs = [judged_by(run, evaluation) for run, evaluation in zip(runs, chosen, strict=True)]
     names = run_names([run.path for run in runs])
     costs = [student_cost(run) for run in runs]
     sections = [
@@ -121,8 +124,9 @@ def result_blocks(runs: Sequence[RunFolder], names: Sequence[str], costs: Sequen
         **({} if same_task else {"task": list(tasks)}),
         **({} if same_metric else {"metric": list(metrics)}),
         metrics[0] if same_metric else "value": [
-            headline_value(run.headline) if run.headline is not None else "not finished" for run in runs
+            headline_value(run.headline) if run.headline is not None else missing_result(run) for run in runs
         ],
+        **({"measured on": list(map(measured_on, runs))} if any(run.task is None for run in runs) else {}),
         "over": [parts_in_words(run.parts) if len(run.parts) > 1 else "1 training" for run in runs],
         f"against {names[0]}": ["–", *(paired_difference(runs[0], run) for run in runs[1:])],
         **({"what": whats} if len(set(whats)) > 1 else {}),
@@ -137,6 +141,10 @@ def result_blocks(runs: Sequence[RunFolder], names: Sequence[str], costs: Sequen
     note = "“Against” is the mean difference in the folds and seeds that both runs have, its standard deviation, their number."
     if not same_metric or not same_task or len({run.class_names for run in runs}) > 1:
         note += " These runs are not on the same task, classes or metric: their numbers are not comparable."
+    if len({run.evaluation.key for run in runs if run.evaluation}) > 1:
+        note += " The pretraining runs were evaluated on different clips: their numbers are not comparable."
+    if unevaluated := [name for name, run in zip(names, runs, strict=True) if run.task is None and not run.evaluation]:
+        note += f" To compare {', '.join(unevaluated)} on test clips: kd evaluate --tagger RUN --clips CLIPS --out RUN/test.json."
     blocks.append(Text(note))
     if same_metric and all(run.headline is not None for run in runs):
         metric = metrics[0]
@@ -152,6 +160,20 @@ def result_blocks(runs: Sequence[RunFolder], names: Sequence[str], costs: Sequen
                 )
             )
     return blocks
+
+
+def missing_result(run: RunFolder) -> str:
+    """Why a run has no number."""
+    return "not evaluated" if run.finished else "not finished"
+
+
+def measured_on(run: RunFolder) -> str:
+    """The clips behind a run's number."""
+    if run.evaluation is not None:
+        return str(run.evaluation)
+    if run.headline is None:
+        return "–"
+    return "its validation clips" if run.task is None else "test clips of the task"
 
 
 def paired_difference(first: RunFolder, other: RunFolder) -> str:
@@ -183,14 +205,17 @@ def last_epoch(run: RunFolder) -> int | str:
 
 
 def class_sections(runs: Sequence[RunFolder], names: Sequence[str]) -> list[Section]:
-    """The classes in which the runs differ most; nothing if their classes are not the same or predictions are missing."""
-    if len({(run.class_names, run.one_label) for run in runs}) > 1 or not all(run.predictions for run in runs):
+    """The classes in which the runs differ most; nothing if their classes are not the same or not known one by one."""
+    if not all(run.predictions or run.evaluation for run in runs):
+        return []
+    if len({(run.class_names, run.evaluation is None and run.one_label) for run in runs}) > 1:
         return []
     values = np.array([class_values(run) for run in runs])
     occurring = np.flatnonzero(np.isfinite(values).all(axis=0))
     spans = np.ptp(values[:, occurring], axis=0)
     order = occurring[np.argsort(-spans, kind="stable")]
-    metric, text = ("accuracy", "{:.1%}") if runs[0].one_label else ("average precision", "{:.3f}")
+    one_label = runs[0].evaluation is None and runs[0].one_label
+    metric, text = ("accuracy", "{:.1%}") if one_label else ("average precision", "{:.3f}")
 
     def table(classes: np.ndarray, caption: str, folded: bool = False) -> Table:
         rows = tuple(
@@ -210,7 +235,9 @@ def class_sections(runs: Sequence[RunFolder], names: Sequence[str]) -> list[Sect
 
 
 def class_values(run: RunFolder) -> np.ndarray:
-    """(C,) accuracy or average precision of each class."""
+    """(C,) accuracy or average precision of each class; NaN where it is not known."""
+    if run.evaluation is not None:
+        return np.array([run.evaluation.average_precisions.get(name, np.nan) for name in run.class_names])
     if run.one_label:
         return single_label_classes(run.predictions).accuracy
     return mean_over_parts(multi_label_classes(run.predictions).average_precision)

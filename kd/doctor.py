@@ -4,7 +4,6 @@ Each check gives findings, and each finding says what was found and, unless all 
 are bounded in time, so that the whole takes less than a minute; docs/doctor.md tells what is measured.
 """
 
-import json
 import math
 import os
 import platform
@@ -30,6 +29,7 @@ from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from audio_datasets.system.command import parse, progress, run_command
 from audio_datasets.system.disk_space import readable_bytes
+from audio_datasets.system.files import json_text
 from audio_datasets.system.randomness import generator
 from audio_datasets.tasks.label_space import LabelSpace
 from kd.data.examples import TrainingExamples
@@ -446,7 +446,7 @@ def doctor(config: DoctorConfig) -> int:
     """Prints the findings; 1 if one of them is a problem, else 0."""
     torch.set_flush_denormal(True)
     findings = examine(config)
-    print(json.dumps([asdict(finding) for finding in findings], indent=2) if config.json else report(findings))
+    print(json_text([asdict(finding) for finding in findings], indent=2) if config.json else report(findings))
     return int(any(finding.status == "problem" for finding in findings))
 
 

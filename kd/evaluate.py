@@ -130,6 +130,7 @@ def as_results(
     return {
         "tagger": config.tagger,
         "clips": str(config.clips),
+        "clips_fingerprint": clips.fingerprint,
         "split": config.split,
         "folds": list(config.folds),
         "num_clips": num_clips,

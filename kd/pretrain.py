@@ -1,7 +1,6 @@
 """Trains a student on labels and teacher logits: ``accelerate launch kd/pretrain.py --clips … --logits … --out …``."""
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -15,6 +14,7 @@ import tyro
 
 from audio_datasets.command_line.help_pages import HelpGroups, wants_help
 from audio_datasets.system.command import parse, run_command
+from audio_datasets.system.files import json_text
 from kd.recipes.pretraining import GLOBAL_BATCH, RECIPES, RecipeName, recipe_for
 from kd.run_folder.config import as_json
 from kd.stages.dry_run import estimate
@@ -122,7 +122,7 @@ def dry_run(config: PretrainConfig) -> None:
             accelerator = create_accelerator(config)
             result["estimate"] = estimate(config, prepare(config, accelerator))
     if accelerator is None or accelerator.is_main_process:
-        print(json.dumps(result, indent=2, ensure_ascii=False))
+        print(json_text(result, indent=2))
     if accelerator is not None:
         accelerator.end_training()
 

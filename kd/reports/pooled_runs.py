@@ -69,6 +69,8 @@ def pooled(runs: Sequence[RunFolder], path: Path) -> RunFolder:
         headline=Headline(runs[0].headline.metric, values, float(np.mean(values)), std),
         finished=all(run.finished for run in runs),
         command=None,
+        evaluations=(),
+        evaluation=None,
     )
 
 

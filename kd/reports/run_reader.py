@@ -16,6 +16,7 @@ from audio_datasets.system.files import read_json
 from audio_datasets.system.messages import brief
 from audio_datasets.tasks.label_space import LabelSpace
 from kd.evaluation.label_metrics import EXCLUSIVE_METRICS
+from kd.run_folder.evaluations import HEADLINE_METRIC, Evaluation, read_evaluations
 from kd.run_folder.metrics_log import read_metrics
 from kd.run_folder.predictions import PREDICTIONS_FILE, VALIDATION_FILE, Predictions
 from kd.run_folder.results import (
@@ -120,6 +121,10 @@ class RunFolder:
     """What the run did, such as "fine-tuned"."""
     label_space: LabelSpace | None = None
     """How the classes form groups. None if the run did not record it."""
+    evaluations: tuple[Evaluation, ...] = ()
+    """For pretraining: what kd evaluate wrote into the folder."""
+    evaluation: Evaluation | None = None
+    """The evaluation that the headline is from."""
 
     @classmethod
     def read(cls, path: str | Path) -> "RunFolder":
@@ -224,7 +229,7 @@ def _without_results(path: Path, config: dict[str, Any]) -> RunFolder:
     # A fine-tuning run without results has not finished, even if it has saved a student.
     card = parts[0].card if parts and parts[0].folder == path and "task" not in config else None
     provenance = card.provenance if card is not None else {}
-    return RunFolder(
+    run = RunFolder(
         path=path,
         config=config,
         parts=_labelled(parts),
@@ -234,6 +239,19 @@ def _without_results(path: Path, config: dict[str, Any]) -> RunFolder:
         finished=card is not None,
         command=command_line(provenance.get("command")),
         versions=versions_of(provenance),
+        evaluations=read_evaluations(path) if card is not None else (),
+    )
+    return judged_by(run, run.evaluations[0]) if run.evaluations else run
+
+
+def judged_by(run: RunFolder, evaluation: Evaluation) -> RunFolder:
+    """A pretraining run whose headline is that of an evaluation, rather than of its last validation."""
+    value = evaluation.metrics[HEADLINE_METRIC]
+    return replace(
+        run,
+        parts=tuple(replace(part, metrics=evaluation.metrics) for part in run.parts),
+        headline=Headline(HEADLINE_METRIC, (value,), value, None),
+        evaluation=evaluation,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
-from audio_datasets.system.files import digest_of, flush_folder
+from audio_datasets.system.files import digest_of, finite_values, flush_folder
 from audio_datasets.system.messages import brief
 
 
@@ -32,7 +32,7 @@ class MetricsLog:
         if self.accelerator.is_main_process:
             record = {"kind": kind, "step": step, "epoch": epoch, **values, **(untracked or {})}
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps(finite_values(record), allow_nan=False) + "\n")
         self.track(kind, step, values)
 
     def track(self, kind: str, step: int, values: dict[str, float]) -> None:

@@ -13,7 +13,8 @@ from audio_datasets.audio.codec import to_pcm16
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from audio_datasets.stores.manifest import select_rows
-from kd.evaluate import main
+from audio_datasets.system.files import write_json
+from kd.evaluate import EvaluateConfig, as_results, main
 from kd.evaluation.metrics import tagging_metrics
 from students import create_student
 from students.card import save_student
@@ -42,7 +43,7 @@ def run(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(tmp_path: Path, *arguments: object) -> dict:
     out = tmp_path / "results.json"
     assert main([*map(str, arguments), "--workers", "0", "--out", str(out)]) == 0
-    return json.loads(out.read_text())
+    return json.loads(out.read_text(), parse_constant=pytest.fail)  # JSON has no Infinity
 
 
 def test_the_metrics_are_those_of_the_stored_logits(run: Path, tiny_store: Path, tmp_path: Path) -> None:
@@ -55,6 +56,19 @@ def test_the_metrics_are_those_of_the_stored_logits(run: Path, tiny_store: Path,
     assert found["num_clips"] == len(rows) == 8
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=1e-6), name
+
+
+def test_a_perfect_tagger_leaves_json(tiny_store: Path, tmp_path: Path) -> None:
+    """Its d′ is infinite, and no class's ROC AUC is defined where every clip has the class."""
+    clips, rows = ClipStore.open(tiny_store), np.arange(12)
+    targets = clips.targets(rows)
+    targets[:, 2] = 1
+    metrics = tagging_metrics(targets, 2 * targets - 1, clips.class_names)
+    assert metrics.d_prime == np.inf
+    write_json(tmp_path / "out.json", as_results(EvaluateConfig("run", tiny_store), clips, 12, metrics, {}))
+    found = json.loads((tmp_path / "out.json").read_text(), parse_constant=pytest.fail)
+    assert (found["mAP"], found["roc_auc"], found["d_prime"]) == (1.0, 1.0, None)
+    assert [entry["roc_auc"] for entry in found["classes"].values()] == [1.0, 1.0, None]
 
 
 def test_unknown_labels_do_not_count(run: Path, tiny_store: Path, tmp_path: Path) -> None:

@@ -125,6 +125,30 @@ def write_run(
     return path
 
 
+def write_pretraining_run(
+    path: Path,
+    class_names: Sequence[str] = ("hiss", "hum, low", "click"),
+    *,
+    validated: bool = False,
+    finished: bool = True,
+) -> Path:
+    """A run of ``kd pretrain``, with or without validations; one that is not finished has no student yet."""
+    write_curves(path, ["mAP"] if validated else [], 4, 0)
+    write_json(path / "config.json", {"student": "mn01", "weights": None, "loop": {"epochs": 4, "batch_size": 8}})
+    if finished:
+        save_student(path, create_student("mn01", len(class_names)), class_names, LogMelConfig(), {"clip_seconds": 5.0})
+    if not validated:
+        lines = (path / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (path / "metrics.jsonl").write_text("".join(line for line in lines if "validation" not in line))
+    return path
+
+
+@pytest.fixture
+def make_pretraining_run(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the folder of a pretraining run: ``make_pretraining_run("a", validated=True)``."""
+    return lambda name, **options: write_pretraining_run(tmp_path / name, **options)
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
     """Writes a run folder for a test: ``make_run("a", one_label=False, folds=())``."""

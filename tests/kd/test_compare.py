@@ -127,3 +127,83 @@ def test_runs_in_one_folder_must_be_alike_and_finished(make_run: Make, capsys: p
     (make_run("stopped/a") / "results.json").unlink()
     assert main([str(other), str(folder.parent / "stopped")]) == 2
     assert "1 of 1 runs have no result yet: 'a'" in capsys.readouterr().err
+
+
+def with_evaluation(
+    run: Path, mean: float, by_class: dict[str, float], name: str = "test.json", clips: str = "a", **more: object
+) -> Path:
+    """The run with what ``kd evaluate --out`` writes."""
+    classes = {key: {"clips": 3, "average_precision": value, "roc_auc": None} for key, value in by_class.items()}
+    selection = {"clips": f"stores/{clips}.h5", "clips_fingerprint": clips, "split": None, "folds": [5], "num_clips": 9}
+    results = {"tagger": "x", **selection, "mAP": mean, "roc_auc": 0.9, "d_prime": None, "classes": classes}
+    write_json(run / name, {**results, **more})
+    return run
+
+
+def table_of(text: str) -> dict[str, list[str]]:
+    """The rows of a comparison's tables by their first cell."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in reversed(lines)]
+    return {name: values for name, *values in cells}  # of a name that is there twice, the first
+
+
+def test_pretraining_runs_are_compared_by_their_evaluation(
+    make_pretraining_run: Make, capsys: pytest.CaptureFixture
+) -> None:
+    first = with_evaluation(make_pretraining_run("first"), 0.40, {"hiss": 0.5, "hum, low": 0.4, "click": 0.3})
+    second = with_evaluation(make_pretraining_run("second"), 0.46, {"hiss": 0.5, "hum, low": 0.8, "click": 0.08})
+    assert main([str(first), str(second)]) == 0
+    text = capsys.readouterr().out
+    rows = table_of(text)
+    assert rows["run"][:4] == ["mAP", "measured on", "over", "against first"]
+    assert rows["first"][:2] == ["0.400", "a.h5, folds 5, 9 clips (test.json)"]
+    assert (rows["second"][0], rows["second"][3]) == ("0.460", "+0.060")
+    assert rows["hum, low"] == ["0.400", "0.800", "0.400"]
+    assert "not comparable" not in text
+    assert "not finished" not in text
+
+
+def test_the_evaluation_that_all_runs_have_counts(make_pretraining_run: Make, capsys: pytest.CaptureFixture) -> None:
+    first = with_evaluation(make_pretraining_run("first", validated=True), 0.1, {}, clips="other")
+    with_evaluation(first, 0.3, {}, "eval.json")
+    second = with_evaluation(make_pretraining_run("second"), 0.2, {}, "of fold 5.json")
+    assert main([str(first), str(second)]) == 0
+    rows = table_of(capsys.readouterr().out)
+    assert (rows["first"][0], rows["second"][0]) == ("0.300", "0.200")
+    assert "(of fold 5.json)" in rows["second"][1]
+    (first / "eval.json").unlink()
+    assert main([str(first), str(second)]) == 0
+    assert "evaluated on different clips: their numbers are not comparable" in capsys.readouterr().out
+
+
+def test_a_finished_pretraining_run_without_an_evaluation(
+    make_pretraining_run: Make, capsys: pytest.CaptureFixture
+) -> None:
+    runs = [make_pretraining_run("bare"), make_pretraining_run("begun", finished=False)]
+    runs.append(make_pretraining_run("valid", validated=True))
+    assert main(list(map(str, runs))) == 0
+    text = capsys.readouterr().out
+    rows = table_of(text)
+    assert rows["bare"][1:3] == ["not evaluated", "–"]
+    assert rows["begun"][1:3] == ["not finished", "–"]
+    assert (rows["valid"][0], rows["valid"][2]) == ("mAP", "its validation clips")
+    assert (
+        "To compare bare, begun, valid on test clips: kd evaluate --tagger RUN --clips CLIPS --out RUN/test.json."
+        in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mAP": None}, "test.json is damaged: mAP is not a number"),
+        ({"clips": 3}, "test.json is damaged: it does not say which clips were evaluated"),
+        ({"num_clips": "many"}, "test.json is damaged: it does not say which clips were evaluated"),
+    ],
+)
+def test_a_damaged_evaluation_is_refused(
+    make_pretraining_run: Make, change: dict[str, object], message: str, capsys: pytest.CaptureFixture
+) -> None:
+    run = with_evaluation(make_pretraining_run("run"), 0.1, {}, **change)
+    assert main([str(run), str(run)]) == 2
+    assert message in capsys.readouterr().err

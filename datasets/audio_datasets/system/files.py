@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,22 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes ``content`` as indented JSON, aside and renamed."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    """Writes ``content`` as indented JSON, aside and renamed. Numbers that are not finite become null."""
+    write_text(path, json_text(content, indent=2) + "\n")
+
+
+def json_text(content: Any, indent: int | None = None) -> str:
+    """``content`` as JSON. Numbers that are not finite, for which JSON has no word, become null: "not defined"."""
+    return json.dumps(finite_values(content), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def finite_values(content: Any) -> Any:
+    """A copy of what JSON can hold, with None for each number that is not finite."""
+    if isinstance(content, Mapping):
+        return {key: finite_values(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite_values(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def read_json(path: Path) -> Any:

@@ -49,6 +49,8 @@ def headline_note(run: RunFolder) -> str:
         if headline.over == "seeds" and folds > 1:
             over += f", each the mean of {folds} folds"
         return f"mean and standard deviation over {over}; {low} to {high}"
+    if run.evaluation is not None:
+        return f"kd evaluate on {run.evaluation}"
     if not run.predictions:
         return "of the last validation"
     if headline.metric != "accuracy":
