@@ -131,7 +131,7 @@ def result_blocks(runs: Sequence[RunFolder], names: Sequence[str], costs: Sequen
         f"against {names[0]}": ["–", *(paired_difference(runs[0], run) for run in runs[1:])],
         **({"what": whats} if len(set(whats)) > 1 else {}),
         "student": [student_name(run) for run in runs],
-        "begun from": [beginning(run).removeprefix("begun from ") for run in runs],
+        "started from": [beginning(run).removeprefix("started from ") for run in runs],
         "parameters": [number(cost.parameters if cost else None, "{:,.0f}") for cost in costs],
         "MMACs": [number(cost.macs / 1e6 if cost else None, "{:,.1f}") for cost in costs],
         "MB": [number(cost.file_bytes / 1e6 if cost else None, "{:.2f}") for cost in costs],

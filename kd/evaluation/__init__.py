@@ -1,1 +1,1 @@
-"""Predictions and what is computed from them."""
+"""Predictions, and metrics computed from them."""

@@ -1,4 +1,4 @@
-"""How predictions are judged, group by group of a label space: accuracy where classes exclude each other, mAP where they do not.
+"""Metrics for each group of a label space: accuracy if its classes exclude each other, mAP if they do not.
 
 Shapes: n clips, C classes.
 """
@@ -17,11 +17,11 @@ EXCLUSIVE_METRICS = ("accuracy", "macro_accuracy", "log_loss", "macro_log_loss")
 INDEPENDENT_METRICS = ("mAP", "roc_auc", "d_prime")
 SMALLER_IS_BETTER = ("log_loss", "macro_log_loss")
 ALL_RIGHT = "accuracy"
-"""With several exclusive groups: share of the clips that are right in all of them."""
+"""With several exclusive groups: the share of clips that are right in all of them."""
 
 
 def metric_names(label_space: LabelSpace) -> tuple[str, ...]:
-    """The metrics of a label space, the headline first; those of named groups as "verb/accuracy"."""
+    """The metrics of a label space, the headline metric first. Metrics of named groups look like "verb/accuracy"."""
     names = [
         f"{group.name}/{name}" if group.name else name
         for group in label_space.groups
@@ -35,12 +35,12 @@ def smaller_is_better(metric: str) -> bool:
 
 
 def label_metrics(label_space: LabelSpace, targets: np.ndarray, mask: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
-    """The numbers of ``metric_names`` by name, and with each group ``classes`` with each class's own.
+    """The values of ``metric_names`` by name, and for each group ``classes`` with the values of each class.
 
-    Classes without clips are listed as ``absent``. A clip counts in an exclusive group if its labels are known.
+    Classes without clips are listed as ``absent``. An exclusive group uses the clips whose labels are known.
 
     Args:
-        targets: (n, C), 0 or 1; of no meaning where ``mask`` (n, C) is false.
+        targets: (n, C), 0 or 1; ignored where ``mask`` (n, C) is false.
         logits: (n, C).
     """
     found: dict[str, Any] = {}
@@ -67,10 +67,10 @@ def _group_metrics(group: LabelGroup, targets: np.ndarray, mask: np.ndarray, log
 
 
 def single_label_metrics(classes: np.ndarray, logits: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    """Accuracy and log loss of softmax(logits), over clips and as the mean of each class's own (macro average).
+    """Accuracy and log loss of softmax(logits), averaged over clips and over classes (macro average).
 
     Args:
-        classes: (n,), the number of each clip's class.
+        classes: (n,), the index of each clip's class.
         logits: (n, C).
     """
     if not np.isfinite(logits).all():
@@ -99,7 +99,7 @@ def single_label_metrics(classes: np.ndarray, logits: np.ndarray, class_names: S
 def multi_label_metrics(
     targets: np.ndarray, logits: np.ndarray, mask: np.ndarray, class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """mAP, ROC AUC and d′, each class over the clips whose label is known; all (n, C). None where not defined or not finite."""
+    """mAP, ROC AUC and d′; all arguments (n, C). Each class uses the clips with a known label. None if undefined or infinite."""
     found = tagging_metrics(targets, logits, class_names, mask)
     return {
         **{name: _finite(value) for name, value in found.summary().items()},
@@ -124,12 +124,12 @@ def _finite(value: float) -> float | None:
 def device_metrics(
     devices: Sequence[str], seen: Sequence[str], classes: np.ndarray, logits: np.ndarray, class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """Metrics of the clips of each device, and of those in the training clips (``seen``) and the others taken together.
+    """Metrics for each device, for all devices seen in training together, and for all others together.
 
     Args:
         devices: (n,), each clip's device.
-        seen: devices that occur in training.
-        classes: (n,), the number of each clip's class.
+        seen: devices that occur in the training clips.
+        classes: (n,), the index of each clip's class.
     """
     devices = np.array(devices)
 

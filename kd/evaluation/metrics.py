@@ -22,7 +22,7 @@ class TaggingMetrics:
     class_roc_auc: np.ndarray
     positives: np.ndarray
     absent_classes: tuple[str, ...]
-    """Classes without a positive clip; they take no part in the averages."""
+    """Classes without a positive clip; they are left out of the averages."""
 
     def summary(self) -> dict[str, float]:
         return {"mAP": self.mean_average_precision, "roc_auc": self.roc_auc, "d_prime": self.d_prime}
@@ -35,8 +35,8 @@ def tagging_metrics(
 
     Args:
         targets: (N, C), 0 or 1.
-        scores: (N, C), logits or probabilities; only their order within a class counts.
-        mask: (N, C) bool, where the target is known; a class's metrics are over those clips alone. None: everywhere.
+        scores: (N, C), logits or probabilities; only their order within a class matters.
+        mask: (N, C) bool, where the target is known; a class's metrics use only those clips. None: everywhere.
 
     Raises:
         ValueError: shapes that disagree, scores that are not finite, or no positive clip at all.
@@ -76,7 +76,7 @@ def tagging_metrics(
 def category_columns(
     class_names: Sequence[str], categories: Sequence[str], label_map: Mapping[str, Sequence[str]]
 ) -> dict[str, list[int]]:
-    """For each category that occurs: the columns of the classes that stand for it.
+    """For each category that occurs, the columns of the classes that it is mapped to.
 
     Raises:
         ValueError: a category without an entry in the map, or a class name that the tagger does not have.
@@ -95,12 +95,12 @@ def category_columns(
 
 
 def category_accuracy(scores: np.ndarray, categories: Sequence[str], columns: Mapping[str, Sequence[int]]) -> float:
-    """Accuracy of choosing, for each clip, the category whose class names score highest (zero-shot use of a tagger).
+    """Accuracy of choosing, for each clip, the category whose classes score highest (zero-shot use of a tagger).
 
     Args:
         scores: (N, C).
         categories: the true category of each of the N clips.
-        columns: from ``category_columns``; the choice is among its categories.
+        columns: from ``category_columns``; its categories are the choices.
     """
     choices = list(columns)
     chosen = np.stack([scores[:, columns[category]].max(axis=1) for category in choices], axis=1).argmax(axis=1)

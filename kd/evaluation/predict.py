@@ -1,4 +1,4 @@
-"""What a tagger says of chosen clips, with any number of processes, and the tables made from it."""
+"""Runs a tagger on chosen clips, with any number of processes, and formats the results as tables."""
 
 from collections.abc import Callable, Sequence
 
@@ -20,7 +20,7 @@ Tagger = Callable[[Tensor], Tensor]
 
 
 class ClipEvaluator:
-    """Applies taggers to chosen clips; may be called again and again."""
+    """Applies taggers to chosen clips. Can be called repeatedly."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class ClipEvaluator:
         """
         Args:
             batch_size: windows in a batch of one process.
-            whole_clips: average over the windows that cover each clip; else only its beginning is heard.
+            whole_clips: average over windows that cover each clip; otherwise only its beginning is used.
         """
         self.accelerator = accelerator
         self.description = description
@@ -55,15 +55,15 @@ class ClipEvaluator:
         self._loader = accelerator.prepare(loader)
 
     def predict(self, tagger: Tagger, before_batch: Callable[[], None] = lambda: None) -> np.ndarray:
-        """What the tagger gives for each clip, the mean over its windows: (rows, columns) float32, on every process.
+        """The tagger's output for each clip, averaged over its windows: (rows, columns) float32, on every process.
 
-        Clips that cannot be used and are to be skipped have NaN, and no others.
+        Skipped clips have NaN; no others do.
 
         Args:
-            before_batch: called by every process before each batch; it may raise, on all of them alike.
+            before_batch: called by every process before each batch. If it raises, it must do so on all processes.
 
         Raises:
-            ValueError: a tagger whose output is not finite; names the clip.
+            ValueError: the tagger's output is not finite; the message names the clip.
         """
         values = self._predict_windows(tagger, before_batch)
         bad = np.flatnonzero(np.isnan(values).any(axis=1))
@@ -72,7 +72,7 @@ class ClipEvaluator:
 
     @torch.inference_mode()
     def _predict_windows(self, tagger: Tagger, before_batch: Callable[[], None]) -> np.ndarray:
-        """(windows, columns). Accelerate fills the last batches up with windows seen before; each has its own row."""
+        """(windows, columns). Accelerate fills up the last batches with earlier windows; these overwrite their own rows."""
         values = None
         seen = np.zeros(len(self.windows), dtype=bool)
         shown = self.accelerator.is_main_process
@@ -98,13 +98,13 @@ class ClipEvaluator:
 
 
 def drop_skipped(rows: np.ndarray, values: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and their values (rows, columns) without the clips that were skipped, which have NaN.
+    """Removes skipped clips, which have NaN, from the rows and their values (rows, columns).
 
     Args:
-        split: what the rows are, for the message: "training", "test".
+        split: the name of the split, for the message: "training" or "test".
 
     Raises:
-        ValueError: nothing is left.
+        ValueError: no clip is left.
     """
     usable = ~np.isnan(values).any(axis=1)
     if not usable.any():
@@ -113,7 +113,7 @@ def drop_skipped(rows: np.ndarray, values: np.ndarray, split: str) -> tuple[np.n
 
 
 def class_table(metrics: TaggingMetrics, class_names: Sequence[str]) -> str:
-    """A line per class that occurs: its clips, average precision and ROC AUC; the best first."""
+    """A line for each class that occurs, the best first: its clips, average precision and ROC AUC."""
     occurring = np.flatnonzero(metrics.positives)
     rows = [("class", "clips", "AP", "AUC")]
     for index in occurring[np.argsort(-metrics.average_precision[occurring], kind="stable")]:
@@ -123,7 +123,7 @@ def class_table(metrics: TaggingMetrics, class_names: Sequence[str]) -> str:
 
 
 def listed_absent(metrics: TaggingMetrics, at_most: int = 10) -> str:
-    """Names the classes without clips, the first few of many."""
+    """A sentence on classes without clips that names the first ones."""
     absent = metrics.absent_classes
     if not absent:
         return "every class occurs"

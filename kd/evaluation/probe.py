@@ -1,4 +1,4 @@
-"""A linear probe: how far a linear classifier gets on a student's frozen embeddings. Seconds in place of hours.
+"""A linear probe: the performance of a linear classifier on a student's frozen embeddings. Takes seconds instead of hours.
 
 Shapes: n clips, E embedding size, C classes.
 """
@@ -29,11 +29,11 @@ def probe_logits(
 ) -> np.ndarray:
     """Logits (test clips, C) of logistic regression on the standardised embeddings (n, E) of the training clips.
 
-    A group of exclusive classes: one multinomial regression on the clips whose label is known. Others: one regression for
-    each class, on the clips whose label is known. A class that has no (or nothing but) training clips gets a constant.
+    A group of exclusive classes gets one multinomial regression; any other group gets one regression for each class. Both use
+    the clips whose label is known. If no training clip has a class, or all have it, its logits are constant.
 
     Args:
-        regularization: the inverse of its strength, scikit-learn's C.
+        regularization: inverse strength of regularisation, scikit-learn's C.
         before_fit: called before each regression; it may raise.
     """
     scaler = StandardScaler().fit(embeddings[part.train])
@@ -63,7 +63,7 @@ def _exclusive(fit: Fit, train: np.ndarray, targets: np.ndarray, known: np.ndarr
         logits[:, present] = 0.0
         return logits
     scores = fit(train[rows], classes)
-    if len(present) == 2:  # scikit-learn then gives the second class's score alone
+    if len(present) == 2:  # scikit-learn then returns only the score of the second class
         scores = np.stack([np.zeros(len(scores)), scores], axis=1)
     logits[:, present] = scores
     return logits

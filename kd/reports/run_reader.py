@@ -139,12 +139,12 @@ class RunFolder:
             if not results_path.is_file():
                 found = f"it has neither {CONFIG_FILE} nor {RESULTS_FILE}" if path.is_dir() else "it does not exist"
                 raise ValueError(
-                    f"{path} is no run folder: {found}. Give a folder that kd pretrain or kd finetune wrote with --out"
+                    f"{path} is not a run folder: {found}. Give a folder that kd pretrain or kd finetune wrote with --out"
                 )
             config_path = path.parent / CONFIG_FILE  # the results of a linear probe are in a folder of the run
         config = read_json(config_path) if config_path.is_file() else {}
         if not isinstance(config, dict):
-            raise ValueError(f"{config_path} must hold a JSON object; found {type(config).__name__}")
+            raise ValueError(f"{config_path} must contain a JSON object; found {type(config).__name__}")
         if config.get("probe_only") and not results_path.is_file():
             return cls.read(path / PROBE_FOLDER)
         if results_path.is_file():

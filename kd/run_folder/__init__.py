@@ -1,1 +1,1 @@
-"""What a run leaves on disk: its configuration, its log, its predictions and its results, writers and readers."""
+"""The files of a run: configuration, log, predictions and results. Each module has both writer and reader."""

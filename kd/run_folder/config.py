@@ -37,7 +37,7 @@ def differences(
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """``("width=0.3", "head=attention_pooling")`` as a dict; values are JSON where they parse as such, else strings.
+    """``("width=0.3", "head=attention_pooling")`` as a dict. Values are parsed as JSON if possible, otherwise kept as strings.
 
     Raises:
         ValueError: a pair without ``=``, a name given twice, or a number that is not finite.
@@ -46,7 +46,7 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         name, separator, text = pair.partition("=")
         if not separator or not name:
-            raise ValueError(f"options are written NAME=VALUE; found {pair!r}")
+            raise ValueError(f"options must be written as NAME=VALUE; found {pair!r}")
         if name in options:
             raise ValueError(f"option {name!r} is given twice")
         try:
@@ -59,7 +59,7 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def flat_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:
-    """A nested configuration as one level of names and numbers, which is what trackers take."""
+    """A nested configuration as a flat one, as trackers need it."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):

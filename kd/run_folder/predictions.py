@@ -1,8 +1,8 @@
-"""``predictions.npz``: what a student said about clips that it was not trained on. Writer and reader.
+"""``predictions.npz``: a student's predictions of clips that it was not trained on. Writer and reader.
 
 Plain arrays, nothing pickled: ``clip_ids`` (N,), ``logits`` (N, C) float32, ``targets`` (N, C) float32, ``mask`` (N, C) bool
-where targets are known, ``class_names`` (C,), ``source`` (N,) the audio files; ``device`` and ``device_seen`` (N,), whether it
-is among the training clips', and ``group`` (N,), where every clip has one.
+(where targets are known), ``class_names`` (C,), ``source`` (N,), the audio files. If every clip has them, also ``device`` (N,),
+``device_seen`` (N,), whether the device occurs in the training clips, and ``group`` (N,).
 
 Shapes: N clips, C classes.
 """
@@ -24,7 +24,7 @@ KINDS = {
     **dict.fromkeys(("logits",), "f"),
     **dict.fromkeys(("targets", "mask", "device_seen"), "biuf"),
 }
-"""What the arrays of predictions may hold, as NumPy's kinds."""
+"""The allowed types of each array, as NumPy's kinds."""
 
 
 def write_predictions(
@@ -37,9 +37,9 @@ def write_predictions(
     class_names: Sequence[str],
     columns: Mapping[str, Sequence[str] | np.ndarray],
 ) -> None:
-    """Writes predictions aside and renames them into place.
+    """Writes predictions under a temporary name and renames the file.
 
-    ``columns`` are further values of each clip: ``source``, ``device``, ``device_seen``, ``group``.
+    ``columns`` are additional values for each clip: ``source``, ``device``, ``device_seen``, ``group``.
     """
     arrays = {
         "clip_ids": np.array(clip_ids),
@@ -55,18 +55,18 @@ def write_predictions(
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a student said about clips that it was not trained on. Checked when made."""
+    """A student's predictions of clips that it was not trained on. Checked on construction."""
 
     clip_ids: np.ndarray
-    """(N,) strings, each once."""
+    """(N,) strings, unique."""
     logits: np.ndarray
     """(N, C) float32."""
     targets: np.ndarray
     """(N, C) bool."""
     known: np.ndarray
-    """(N, C) bool: of which classes it is known whether the clip has them."""
+    """(N, C) bool: whether the target is known."""
     devices: np.ndarray | None = None
-    """(N,) strings: what each clip was recorded with."""
+    """(N,) strings: the recording device of each clip."""
     device_seen: np.ndarray | None = None
     """(N,) bool: whether the student was trained on clips from that device."""
     sources: np.ndarray | None = None
@@ -91,15 +91,15 @@ class Predictions:
 
     @property
     def one_label(self) -> bool:
-        """Whether every clip has exactly one class, and everything is known."""
+        """Whether every clip has exactly one class and all targets are known."""
         return bool(self.known.all() and (self.targets.sum(axis=1) == 1).all())
 
     @classmethod
     def read(cls, path: Path, class_names: Sequence[str] | None) -> "Predictions":
-        """Reads ``predictions.npz``; the class list in it, if there is one, must be ``class_names``.
+        """Reads ``predictions.npz``. Its class list, if it has one, must equal ``class_names``.
 
         Raises:
-            ValueError: a file that is damaged, incomplete, of another class list, or that holds Python objects.
+            ValueError: a file that is damaged or incomplete, has another class list, or contains Python objects.
         """
         arrays = read_arrays(path)
         missing = {"clip_ids", "logits", "targets"} - arrays.keys()
@@ -107,18 +107,18 @@ class Predictions:
             raise ValueError(f"{path} has no {listed(sorted(missing))}; found {listed(sorted(arrays))}")
         for name, array in arrays.items():
             if array.dtype.kind not in KINDS.get(name, array.dtype.kind) or array.ndim < 1:
-                raise ValueError(f"{path}: {name} holds values of another kind; found {array.dtype} {array.shape}")
+                raise ValueError(f"{path}: {name} has the wrong type; found {array.dtype} {array.shape}")
         found = tuple(map(str, arrays["class_names"])) if "class_names" in arrays else None
         if class_names is not None and found is not None and found != tuple(class_names):
             raise ValueError(
-                f"{path} has another class list than the run: {len(found)} against {len(class_names)} names"
+                f"{path} has another class list than the run: {len(found)} names instead of {len(class_names)}"
             )
         names = class_names if class_names is not None else found
         if names is None or arrays["logits"].shape[1:] != (len(names),):
             raise ValueError(f"{path}: logits {arrays['logits'].shape} do not fit {len(names or ())} class names")
         targets = arrays["targets"] > 0.5
         if not np.isin(arrays["targets"], (0, 1)).all():
-            raise ValueError(f"{path}: targets are 0 or 1; found others")
+            raise ValueError(f"{path}: targets must be 0 or 1; found other values")
         try:
             return cls(
                 clip_ids=arrays["clip_ids"].astype(str),

@@ -1,8 +1,8 @@
-"""``results.json`` of a run of several folds or seeds and ``result.json`` of each of them. Writer and reader.
+"""``results.json`` of a run with several folds or seeds, and ``result.json`` of each of them. Writer and reader.
 
-``results.json`` holds ``task``, ``what`` was done, ``label_groups`` and ``class_names``, the ``headline``, the ``runs`` (seed,
-fold, folder relative to the file's, metrics), ``command`` and ``versions``. Version 0.1 wrote ``labels``, "one" or "several", in
-place of ``label_groups``.
+``results.json`` contains ``task``, ``what`` was done, ``label_groups`` and ``class_names``, the ``headline``, the ``runs`` (seed,
+fold, folder relative to that of the file, metrics), ``command`` and ``versions``. Version 0.1 wrote ``labels``, "one" or
+"several", instead of ``label_groups``.
 """
 
 import shlex
@@ -31,18 +31,18 @@ class Headline:
 
     metric: str
     values: tuple[float, ...]
-    """What it is the mean of: the value of each fold or of each seed; of a pretraining run, that of the last validation."""
+    """The values that the mean is over: one for each fold or seed; for a pretraining run, that of the last validation."""
     mean: float
     std: float | None
     """Sample standard deviation of the values; None for one."""
     over: str | None = None
-    """What the values are of: "folds" or "seeds", where the run says so."""
+    """Whether the values are over "folds" or "seeds", if known."""
 
     @classmethod
     def of(cls, metric: str, runs: Sequence["RunResult"]) -> "Headline":
-        """Mean and spread of a metric: over seeds if there are several, else over folds.
+        """Mean and standard deviation of a metric: over seeds if there are several, otherwise over folds.
 
-        With several seeds a value is the mean over one seed's folds.
+        With several seeds, each value is the mean over the folds of one seed.
 
         Raises:
             ValueError: the metric is not defined on the test clips of a run.
@@ -52,8 +52,8 @@ class Headline:
             if run.metrics[metric] is None:
                 known = [name for name, value in run.metrics.items() if isinstance(value, float)]
                 raise ValueError(
-                    f"{metric} is not defined on the test clips of {run.folder}; defined are {', '.join(known) or 'none'}. "
-                    "Give the task one of these as its metric"
+                    f"{metric} is not defined on the test clips of {run.folder}; choose another metric for the task. "
+                    f"Defined: {', '.join(known) or 'none'}"
                 )
             by_seed.setdefault(run.seed, []).append(run.metrics[metric])
         if len(by_seed) > 1:
@@ -66,24 +66,24 @@ class Headline:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What one training of a run came to, on its test clips."""
+    """The results of one training of a run on its test clips."""
 
     seed: int | None
     fold: int | None
     folder: str
-    """Relative to the folder of the file that tells of it."""
+    """Relative to the folder of the file that contains this result."""
     metrics: Mapping[str, Any]
-    """Numbers by name, and what else was noted with them."""
+    """Metrics by name, and other values that were saved with them."""
     skipped_clips: int = 0
     accepted_changes: int = 0
-    """How many changes of settings the run had accepted by then."""
+    """How many changes of settings the run had accepted before."""
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "metrics": dict(self.metrics)}
 
     @classmethod
     def from_json(cls, content: Any) -> "RunResult":
-        """ValueError for what is no result."""
+        """The reverse of ``to_json``. ValueError for other content."""
         counts = {name: value_of(content, name, int | None) or 0 for name in ("skipped_clips", "accepted_changes")}
         seed, fold = (value_of(content, name, int | None) for name in ("seed", "fold"))
         return cls(seed, fold, value_of(content, "folder", str), value_of(content, "metrics", dict), **counts)
@@ -91,18 +91,18 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Results:
-    """What the trainings of a run came to together."""
+    """The results of all trainings of a run."""
 
     task: str
     class_names: tuple[str, ...]
     headline: Headline
     runs: tuple[RunResult, ...]
     label_space: LabelSpace | None = None
-    """None where an older run does not say."""
+    """None for older runs, which did not record it."""
     what: str | None = None
     """What was done, such as "fine-tuned"."""
     command: str | None = None
-    """What the user called."""
+    """The user's command line."""
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
@@ -170,7 +170,7 @@ def _headline(content: dict[str, Any]) -> Headline:
         raise ValueError("the headline has no values")
     over = value_of(content, "spread_over", str | None)
     if over not in (None, "seeds", "folds"):
-        raise ValueError(f"spread_over is seeds or folds; found {brief(over)}")
+        raise ValueError(f"spread_over must be seeds or folds; found {brief(over)}")
     metric = value_of(content, "metric", str)
     if not metric.strip():
         raise ValueError("the headline's metric has no name")
@@ -189,49 +189,49 @@ def _label_space(content: dict[str, Any], class_names: tuple[str, ...]) -> Label
     if groups is not None:
         label_space = LabelSpace.from_json(groups)
         if label_space.class_names != class_names:
-            raise ValueError("label_groups have other classes than class_names")
+            raise ValueError("label_groups and class_names have different classes")
         return label_space
     labels = value_of(content, "labels", str | None)  # of version 0.1
     if labels not in (None, "one", "several"):
-        raise ValueError(f"labels is one or several; found {brief(labels)}")
+        raise ValueError(f"labels must be one or several; found {brief(labels)}")
     return None if labels is None else LabelSpace.single(class_names, exclusive=labels == "one")
 
 
-# -- Values of JSON that a stranger may have written ---------------------------------------------------------------------
+# -- Checked values from JSON that someone else may have written ---------------------------------------------------------
 
 
 def value_of(content: Any, name: str, kind: type | UnionType) -> Any:
-    """An entry of a JSON object; ValueError if it is of another kind. One that may be None may also be absent."""
+    """An entry of a JSON object; ValueError if it has another type. An entry that may be None may also be missing."""
     if not isinstance(content, dict):
-        raise ValueError(f"an object with {name} is needed; found {brief(content)}")
+        raise ValueError(f"expected an object with {name}; found {brief(content)}")
     value = content.get(name)
     if not isinstance(value, kind):
-        raise ValueError(f"{name} is of the wrong kind; found {brief(value)}")
+        raise ValueError(f"{name} has the wrong type; found {brief(value)}")
     if isinstance(value, str) and not is_writable(value):
-        raise ValueError(f"{name} is no text; found {brief(value)}")
+        raise ValueError(f"{name} is not printable text; found {brief(value)}")
     return value
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number that means something: finite, and not one of JSON's whole numbers of any length."""
+    """Whether a value is a usable number: finite, and not one of JSON's integers of arbitrary length."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST_NUMBER < value < LARGEST_NUMBER
 
 
 def _finite(value: Any, what: str) -> float:
     if not is_number(value):
-        raise ValueError(f"{what} is a number; found {brief(value)}")
+        raise ValueError(f"{what} must be a number; found {brief(value)}")
     return float(value)
 
 
 def versions_of(content: dict[str, Any]) -> dict[str, str]:
-    """The versions of packages, as text whatever they are."""
+    """The versions of packages, converted to text."""
     return {name: str(version) for name, version in (value_of(content, "versions", dict | None) or {}).items()}
 
 
 def command_line(found: Any) -> str | None:
-    """What the user called, which is kept as text or as a list of arguments; ValueError for anything else."""
+    """The user's command line, saved as text or as a list of arguments; ValueError for anything else."""
     if isinstance(found, list):
         found = shlex.join(map(str, found))
     if found is not None and (not isinstance(found, str) or not is_writable(found)):
-        raise ValueError(f"command is of the wrong kind; found {brief(found)}")
+        raise ValueError(f"command has the wrong type; found {brief(found)}")
     return found

@@ -1,7 +1,7 @@
-"""A run folder: what is in it, and whether a run in it is new, goes on or has ended, and may go on as it is asked to.
+"""Starting in a run folder: finds out whether its run is new, unfinished or finished, and whether it may continue as requested.
 
-``config.json`` holds the configuration of the run, "processes", "inputs" (fingerprints of its data), "accepted_changes" and,
-once it is there, "finished".
+``config.json`` contains the configuration of the run, "processes", "inputs" (fingerprints of its data), "accepted_changes" and,
+at the end, "finished".
 """
 
 import re
@@ -21,28 +21,28 @@ LOCK_FILE = "run.lock"
 SKIPPED_CLIPS_FILE = "skipped_clips.txt"
 
 PART = re.compile(r"(seed|fold)\d+|probe")
-"""Folders in a run folder that are runs of their own: those of a fine-tuning's seeds and folds, and its linear probe."""
+"""Folders in a run folder that contain runs themselves: seeds and folds of fine-tuning, and its linear probe."""
 
 RESULTS = (
     *("result.json", "results.json", "metrics.jsonl", "student.json", "student.safetensors", "best.safetensors"),
     *("predictions.npz", "validation_predictions.npz", "report.html", "report.md", SKIPPED_CLIPS_FILE),
     *("trackers", "non_finite", CONFIG_FILE),
 )
-"""What ``restart`` removes after the checkpoints, in this order; other files in the folder are left alone."""
+"""The files that ``restart`` removes after the checkpoints, in this order. Other files in the folder are kept."""
 
 
 @dataclass(frozen=True)
 class EnteredRun:
-    """A run folder that was entered; ``description`` is what its ``config.json`` holds."""
+    """A run folder that was entered; ``description`` is the content of its ``config.json``."""
 
     path: Path
     state: Literal["new", "unfinished", "finished"]
     description: dict[str, Any]
     notes: tuple[str, ...] = ()
-    """What the user should read: changes that were accepted, or another division of the same batch."""
+    """Messages for the user, such as changes that were accepted."""
 
     def finish(self) -> None:
-        """Marks the run as finished; the last thing that it does."""
+        """Marks the run as finished. This is its last step."""
         write_json(self.path / CONFIG_FILE, {**self.description, "finished": True})
 
 
@@ -57,27 +57,27 @@ def enter_run_folder(
     results: Sequence[str] = ("student.safetensors", "student.json"),
     defaults: Mapping[str, Any] | None = None,
 ) -> EnteredRun:
-    """Begins a run in ``folder``, or finds the one in it. Called by one process, which holds the folder's lock.
+    """Starts a run in ``folder``, or finds the existing one. Called by one process, which must hold the folder's lock.
 
     Args:
-        description: the configuration as JSON, with "loop" in it; "processes", how many share a step; and whatever else
-            decides the result, such as fingerprints of the data.
-        changes_nothing: settings that a run may go on with otherwise, since they do not change its result.
-        asks_for: those of them that say how much is to be done; with others than before a finished run goes on.
-        accept_changes: go on although other settings differ; the changes are kept in ``config.json``.
-        restart: give up a run that has other settings.
-        results: the files of a finished run; if one was removed, the run is finished again.
-        defaults: what settings were before they existed, for runs that an older version began.
+        description: the configuration as JSON, including "loop"; "processes", the number of processes that share a step; and
+            everything else that determines the result, such as fingerprints of the data.
+        changes_nothing: settings that may differ when a run continues, because they do not affect its result.
+        asks_for: those of them that say how much is to be done; if they differ, a finished run continues.
+        accept_changes: continue although other settings differ; the changes are recorded in ``config.json``.
+        restart: discard a run that has other settings.
+        results: the files of a finished run; if one is missing, the run counts as unfinished.
+        defaults: values of settings that did not exist yet when an older version started the run.
 
     Raises:
-        ValueError: a run with other settings, and neither of the two says what to do about it.
+        ValueError: the run has other settings, and neither ``accept_changes`` nor ``restart`` is given.
     """
     _remove_half_written(folder)
     path = folder / CONFIG_FILE
     new = dict(description)
     if not path.exists():
         if newest_checkpoints(folder):
-            raise ValueError(f"{folder} holds checkpoints but no {CONFIG_FILE} to say what of; choose another --out")
+            raise ValueError(f"{folder} has checkpoints but no {CONFIG_FILE} to describe them; choose another --out")
         write_json(path, new)
         return EnteredRun(folder, "new", new)
     old = upgraded(_read_description(path), defaults or {})
@@ -89,12 +89,12 @@ def enter_run_folder(
     if changed and restart:
         give_up(folder)
         write_json(path, new)
-        return EnteredRun(folder, "new", new, (f"the run in {folder} had another configuration and was given up",))
+        return EnteredRun(folder, "new", new, (f"the run in {folder} had another configuration and was discarded",))
     if changed and not accept_changes:
         raise ValueError(_other_configuration(folder, changed))
     if changed:
         accepted.append({"at": ", ".join(newest_checkpoints(folder)) or "the start", "changes": changed})
-        notes.append(f"{folder} goes on with changes: {'; '.join(changed)}")
+        notes.append(f"{folder} continues with changes: {'; '.join(changed)}")
         finished = False
     if accepted:
         new["accepted_changes"] = accepted
@@ -113,44 +113,44 @@ def _remove_half_written(folder: Path) -> None:
 
 
 def _other_configuration(folder: Path, changed: Sequence[str]) -> str:
-    """The message that refuses to go on with a run whose settings differ."""
+    """The message that refuses to continue a run whose settings differ."""
     return (
-        f"{folder} holds a run with another configuration:\n  "
+        f"{folder} contains a run with another configuration:\n  "
         + "\n  ".join(changed)
-        + "\nGive the command as it was to go on with it, or choose another --out. --accept-changes goes on with what is "
-        "given now, --restart gives the old run up"
+        + "\nRepeat the original command to continue this run, or choose another --out. --accept-changes continues with the "
+        "new settings, --restart discards the old run"
     )
 
 
 def _note_on_division(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """One line if processes and batches divide the clips of a step differently than before, else nothing."""
+    """A message if processes and batches divide the clips of a step differently than before, otherwise nothing."""
     if division(old) == division(new):
         return []
     return [
-        f"steps are divided as {division(new)}, before as {division(old)}: the same clips, drawn and augmented the same, "
-        "but sums in another order, and batch norm over other parts of a step unless --sync-batch-norm is given"
+        f"a step is now {division(new)}, before it was {division(old)}: the same clips with the same augmentation, but sums are "
+        "taken in another order, and batch norm sees other parts of a step unless --sync-batch-norm is given"
     ]
 
 
 def _read_description(path: Path) -> dict[str, Any]:
-    """What a run's ``config.json`` holds; ValueError if that is not the description of a run."""
+    """The content of a run's ``config.json``; ValueError if it does not describe a run."""
     content = read_json(path)
     loop = content.get("loop") if isinstance(content, dict) else None
     sizes = [loop.get(name) for name in ("batch_size", "gradient_accumulation_steps")] if isinstance(loop, dict) else []
     numbers = [*sizes, content.get("processes", 1)] if sizes else []
     if not numbers or any(type(number) is not int or number < 1 for number in numbers):
         raise ValueError(
-            f"{path} is damaged: it does not tell how many clips a step of the run had. Choose another --out"
+            f"{path} is damaged: it does not say how many clips a step of the run had. Choose another --out"
         )
     if not isinstance(content.get("accepted_changes", []), list):
-        raise ValueError(f"{path} is damaged: its accepted changes are no list")
+        raise ValueError(f"{path} is damaged: its accepted changes must be a list")
     return content
 
 
 def upgraded(description: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """A description as today's version would have written it.
+    """A description in the form of the current version.
 
-    Version 0.1 kept the augmentation of fine-tuning in two parts. Settings that did not exist are at their defaults.
+    Version 0.1 had two parts for the augmentation of fine-tuning. Settings that did not exist get their defaults.
     """
     upgraded = {**description}
     if "task_augment" in upgraded:
@@ -167,7 +167,7 @@ def upgraded(description: dict[str, Any], defaults: Mapping[str, Any]) -> dict[s
 
 
 def comparable(description: Mapping[str, Any]) -> dict[str, Any]:
-    """A description with the clips of an optimizer step in place of how processes and batches divide them."""
+    """A description with the number of clips per optimizer step in place of its division into processes and batches."""
     values = {name: value for name, value in description.items() if name != "processes"}
     loop = dict(values["loop"])
     processes = description.get("processes", 1)  # absent in folders of version 0.1
@@ -176,13 +176,13 @@ def comparable(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def division(description: Mapping[str, Any]) -> str:
-    """How a step's clips are divided, in words."""
+    """How the clips of a step are divided, as text."""
     loop = description["loop"]
     return f"{description.get('processes', 1)} processes x {loop['gradient_accumulation_steps']} batches x {loop['batch_size']} clips"
 
 
 def parts_of(folder: Path) -> Iterator[Path]:
-    """The folders of a run's parts, those inside of others first."""
+    """The folders of a run's parts, nested ones first."""
     for item in sorted(folder.iterdir()):
         if item.is_dir() and PART.fullmatch(item.name):
             yield from parts_of(item)
@@ -196,16 +196,16 @@ def newest_checkpoints(folder: Path) -> list[str]:
 
 
 def give_up(folder: Path) -> None:
-    """Removes a run. Its checkpoints go at once and its configuration last: killed in between, it is a run at its start."""
+    """Removes a run, first its checkpoints and last its configuration, so that a killed process leaves a run at its start."""
     for part in parts_of(folder):
         remove_results(part)
-        with suppress(OSError):  # somebody else's files are in it
+        with suppress(OSError):  # it contains files of someone else
             part.rmdir()
     remove_results(folder)
 
 
 def remove_results(folder: Path) -> None:
-    """Removes what one run, or one part of it, has written."""
+    """Removes everything that one run, or one part of it, has written."""
     given_up = folder / ".checkpoints.given-up"
     if given_up.exists():
         shutil.rmtree(given_up)

@@ -258,7 +258,7 @@ WRONG = {
         ["--objective", "distillation", "--objective-options", "weight=1"],
         "unknown option 'weight' of objective distillation; choices: none",
     ),
-    "no value": (["--objective-options", "weight"], "options are written NAME=VALUE; found 'weight'"),
+    "no value": (["--objective-options", "weight"], "options must be written as NAME=VALUE; found 'weight'"),
 }
 
 

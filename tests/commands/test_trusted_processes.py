@@ -117,7 +117,7 @@ def test_two_processes_of_batch_4_train_as_one_of_batch_8(
         if int(path.name.removeprefix("step-")) > 10:
             shutil.rmtree(path)
     shown = runner.run(arguments(store, logits, changed, "--batch-size", "4"), processes=2)
-    assert "2 processes x 1 batches x 4 clips, before as 1 processes x 1 batches x 8 clips" in shown
+    assert "2 processes x 1 batches x 4 clips, before it was 1 processes x 1 batches x 8 clips" in shown
     assert largest_difference(one / weights.format(20), changed / weights.format(20)) < 1e-5
 
 

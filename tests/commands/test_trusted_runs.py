@@ -111,7 +111,7 @@ def test_another_command_in_the_same_folder(
     assert "loop.epochs: 2 -> 3" in capsys.readouterr().err
     assert main(arguments(tiny_store, tiny_logits, out, "--epochs", "3", "--accept-changes")) == 0
     shown = capsys.readouterr().out
-    assert "goes on with changes: loop.epochs: 2 -> 3" in shown
+    assert "continues with changes: loop.epochs: 2 -> 3" in shown
     assert "going on with the run" in shown
     card = read_json(out / "student.json")
     assert card["provenance"]["steps"] == 18

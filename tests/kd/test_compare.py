@@ -83,7 +83,7 @@ def test_names_are_as_short_as_they_can_be() -> None:
     [
         (["run"], "at least two runs"),
         (["run", "run", "--out", "page.pdf"], ".html or .md"),
-        (["run", "nowhere"], "nowhere is no run folder"),
+        (["run", "nowhere"], "nowhere is not a run folder"),
     ],
 )
 def test_mistakes_of_users_get_one_message(

@@ -173,7 +173,7 @@ def test_a_pretraining_run(make_run: Make) -> None:
     (run / "predictions.npz").unlink()
     write_json(run / "config.json", {"student": "mn01", "weights": "imagenet", "loop": {"epochs": 6}})
     text = write_report(run).with_suffix(".md").read_text()
-    assert text.startswith("# mn01, pretrained\n\nrun: begun from the weights imagenet\n")
+    assert text.startswith("# mn01, pretrained\n\nrun: started from the weights imagenet\n")
     value = re.search(r"\*\*mAP: (0\.\d+)\*\* of the last validation", text)
     assert value is not None
     assert "no predictions of test clips" in text
@@ -209,7 +209,7 @@ def test_one_training_has_an_interval(make_run: Make) -> None:
 def test_classes_without_clips_are_named(make_run: Make) -> None:
     run = make_run("run", folds=(), clips=2)
     text = write_report(run).with_suffix(".md").read_text()
-    assert "Without a test clip, and left out of means: 'click'." in text
+    assert "Classes without test clips are left out of means: 'click'." in text
 
 
 def test_the_command_finds_the_audio(

@@ -199,11 +199,11 @@ def test_an_averaged_models_count_is_no_weight(checkpoint: Path, tmp_path: Path)
 def test_a_prefix_stays_where_the_rest_does_not_fit(checkpoint: Path, tmp_path: Path) -> None:
     state = {f"module.{name}": value for name, value in read_state_dict(checkpoint).items()}
     torch.save(state, tmp_path / "wrapped.pt")
-    with pytest.raises(ValueError, match=r"does not hold the weights of mn02 .*it fits mn01 with 3 classes"):
+    with pytest.raises(ValueError, match=r"does not contain the weights of mn02 .*it fits mn01 with 3 classes"):
         load_weights(create_student("mn02", num_classes=3), tmp_path / "wrapped.pt")
     some = {f"module.{name}" if name.startswith("classifier") else name: value for name, value in state.items()}
     torch.save({**read_state_dict(checkpoint), **dict(list(some.items())[:1])}, tmp_path / "mixed.pt")
-    with pytest.raises(ValueError, match=r"not known to the student: module\."):
+    with pytest.raises(ValueError, match=r"not in the student: module\."):
         load_weights(create_student("mn01", num_classes=3), tmp_path / "mixed.pt")
 
 

@@ -152,7 +152,7 @@ def test_a_rerun_computes_only_what_is_missing(clips, own_teachers, tmp_path, mo
 
 def test_unfinished_work_of_another_plan_is_refused_or_given_up(clips, own_teachers, tmp_path, monkeypatch):
     run_until_interrupted(config(clips, [f"{own_teachers}:good"], tmp_path, name=("t",)), 1, monkeypatch)
-    message = r"t\.h5\.partial holds unfinished work .* teacher\.architecture\.scale was 1\.0, now 2\.0"
+    message = r"t\.h5\.partial contains unfinished work .* teacher\.architecture\.scale was 1\.0, now 2\.0"
     other = config(clips, [f"{own_teachers}:louder"], tmp_path, name=("t",))
     with pytest.raises(ValueError, match=message):
         teach(other)

@@ -47,11 +47,11 @@ def student_facts(run: RunFolder, cost: Cost) -> Facts:
         (
             ("student", config.name),
             ("options", options),
-            ("weights before", beginning(run)),
+            ("initial weights", beginning(run)),
             *training_clips(run),
             ("parameters", f"{cost.parameters:,}"),
             ("multiply-accumulates", macs),
-            ("memory of maps", f"{cost.activation_bytes / 1e6:.1f} MB (float32, a clip at a time)"),
+            ("peak memory of feature maps", f"{cost.activation_bytes / 1e6:.1f} MB (float32, one clip at a time)"),
             ("weights on disk", f"{cost.file_bytes / 1e6:.2f} MB"),
         )
     )

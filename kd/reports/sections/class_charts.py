@@ -36,4 +36,4 @@ def class_charts(
 def absent_classes(names: Sequence[str], clips: np.ndarray) -> str:
     """A sentence that names the classes without test clips. Empty if every class has some."""
     absent = [name for name, count in zip(names, clips, strict=True) if not count]
-    return f" Without a test clip, and left out of means: {listed(absent)}." if absent else ""
+    return f" Classes without test clips are left out of means: {listed(absent)}." if absent else ""

@@ -30,4 +30,4 @@ def device_blocks(devices: Sequence[DeviceRow]) -> Iterator[Block]:
     if several:
         yield Text("Each number is the mean over the parts of the run that have clips of the device.")
     if any(row.seen is None for row in devices[:-1]):
-        yield Text("Whether a device was heard in training is not the same in all parts, or was not recorded.")
+        yield Text("A dash means that a device was seen in training in some parts only, or that this was not recorded.")

@@ -12,7 +12,7 @@ def finding_sections(run: RunFolder) -> list[Section]:
     """All sections on measurements. A section without content is left out."""
     sections = training_sections(run)
     if not run.predictions:
-        text = "There are no predictions of test clips, so nothing can be said of single classes or clips."
+        text = "There are no predictions of test clips, so results for single classes and clips are not available."
         return [*sections, Section("Classes", (Text(text),))]
     describe = single_label_sections if run.one_label else multi_label_sections
     return [*sections, *describe(run), *device_sections(run)]

@@ -21,7 +21,7 @@ def title_and_headline(run: RunFolder) -> tuple[str, str, tuple[tuple[str, str, 
     title = f"{student} on {run.task}" if run.task else f"{student}, pretrained"
     subtitle = f"{run.path.resolve().name}: {f'{run.what}, ' if run.what else ''}{beginning(run)}"
     if not run.finished:
-        subtitle += ". This run has not finished; what follows is what is there so far"
+        subtitle += ". This run has not finished; the report shows its results so far"
     numbers = []
     if run.headline is not None:
         name = capitalised(metric_name(run.headline.metric))
@@ -54,7 +54,7 @@ def headline_note(run: RunFolder) -> str:
     if not run.predictions:
         return "of the last validation"
     if headline.metric != "accuracy":
-        return "one training: its spread is not known"
+        return "a single training, so its spread is unknown"
     clips = len(run.predictions[0][1].clip_ids)
     interval = binomtest(round(headline.mean * clips), clips).proportion_ci(method="wilson")
-    return f"one training; 95% interval for {clips:,} clips: {interval.low:.1%} to {interval.high:.1%}"
+    return f"a single training; 95% interval for {clips:,} clips: {interval.low:.1%} to {interval.high:.1%}"

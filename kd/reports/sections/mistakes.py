@@ -12,11 +12,13 @@ def mistake_lists(run: RunFolder) -> list[tuple[str, list[Mistake]]]:
     if not run.predictions:
         return []
     if run.one_label:
-        lists = [("Wrong choices, the surest first", single_label_mistakes(run.predictions, run.class_names))]
+        lists = [
+            ("Wrong predictions, the most confident first", single_label_mistakes(run.predictions, run.class_names))
+        ]
     else:
         lists = [
-            ("Heard, though the clip is not labelled with it", false_alarms(run.predictions, run.class_names)),
-            ("Missed, though the clip is labelled with it", misses(run.predictions, run.class_names)),
+            ("Predicted, but not a label of the clip", false_alarms(run.predictions, run.class_names)),
+            ("A label of the clip, but not predicted", misses(run.predictions, run.class_names)),
         ]
     return [(title, found) for title, found in lists if found]
 
@@ -44,7 +46,7 @@ def mistake_section(
             del columns["of the label"]
         columns = {name: cells for name, cells in columns.items() if any(cell != "" for cell in cells)}
         blocks.append(Table(tuple(columns), tuple(zip(*columns.values(), strict=True)), title))
-    text = "What the students were most sure of and, by the labels, wrong about. Often enough it is the label that is wrong."
+    text = "The most confident predictions that disagree with the labels. Sometimes it is the label that is wrong."
     if sounds:
         text += f" {player_note}"
     return Section("Most confident mistakes", (Text(text), *blocks))

@@ -92,11 +92,11 @@ def threshold_note(thresholds: Thresholds) -> str:
     """A note on which clips the thresholds were chosen on, and on which their F1 was computed."""
     if thresholds.chosen_on_validation:
         return (
-            "Thresholds are on the probability σ(logit). Each is the one of highest F1 on the validation clips; F1 is that of the "
-            "test clips, which took no part in choosing it."
+            "Thresholds apply to the probability σ(logit). Each threshold has the highest F1 on the validation clips. The F1 shown is "
+            "computed on the test clips, which were not used to choose thresholds."
         )
     return (
-        "Thresholds are on the probability σ(logit). Each is the one of highest F1 on the test clips themselves, since the run "
-        "kept no predictions of validation clips. F1 is therefore cross-fitted: each fifth of the test clips is judged with the "
-        "threshold chosen on the other four."
+        "Thresholds apply to the probability σ(logit). Each threshold has the highest F1 on the test clips themselves, because the "
+        "run saved no predictions of validation clips. The F1 shown is therefore cross-fitted: each fifth of the test clips is judged "
+        "with a threshold chosen on the other four fifths."
     )

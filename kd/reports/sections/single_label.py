@@ -38,11 +38,12 @@ def class_blocks(names: Sequence[str], found: SingleLabelClasses) -> tuple[Block
         )
         for index, name in enumerate(names)
     )
-    headings = ("class", "clips", "accuracy", "precision", "F1", "log loss", "most often taken for")
+    headings = ("class", "clips", "accuracy", "precision", "F1", "log loss", "most often mistaken for")
     mean = float(np.nanmean(found.accuracy))
     text = (
         f"Mean over classes: accuracy {mean:.1%}, log loss {np.nanmean(found.log_loss):.3f} (natural logarithm of the softmax). "
-        "Accuracy is the share of a class's clips that are given to it, precision the share right among the clips given to it."
+        "Accuracy is the share of a class's clips that are predicted correctly (its recall). Precision is the share of correct "
+        "predictions among all predictions of the class."
     )
     return (
         Text(text + absent_classes(names, found.clips)),
@@ -65,5 +66,5 @@ def confusion_blocks(names: Sequence[str], found: SingleLabelClasses) -> tuple[B
         headings = ("true", "chosen", "times", "of the true class")
         blocks.append(Table(headings, frequent, "The most frequent confusions"))
     else:
-        blocks.append(Text("No clip was given to a wrong class."))
+        blocks.append(Text("Every clip was predicted correctly."))
     return tuple(blocks)

@@ -66,8 +66,8 @@ def student_name(run: RunFolder) -> str:
 
 
 def beginning(run: RunFolder) -> str:
-    """Where the initial weights came from, such as "begun from random weights"."""
-    for name, words in (("init", "begun from the run"), ("weights", "begun from the weights")):
+    """Where the initial weights came from, such as "started from random weights"."""
+    for name, words in (("init", "started from the run"), ("weights", "started from the weights")):
         if run.config.get(name):
             return f"{words} {run.config[name]}"
-    return "begun from random weights"
+    return "started from random weights"

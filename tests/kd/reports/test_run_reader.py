@@ -117,8 +117,8 @@ def test_predictions_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("config.json", None, "is no run folder: it has neither config.json nor results.json"),
-        ("config.json", "[]", "must hold a JSON object; found list"),
+        ("config.json", None, "is not a run folder: it has neither config.json nor results.json"),
+        ("config.json", "[]", "must contain a JSON object; found list"),
         ("results.json", '{"task": "x"}', "incomplete or damaged"),
         ("results.json", "{", "not valid JSON"),
         ("results.json", "[" * 100_000, "nested too deeply"),
@@ -156,14 +156,14 @@ def test_settings_as_one_level() -> None:
             "the folder of a part must be inside the run folder; found '../other'",
         ),
         ({"runs": [{"folder": "/etc", "metrics": {}}]}, "the folder of a part must be inside the run folder"),
-        ({"runs": [{"folder": "fold1", "metrics": [], "seed": 0}]}, "metrics is of the wrong kind"),
+        ({"runs": [{"folder": "fold1", "metrics": [], "seed": 0}]}, "metrics has the wrong type"),
         ({"runs": []}, "there are no runs"),
         ({"class_names": ["a", "a"]}, "class names must be unique"),
         ({"class_names": ["\ud800"]}, "must be text"),
-        ({"headline": {"metric": "mAP", "mean": 10**400, "values": [0.5]}}, "the headline's mean is a number"),
-        ({"headline": 3}, "headline is of the wrong kind"),
-        ({"labels": "two"}, "labels is one or several"),
-        ({"command": {"a": 1}}, "command is of the wrong kind"),
+        ({"headline": {"metric": "mAP", "mean": 10**400, "values": [0.5]}}, "the headline's mean must be a number"),
+        ({"headline": 3}, "headline has the wrong type"),
+        ({"labels": "two"}, "labels must be one or several"),
+        ({"command": {"a": 1}}, "command has the wrong type"),
     ],
 )
 def test_results_that_do_not_fit(make_run: Make, change: dict, message: str) -> None:

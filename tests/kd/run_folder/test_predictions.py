@@ -78,14 +78,14 @@ DAMAGE: dict[str, tuple[dict[str, Any], str]] = {
     "fewer classes": ({"class_names": np.array(["hiss"]), "logits": LOGITS[:, :1]}, "another class list"),
     "logits of another shape": ({"logits": LOGITS[:, :2]}, r"logits \(4, 2\) do not fit 3 class names"),
     "targets of another shape": ({"targets": TARGETS[:3]}, r"must be \(clips, classes\)"),
-    "probabilities as targets": ({"targets": TARGETS * 0.5}, "targets are 0 or 1"),
+    "probabilities as targets": ({"targets": TARGETS * 0.5}, "targets must be 0 or 1"),
     "a clip twice": ({"clip_ids": np.array(["a", "b", "c", "a"])}, "occurs more than once"),
     "an id too few": ({"clip_ids": np.array(["a", "b", "c"])}, "one value for each of the 4 clips"),
     "not finite": ({"logits": np.where(LOGITS > 8, np.nan, LOGITS)}, "1 clips have logits that are not finite"),
-    "words as logits": ({"logits": np.array([["x"] * 3] * 4)}, "logits holds values of another kind"),
-    "numbers as ids": ({"clip_ids": np.arange(4)}, "clip_ids holds values of another kind"),
+    "words as logits": ({"logits": np.array([["x"] * 3] * 4)}, "logits has the wrong type"),
+    "numbers as ids": ({"clip_ids": np.arange(4)}, "clip_ids has the wrong type"),
     "objects": ({"clip_ids": np.array(IDS, dtype=object)}, "npz"),
-    "one number": ({"mask": np.array(1.0)}, "mask holds values of another kind"),
+    "one number": ({"mask": np.array(1.0)}, "mask has the wrong type"),
 }
 
 

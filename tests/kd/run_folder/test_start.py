@@ -108,7 +108,7 @@ def test_a_run_half_given_up_is_a_run_at_its_start(tmp_path: Path, monkeypatch: 
 def test_a_damaged_configuration_is_refused(tmp_path: Path, content: str) -> None:
     finish(enter(tmp_path, description()))
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ValueError, match=r"config.json is damaged: it does not tell how many clips"):
+    with pytest.raises(ValueError, match=r"config.json is damaged: it does not say how many clips"):
         enter(tmp_path, description())
     assert (tmp_path / "config.json").read_text() == content
 
