@@ -62,6 +62,9 @@ class TeachConfig:
     """Class list for weights or clips that carry none (AudioSet's class_labels_indices.csv, or one name a line)."""
     teacher_class_names: Path | None = None
     """Class list of teachers that carry none, where it is not that of the clips (see class_map)."""
+    cross_fitted: bool = False
+    """Of a run with several students, as of folds, let each clip be taught only by those that were not trained on its labels.
+    Clips that all were trained on get no logits."""
     class_map: Path | None = None
     """CSV file (columns teacher_class, class) for teachers whose classes are not those of the clips: each class of the clips
     is the maximum over the teacher's classes that are mapped to it."""
@@ -205,7 +208,9 @@ def make_store(
     skipped = on_main_process(accelerator, lambda: making.merge(signals))
     accelerator.print(f"{path} written: {len(clips) - len(skipped)} clips × {len(teacher.class_names)} classes")
     if skipped:
-        accelerator.print(f"{summary(skipped, len(clips), 'skipped')}; all are listed in {making.skipped_clips.path}")
+        accelerator.print(
+            f"{summary(skipped, len(clips), 'get no logits')}; all are listed in {making.skipped_clips.path}"
+        )
 
 
 class StoreInProgress:
@@ -298,7 +303,11 @@ class StoreInProgress:
         return False
 
     def _refuse_skipped(self, skipped: dict[str, str]) -> None:
-        """Raises ValueError if an earlier run has skipped clips but this one may not."""
+        """Raises ValueError if an earlier run has skipped clips but this one may not.
+
+        Those that the teacher has nothing to say of do not count.
+        """
+        skipped = {clip_id: why for clip_id, why in skipped.items() if self.teacher.silent_about(clip_id) is None}
         if skipped and self.config.on_bad_clip == "refuse":
             raise ValueError(
                 f"{summary(skipped, len(self.clips), 'cannot be used')}; continue without them with --on-bad-clip skip, or "
@@ -319,7 +328,7 @@ def _load(accelerator: Accelerator, config: TeachConfig, spec: str, clips: Heard
     elif config.class_names is None and not knows_its_classes(spec):
         accelerator.print(f"{spec} has no class names; using those of {clips.path}")
     class_map = read_class_map(config.class_map) if config.class_map else None
-    teacher = load_teacher(spec, class_names=class_names, clip_seconds=config.clip_seconds)
+    teacher = load_teacher(spec, class_names, config.clip_seconds, cross_fitted=config.cross_fitted)
     teacher = with_classes_of_clips(teacher, spec, clips, class_map)
     if accelerator.is_main_process and views_for(teacher, config.views) is None:
         longer = _count_longer(clips, teacher.clip_seconds)

@@ -67,7 +67,7 @@ def compute_shards(
                 stop_if_asked(signals, work)
                 batch = next(loaded)
                 for row, reason in batch.pop("bad_clips").items():
-                    if on_bad_clip == "refuse":
+                    if on_bad_clip == "refuse" and teacher.silent_about(clips.clip_id(row)) is None:
                         raise ValueError(
                             f"clip {clips.clip_id(row)!r} of {clips.path}: {reason}; pack the clips again without it, or "
                             "continue without it with --on-bad-clip skip"
@@ -75,8 +75,9 @@ def compute_shards(
                     skipped[clips.clip_id(row)] = reason
                 heard = [clip_id for clip_id in map(clips.clip_id, rows) if clip_id not in skipped]
                 if heard:
-                    logits = run_teacher(accelerator, teacher, **batch)
-                    parts.append(to_float16(logits, [clip_id for clip_id in heard for _ in range(work.views)]))
+                    each_view = [clip_id for clip_id in heard for _ in range(work.views)]
+                    logits = run_teacher(accelerator, teacher, each_view, **batch)
+                    parts.append(to_float16(logits, each_view))
                 bar.update(len(rows))
             work.write(index, np.concatenate(parts), skipped)
 
@@ -85,16 +86,17 @@ def compute_shards(
 def run_teacher(
     accelerator: Accelerator,
     teacher: Teacher,
+    clip_ids: Sequence[str],
     waveform: Tensor,
     band_edges: Tensor | None = None,
     stripes: Tensor | None = None,
 ) -> np.ndarray:
-    """Waveforms (batch, samples), and the arguments of ``Teacher.hear_view`` -> logits float32 (batch, classes).
+    """Clip ids, waveforms (batch, samples), and the arguments of ``Teacher.hear_view`` -> logits float32 (batch, classes).
 
     Raises ValueError if the teacher returns another shape.
     """
     with accelerator.autocast():
-        logits = teacher.hear_view(waveform.to(accelerator.device, non_blocking=True), band_edges, stripes)
+        logits = teacher.hear_clips(clip_ids, waveform.to(accelerator.device, non_blocking=True), band_edges, stripes)
     expected = (len(waveform), len(teacher.class_names))
     if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -131,7 +133,8 @@ class ClipBatches(Dataset[dict[str, Any]]):
     With views the shape is (clips times views, samples), with all views of a clip in a row, and there are also the other
     outputs of ``heard_views``. Clips and views shorter than the teacher's input are padded with zeros at the end.
 
-    ``bad_clips`` maps the row of each unusable clip to the reason. Such clips are left out of the batch. If no clip remains,
+    ``bad_clips`` maps the row of each unusable clip to the reason. Such clips, and those that the teacher may not
+    teach, are left out of the batch. If no clip remains,
     ``bad_clips`` is the only entry. Bad clips raise no exception here, because it would reach the main process wrapped in the
     worker's traceback.
     """
@@ -143,6 +146,11 @@ class ClipBatches(Dataset[dict[str, Any]]):
         self.clip_seconds = teacher.clip_seconds
         self.frontend = teacher.log_mel.config if teacher.log_mel else None
         self.views = views
+        self.silent_about: dict[int, str] = {}
+        """Rows of the clips that the teacher has nothing to say of, and why."""
+        if teacher.is_choosy:
+            reasons = ((row, teacher.silent_about(clips.clip_id(row))) for batch in batches for row in batch)
+            self.silent_about = {row: reason for row, reason in reasons if reason is not None}
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -150,6 +158,9 @@ class ClipBatches(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         heard, bad_clips = [], {}
         for row in self.batches[index]:
+            if row in self.silent_about:
+                bad_clips[row] = self.silent_about[row]
+                continue
             try:
                 self.clips.verify_audio(row)
                 heard.append(self._heard(row))

@@ -16,6 +16,7 @@ from kd.stages.fold_results import fold_metrics, write_fold_predictions
 from kd.training.early_stopping import EarlyStopping
 from kd.training.loop import Hooks
 from students.card import save_student
+from teacher_logits.teachers.run_ensemble import write_trained_on
 
 
 def train_fold(
@@ -72,6 +73,7 @@ def train_fold(
         about = {"task": setup.task.name, "licence_of_the_data": setup.task.licence}
         about |= {"seed": seed, "test_fold": part.fold}
         written = provenance(built, as_json(config), accepted_changes, **about)
+        write_trained_on(folder, [built.data.clips.clip_id(int(row)) for row in built.batches.labelled])
         save_student(folder, best, setup.clips.class_names, config.frontend, written)
     return logits
 

@@ -44,6 +44,7 @@ from kd.training.transfer import Start, starting_student
 from students.card import save_student
 from students.catalog import options_for
 from teacher_logits.processes import locked_by_main_process, start_accelerator
+from teacher_logits.teachers.run_ensemble import write_trained_on
 
 
 @dataclass(frozen=True)
@@ -240,6 +241,7 @@ def validation_metrics(stage: Pretraining, logits: np.ndarray) -> dict[str, Any]
 
 def save_result(built: BuiltRun, config: PretrainConfig, folder: EnteredRun, command: str) -> None:
     """Writes the trained student and marks the run as finished."""
+    write_trained_on(config.out, [built.data.clips.clip_id(int(row)) for row in built.batches.labelled])
     accepted = folder.description.get("accepted_changes", [])
     save_student(
         config.out,

@@ -28,6 +28,7 @@ class Teacher(nn.Module):
         architecture: everything else that distinguishes this teacher from another with equal weights. Must be valid JSON.
         log_mel: our front end, for a teacher that uses it and also defines ``logits_of_mel``; None for others. Needed for views
             with jittered mel bands or masked stripes.
+        is_choosy: whether the teacher gives no logits for some clips (``silent_about``).
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Teacher(nn.Module):
         self.clip_seconds = float(clip_seconds)
         self.frontend = frontend or {}
         self.log_mel: LogMel | None = None
+        self.is_choosy = False
         self.architecture = architecture or {"class": f"{type(self).__module__}.{type(self).__qualname__}"}
 
     def forward(self, waveform: Tensor) -> Tensor:
@@ -75,6 +77,16 @@ class Teacher(nn.Module):
             )
         mel = self.log_mel(waveform, band_edges)
         return self.logits_of_mel(mel if stripes is None else mask_stripes(mel, stripes))
+
+    def silent_about(self, clip_id: str) -> str | None:
+        """Why this teacher has nothing to say of a clip, which then gets no logits; None where it has."""
+        return None
+
+    def hear_clips(
+        self, clip_ids: Sequence[str], waveform: Tensor, band_edges: Tensor | None = None, stripes: Tensor | None = None
+    ) -> Tensor:
+        """``hear_view`` of the clips with these ids, one for each row, for a teacher to whom it matters which clips they are."""
+        return self.hear_view(waveform, band_edges, stripes)
 
     @property
     def fingerprint(self) -> str:

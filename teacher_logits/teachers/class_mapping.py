@@ -94,6 +94,7 @@ class MappedTeacher(Teacher):
         )
         self.teacher = teacher
         self.log_mel = teacher.log_mel
+        self.is_choosy = teacher.is_choosy
         # (classes, maximum number of teacher classes). Shorter rows repeat their first entry, which changes no maximum.
         most = max(len(class_map[name]) for name in names)
         places = [[place_of[source] for source in class_map[name]] for name in names]
@@ -108,6 +109,14 @@ class MappedTeacher(Teacher):
     def logits_of_mel(self, mel: Tensor) -> Tensor:
         """(batch, 1, bands, frames) -> (batch, classes)"""
         return self._mapped(self.teacher.logits_of_mel(mel))
+
+    def silent_about(self, clip_id: str) -> str | None:
+        return self.teacher.silent_about(clip_id)
+
+    def hear_clips(
+        self, clip_ids: Sequence[str], waveform: Tensor, band_edges: Tensor | None = None, stripes: Tensor | None = None
+    ) -> Tensor:
+        return self._mapped(self.teacher.hear_clips(clip_ids, waveform, band_edges, stripes))
 
     def _mapped(self, logits: Tensor) -> Tensor:
         return logits[:, self.table].amax(2)
@@ -137,6 +146,7 @@ def load_teacher_as_stored(spec: str, stored: Mapping[str, Any], class_names: Se
     """
     clip_seconds, architecture = stored.get("clip_seconds"), stored.get("architecture", {})
     if "class_map" not in architecture:
-        return load_teacher(spec, class_names, clip_seconds)
-    teacher = load_teacher(spec, architecture["teacher_class_names"], clip_seconds)
+        return load_teacher(spec, class_names, clip_seconds, cross_fitted="cross_fitted" in architecture)
+    cross_fitted = "cross_fitted" in architecture.get("teacher", {})
+    teacher = load_teacher(spec, architecture["teacher_class_names"], clip_seconds, cross_fitted=cross_fitted)
     return MappedTeacher(teacher, class_names, architecture["class_map"])

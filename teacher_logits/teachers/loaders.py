@@ -1,6 +1,6 @@
 """Loads the teacher named on a command line, in one of these forms:
 
-runs/mn10                        a run folder: ``student.safetensors`` and ``student.json``
+runs/mn10                        a run folder: ``student.safetensors`` and ``student.json``, or one for each fold and seed
 mn04@mn04_as_mAP_432.pt          a student of the catalog with weights that have no class names
 passt@passt-s.pt                 a PaSST whose size and variant are inferred from the weights, also without class names
 ast:FOLDER_OR_NAME               an AST of the transformers package
@@ -16,15 +16,20 @@ from audio_datasets.system.imports import named_attribute
 from students.card import CARD_FILE
 from teacher_logits.teachers.ast_teacher import load_ast_teacher
 from teacher_logits.teachers.base import Teacher
-from teacher_logits.teachers.network import teacher_from_run, teacher_from_weights
+from teacher_logits.teachers.network import teacher_from_weights
 from teacher_logits.teachers.onnx_teacher import OnnxModel, load_onnx_teacher
+from teacher_logits.teachers.run_ensemble import run_as_teacher
 
 AST_PREFIX = "ast:"
 ONNX_SUFFIX = ".onnx"
 
 
 def load_teacher(
-    spec: str | Path, class_names: Sequence[str] | None = None, clip_seconds: float | None = None
+    spec: str | Path,
+    class_names: Sequence[str] | None = None,
+    clip_seconds: float | None = None,
+    *,
+    cross_fitted: bool = False,
 ) -> Teacher:
     """The teacher that ``spec`` names (see the top of this file), on the CPU in evaluation mode.
 
@@ -32,14 +37,19 @@ def load_teacher(
         class_names: classes for bare weights (``NAME@WEIGHTS``) and for ONNX models without class names; other teachers have
             their own.
         clip_seconds: length of the input clips, if it should not be the teacher's own.
+        cross_fitted: a clip gets logits only from the students of a run that were not trained on its labels.
 
     Raises:
         ValueError: a spec of unknown form; weights that are missing or belong to another student; a function that does not
             return a Teacher.
     """
     spec = str(spec)
+    if cross_fitted and not Path(spec).is_dir():
+        raise ValueError(
+            f"--cross-fitted needs run folders, which tell what they were trained on; found teacher {spec!r}"
+        )
     if Path(spec).is_dir():
-        teacher = teacher_from_run(Path(spec))
+        teacher = run_as_teacher(Path(spec), cross_fitted=cross_fitted)
     elif spec.startswith(AST_PREFIX):
         teacher = load_ast_teacher(spec.removeprefix(AST_PREFIX))
     elif spec.endswith(ONNX_SUFFIX):

@@ -246,3 +246,26 @@ def test_validation_clips_without_labels_are_left_out(
     ]
     assert pretrain.main([*options, *SHORT, *FRONTEND, "--out", str(tmp_path / "run")]) == 0
     assert "1 of 5 validation clips have no labels and are left out" in capsys.readouterr().out
+
+
+def test_folds_teach_the_clips_that_they_held_out(make_task_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """What a cross-fitted teacher says of a clip is what the fold that tested on it has predicted."""
+    data, run, clips = make_task_folder("esc50"), tmp_path / "run", tmp_path / "clips.h5"
+    options = ["--task", "esc50", "--data", str(data), "--no-report", "--batch-size", "6", *SHORT, *FRONTEND]
+    options[options.index("--clip-seconds") + 1] = "0.5"
+    assert finetune.main([*options, "--out", str(run)]) == 0
+    assert pack([str(data), "--task", "esc50", "--out", str(clips), "--workers", "1"]) == 0
+    teaching = ["--clips", str(clips), "--teacher", str(run), "--out", str(tmp_path), "--workers", "0"]
+    assert teach([*teaching, "--cross-fitted"]) == 0
+    store, seen = LogitStore.open(tmp_path / "run-cross-fitted.h5"), 0
+    for fold in (1, 2, 3):
+        with np.load(run / f"fold{fold}" / "predictions.npz") as predictions:
+            np.testing.assert_allclose(store.read(predictions["clip_ids"].tolist()), predictions["logits"], atol=5e-3)
+            seen += len(predictions["clip_ids"])
+    assert seen == len(store) == 18
+    distilled = [*options, "--out", str(tmp_path / "distilled"), "--logits", str(store.path), "--fold", "1"]
+    assert finetune.main(distilled) == 0
+    assert (
+        load_student(tmp_path / "distilled" / "fold1").card.provenance["teachers"][0]["teacher"]["name"]
+        == "run-cross-fitted"
+    )
