@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import soundfile
@@ -305,7 +306,27 @@ def write_audioset_layout(folder: Path) -> Path:
     return folder
 
 
+def write_panns_layout(folder: Path, clips: int = 6, sample_rate_hz: int = 16000) -> Path:
+    """Waveforms as PANNs' ``pack_waveforms_to_hdf5`` writes them, with the class list beside; returns the HDF5 file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = ['0,/m/09x0r,"Speech"', '1,/m/05zppz,"Male speech, man speaking"', '2,/m/0bt9lr,"Dog"']
+    (folder / "class_labels_indices.csv").write_text("index,mid,display_name\n" + "\n".join(rows) + "\n")
+    noise = generator(19, "panns layout").standard_normal((clips, sample_rate_hz // 2))
+    waveforms = np.zeros((clips, sample_rate_hz), np.int16)  # padded with zeros to one length
+    waveforms[:, : sample_rate_hz // 2] = np.round(8000 * noise.clip(-3, 3))
+    targets = np.zeros((clips, 3), bool)
+    targets[np.arange(clips), np.arange(clips) % 3] = True
+    targets[1, 0] = True
+    path = folder / "balanced_train.h5"
+    with h5py.File(path, "w") as file:
+        file["audio_name"] = np.array([f"Yabcdefgh-{index}_.wav".encode() for index in range(clips)], "S20")
+        file["waveform"], file["target"] = waveforms, targets
+        file.attrs.create("sample_rate", data=sample_rate_hz, dtype=np.int32)
+    return path
+
+
 LAYOUTS = {
+    "panns": write_panns_layout,
     "esc50": write_esc50_layout,
     "fsd50k": write_fsd50k_layout,
     "openmic": write_openmic_layout,

@@ -23,7 +23,7 @@ from audio_datasets.pack_plan import (
     packed_label_space,
     plan_of,
     shard_bounds,
-    size_and_time,
+    sizes_and_times,
     with_class_names,
 )
 from audio_datasets.pack_shards import ShardTask, pack_shards
@@ -51,7 +51,7 @@ class PackConfig:
     """Packs audio files into a clip store (HDF5) with a manifest (Parquet) beside it.
 
     SOURCE is a data set in its official layout (AudioSet, ESC-50, FSD50K, OpenMIC-2018, DCASE20), a folder with one sub-folder
-    per class, or a CSV or Parquet manifest with the columns clip_id, path, labels (separated by ";") and perhaps split, fold,
+    per class, PANNs' waveforms.h5, or a CSV or Parquet manifest with the columns clip_id, path, labels (separated by ";") and perhaps split, fold,
     group, device. A run that was killed goes on when the same command is given again.
     """
 
@@ -164,7 +164,7 @@ def _pack(config: PackConfig, show_progress: bool) -> PackResult:
     if show_progress:
         for note in (describe(listing), *listing.notes):
             print(f"{config.source}: {note}", file=sys.stderr)
-    sizes = [size_and_time(clip.path) for clip in clips]
+    sizes = sizes_and_times(clips)
     options = {"audio": config.audio, "sample_rate_hz": config.stored_rate_hz}
     if label_space is not None:
         options["label space"] = label_space.to_json()
@@ -200,7 +200,12 @@ def _pack(config: PackConfig, show_progress: bool) -> PackResult:
 
 def _read(config: PackConfig) -> tuple[Listing, LabelSpace | None]:
     """The clips of the source; with --task also what its classes mean together."""
-    part = {"audio_root": config.audio_root, "segments": config.segments, "allow_outside": config.allow_outside}
+    part = {
+        "audio_root": config.audio_root,
+        "segments": config.segments,
+        "allow_outside": config.allow_outside,
+        "class_list": config.class_names,
+    }
     if config.task is None:
         return read_listing(config.source, config.layout, **part), None
     task = get_task(config.task)
@@ -254,7 +259,7 @@ def _mean_seconds(clips: Sequence[LabelledClip]) -> float:
     seconds = []
     for clip in clips[:: max(1, len(clips) // SAMPLED_FILES)]:
         try:
-            seconds.append(audio_codec.audio_info(clip.path).duration_seconds)
+            seconds.append(audio_codec.audio_info(clip.clip.audio).duration_seconds)
         except (ValueError, OSError):
             seconds.append(0.0)
     return sum(seconds) / len(seconds)

@@ -10,6 +10,7 @@ from typing import Any
 import soundfile
 
 from audio_datasets.stores.class_lists import check_class_names, read_class_names, read_label_map
+from audio_datasets.stores.waveform_rows import row_bytes
 from audio_datasets.system.files import digest_of, digest_of_pieces, read_json, remove_asides, write_json
 from audio_datasets.system.messages import listed
 from audio_datasets.tasks.label_space import LabelSpace
@@ -94,6 +95,13 @@ def packed_label_space(space: LabelSpace, class_names: tuple[str, ...], is_mappe
     return LabelSpace.single(class_names, space.exclusive and not is_mapped)
 
 
+def sizes_and_times(clips: Sequence[LabelledClip]) -> list[tuple[int, int]]:
+    """Bytes and time of change (ns) of each clip's audio; a row of an HDF5 file has its share of it."""
+    rows = {clip.path for clip in clips if clip.clip.row is not None}
+    of_row = {path: (row_bytes(path), size_and_time(path)[1]) for path in rows}
+    return [size_and_time(clip.path) if clip.clip.row is None else of_row[clip.path] for clip in clips]
+
+
 def size_and_time(path: Path) -> tuple[int, int]:
     """Bytes and time of change (ns) of a file; zeros if it is not there, which packing reports."""
     try:
@@ -153,6 +161,7 @@ def _digest_of_clips(clips: Sequence[LabelledClip], sizes: Sequence[tuple[int, i
                 "seconds",
                 "known",
                 "device",
+                "row",
             ):  # left out where absent: as in stores packed before there were these
                 if getattr(clip, name) is not None:
                     description[name] = getattr(clip, name)

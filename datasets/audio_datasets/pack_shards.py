@@ -94,7 +94,7 @@ def _pack_shard(task: ShardTask) -> int:
     records, rows, skipped, suspicious = [], [], [], []
     for clip in task.clips:
         try:
-            audio, check = _stored_audio(clip.path, task.audio, task.sample_rate_hz, clip.clip.seconds)
+            audio, check = _stored_audio(clip.clip.audio, task.audio, task.sample_rate_hz, clip.clip.seconds)
         except (ValueError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             skipped.append([clip.clip.source, one_line(reason)])
@@ -117,16 +117,16 @@ def _pack_shard(task: ShardTask) -> int:
 
 
 def _stored_audio(
-    path: Path, kind: str, sample_rate_hz: int, listed_seconds: float | None
+    source: Path | bytes, kind: str, sample_rate_hz: int, listed_seconds: float | None
 ) -> tuple[bytes | np.ndarray, audio_codec.AudioCheck]:
     """One clip's audio as it will be stored, and what the file was. The whole file is decoded, also if it is kept.
 
     Raises ValueError or OSError for a file that is broken, empty, too large, not there, or much longer than its source says.
     """
-    size = path.stat().st_size
+    size = source.stat().st_size if isinstance(source, Path) else len(source)
     if size > LARGEST_FILE_BYTES:
         raise ValueError(f"{readable_bytes(size)}: a clip may have {readable_bytes(LARGEST_FILE_BYTES)}; cut it first")
-    data = path.read_bytes()
+    data = source.read_bytes() if isinstance(source, Path) else source
     info = audio_codec.audio_info(data)
     if listed_seconds is not None and info.duration_seconds > listed_seconds + LONGER_SECONDS:
         raise ValueError(

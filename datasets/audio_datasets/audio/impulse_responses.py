@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from audio_datasets.audio import codec as audio_codec
-from audio_datasets.audio.codec import AUDIO_SUFFIXES
+from audio_datasets.tasks.audio_files import FolderWalk, is_audio
 
 
 def load_impulse_responses(folder: Path, sample_rate_hz: int) -> list[np.ndarray]:
@@ -14,7 +14,7 @@ def load_impulse_responses(folder: Path, sample_rate_hz: int) -> list[np.ndarray
     Raises:
         ValueError: no such folder, none in it, or one that is silent or cannot be decoded.
     """
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file())
+    files = sorted(folder / name for name in FolderWalk(folder).files() if is_audio(name))
     if not files:
         raise ValueError(f"{folder} holds no impulse responses (audio files such as WAV)")
     responses = []

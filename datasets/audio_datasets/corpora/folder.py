@@ -7,7 +7,7 @@ from pathlib import Path
 
 from audio_datasets.stores.names import normal
 from audio_datasets.system.messages import listed
-from audio_datasets.tasks.audio_files import FolderWalk, by_kind, is_audio
+from audio_datasets.tasks.audio_files import FolderWalk, is_audio, passed_over_by_kind
 from audio_datasets.tasks.listing import Clip, Listing
 from audio_datasets.tasks.own_sounds import (
     NONE_OF_THEM,
@@ -131,7 +131,7 @@ def _matters(walk: FolderWalk) -> list[tuple[str, str]]:
 def _no_clips(folder: Path, beside: list[str], ignored: list[str]) -> str:
     audio = [name for name in beside if is_audio(name)]
     if not audio:
-        found = f"; found {by_kind(ignored)}" if ignored else ""
+        found = f"; found {passed_over_by_kind(ignored)}" if ignored else ""
         return f"{folder} has no audio files in folders named like classes (as {EXAMPLE}){found}"
     text = (
         f"{folder} holds {len(audio):,} audio files side by side, and no folders that say which class they have; put each class's "

@@ -16,7 +16,7 @@ def is_audio(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
 
 
-def by_kind(names: Iterable[str]) -> str:
+def passed_over_by_kind(names: Iterable[str]) -> str:
     """How many files of each kind, the most frequent first: "13 .m4a, 1 .txt"."""
     kinds = Counter(map(_kind, names))
     return ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))

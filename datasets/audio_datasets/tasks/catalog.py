@@ -75,6 +75,7 @@ def read_listing(
     audio_root: Path | None = None,
     segments: Sequence[str] = (),
     allow_outside: bool = False,
+    class_list: Path | None = None,
 ) -> Listing:
     """The clips at ``path`` as their corpus lists them; ``layout`` as for ``task_of_layout``, the rest as ``Task.read_checked``.
 
@@ -85,4 +86,6 @@ def read_listing(
     if not path.exists():
         raise ValueError(f"no such file or folder: {path}")
     task = task_of_layout(path, layout)
-    return task.read_checked(path, audio_root=audio_root, segments=segments, allow_outside=allow_outside)
+    return task.read_checked(
+        path, audio_root=audio_root, segments=segments, allow_outside=allow_outside, class_list=class_list
+    )

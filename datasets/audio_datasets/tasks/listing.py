@@ -12,8 +12,9 @@ from typing import Literal
 import numpy as np
 
 from audio_datasets.stores.names import as_on_disk, normal, problem_of
+from audio_datasets.stores.waveform_rows import wav_of_row
 from audio_datasets.system.messages import listed
-from audio_datasets.tasks.audio_files import by_kind
+from audio_datasets.tasks.audio_files import passed_over_by_kind
 from audio_datasets.tasks.label_space import LabelGroup, LabelSpace
 
 Split = Literal["train", "valid", "test"]
@@ -42,8 +43,15 @@ class Clip:
     """Clips of one group, for example of one recording, belong on the same side of a split."""
     device: str | None = None
     """What it was recorded with."""
+    row: int | None = None
+    """Its row in ``path``, where that is an HDF5 file of waveforms (``stores.waveform_rows``); None for a file of its own."""
     seconds: float | None = None
     """Length that the corpus gives for the clip; a file that is much longer was not cut to it."""
+
+    @property
+    def audio(self) -> Path | bytes:
+        """What decodes to it: its file, or the bytes of a WAV file made from its row. ValueError for a row that cannot be read."""
+        return self.path if self.row is None else wav_of_row(self.path, self.row)
 
     @property
     def is_labelled(self) -> bool:
@@ -91,7 +99,7 @@ def checked(listing: Listing, path: Path, layout: str, *, allow_outside: bool) -
     folder = path if path.is_dir() else path.parent
     listing = _with_usable_names(replace(listing, layout=listing.layout or layout), folder)
     if not listing.clips:
-        found = f"; {_unusable(listing)}" if listing.unusable else ""
+        found = f"; {describe_unusable(listing)}" if listing.unusable else ""
         raise ValueError(f"{path} (layout {listing.layout}) has no audio files{found}")
     if not allow_outside:
         _refuse_outside(path, folder, listing.clips)
@@ -173,10 +181,11 @@ def _normal_classes(listing: Listing, clips: Sequence[Clip]) -> Listing:
 def refuse_unusable(listing: Listing, path: Path) -> None:
     """ValueError, naming them, if there are files or folders that cannot be used."""
     if listing.unusable:
-        raise ValueError(f"{path}: {_unusable(listing)}; do without them by --on-bad-clip skip")
+        raise ValueError(f"{path}: {describe_unusable(listing)}; do without them by --on-bad-clip skip")
 
 
-def _unusable(listing: Listing) -> str:
+def describe_unusable(listing: Listing) -> str:
+    """How many files and folders cannot be used, and the first of them with the reason."""
     shown = ", ".join(f"{name!r} ({reason})" for name, reason in listing.unusable[:5])
     return (
         f"{len(listing.unusable)} files or folders cannot be used: {shown}{' …' if len(listing.unusable) > 5 else ''}"
@@ -240,9 +249,9 @@ def describe(listing: Listing) -> str:
     if listing.ignored:
         count = len(listing.ignored)
         files = "1 file" if count == 1 else f"{count:,} files"
-        text += f"; skipped {files}: {by_kind(listing.ignored)}, as {listed(listing.ignored, limit=3)}"
+        text += f"; skipped {files}: {passed_over_by_kind(listing.ignored)}, as {listed(listing.ignored, limit=3)}"
     if listing.unusable:
-        text += f"; {_unusable(listing)}"
+        text += f"; {describe_unusable(listing)}"
     if listing.missing:
         text += (
             f"; no audio for {len(listing.missing)} more ({100 * listing.missing_share:.1f} % of those listed): "

@@ -73,9 +73,17 @@ class Task:
     """What a corpus must be for fine-tuning besides; returns it with the splits called train, valid and test, or raises ValueError."""
     read_part: ReadPart | None = None
     """Reads with the audio in another folder and only some of the lists; None where the layout has no such thing."""
+    read_with_classes: Callable[[Path, Path | None], Listing] | None = None
+    """Reads a layout that does not hold its class names; takes the path and the user's class list. None where the layout holds them."""
 
     def read_checked(
-        self, path: Path, *, allow_outside: bool = False, audio_root: Path | None = None, segments: Sequence[str] = ()
+        self,
+        path: Path,
+        *,
+        allow_outside: bool = False,
+        audio_root: Path | None = None,
+        segments: Sequence[str] = (),
+        class_list: Path | None = None,
     ) -> Listing:
         """The clips at ``path`` as the corpus lists them, with whatever splits it has.
 
@@ -89,12 +97,20 @@ class Task:
                     f"--audio-root and --segments are for the layout audioset; {path} has the layout {self.name}"
                 )
             listing = self.read_part(path, audio_root, segments)
+        elif self.read_with_classes is not None:
+            listing = self.read_with_classes(path, class_list)
         else:
             listing = self.read(path)
         return checked(listing, path, self.name, allow_outside=allow_outside)
 
     def read_for_training(
-        self, path: Path, *, allow_outside: bool = False, audio_root: Path | None = None, segments: Sequence[str] = ()
+        self,
+        path: Path,
+        *,
+        allow_outside: bool = False,
+        audio_root: Path | None = None,
+        segments: Sequence[str] = (),
+        class_list: Path | None = None,
     ) -> Listing:
         """The clips at ``path`` as fine-tuning takes them; arguments and errors as for ``read_checked``.
 
@@ -106,7 +122,9 @@ class Task:
                 f"no such folder or file: {path}. Task {self.name} needs {self.layout} (from {self.source})"
             )
         try:
-            listing = self.read_checked(path, allow_outside=allow_outside, audio_root=audio_root, segments=segments)
+            listing = self.read_checked(
+                path, allow_outside=allow_outside, audio_root=audio_root, segments=segments, class_list=class_list
+            )
             return self.for_training(listing, path)
         except ValueError as error:
             raise ValueError(f"{error}. Task {self.name} needs {self.layout} (from {self.source})") from error
@@ -204,7 +222,7 @@ class TaskClips:
         if row not in self._durations:
             clip = self.clips[row]
             try:
-                self._durations[row] = audio_codec.audio_info(clip.path).duration_seconds
+                self._durations[row] = audio_codec.audio_info(clip.audio).duration_seconds
             except (ValueError, OSError) as error:
                 raise BadClipError(f"clip {clip.clip_id!r} ({clip.path}): {error}", str(error)) from error
         return self._durations[row]
@@ -218,7 +236,7 @@ class TaskClips:
         """
         clip = self.clips[row]
         try:
-            return audio_codec.decode(clip.path, sample_rate_hz, start_seconds, seconds)
+            return audio_codec.decode(clip.audio, sample_rate_hz, start_seconds, seconds)
         except (ValueError, OSError) as error:
             raise BadClipError(f"clip {clip.clip_id!r} ({clip.path}): {error}", str(error)) from error
 

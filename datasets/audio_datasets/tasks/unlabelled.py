@@ -5,49 +5,58 @@ from pathlib import Path
 
 import numpy as np
 
-from audio_datasets.audio.codec import AUDIO_SUFFIXES
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.hdf5_arrays import encode_ids
 from audio_datasets.system.files import digest_of
 from audio_datasets.system.messages import listed
+from audio_datasets.tasks.audio_files import FolderWalk, is_audio, passed_over_by_kind
 from audio_datasets.tasks.label_space import LabelSpace
-from audio_datasets.tasks.listing import Clip, Listing, checked
+from audio_datasets.tasks.listing import Clip, Listing, checked, describe_unusable
 from audio_datasets.tasks.task import TaskClips
 
 
 def read_sounds(folder: Path) -> Listing:
-    """Every audio file below ``folder`` at any depth; hidden ones are passed over. Clip ids are paths relative to ``folder``.
+    """Every audio file below ``folder`` at any depth; links are followed, hidden ones are passed over. Clip ids are paths relative to ``folder``.
 
     Raises:
         ValueError: no folder, or no audio in it.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
+    walk = FolderWalk(folder)
     clips, ignored = [], []
-    for file in sorted(folder.rglob("*"), key=lambda file: file.relative_to(folder).parts):
-        relative = file.relative_to(folder)
-        if not file.is_file() or any(part.startswith(".") for part in relative.parts):
-            continue
-        name = relative.as_posix()
-        if file.suffix.lower() in AUDIO_SUFFIXES:
-            clips.append(Clip(clip_id=name, path=file, source=name, labels=(), known=()))
+    for name in sorted(walk.files(), key=lambda name: name.split("/")):
+        if is_audio(name):
+            clips.append(Clip(clip_id=name, path=folder / name, source=name, labels=(), known=()))
         else:
             ignored.append(name)
-    return checked(Listing((), tuple(clips), ignored=tuple(ignored)), folder, "unlabelled sounds", allow_outside=True)
+    listing = Listing(
+        (),
+        tuple(clips),
+        ignored=tuple(ignored),
+        notes=tuple(walk.notes()),
+        unusable=tuple(
+            (name, reason) for name, reason in walk.unusable.items() if is_audio(name) or not Path(name).suffix
+        ),
+    )
+    return checked(listing, folder, "unlabelled sounds", allow_outside=True)
 
 
 class SoundFolder(TaskClips):
     """Every audio file of a folder as a clip without labels. ``kd teach`` reads it in place of a clip store.
 
     Raises:
-        ValueError: no folder, no audio in it, or a file name that cannot be a clip's id.
+        ValueError: no folder, or no audio in it.
     """
 
     def __init__(self, folder: Path, class_names: Sequence[str]) -> None:
         listing = read_sounds(folder)
         self.note = f"{folder}: {len(listing.clips)} clips without labels"
         if listing.ignored:
-            self.note += f"; skipped, as not audio: {listed(listing.ignored, limit=3)}"
+            self.note += f"; skipped, as not audio: {passed_over_by_kind(listing.ignored)}, as {listed(listing.ignored, limit=3)}"
+        if listing.unusable:
+            self.note += f"; {describe_unusable(listing)}"
+        self.note = "; ".join((self.note, *listing.notes))
         super().__init__(folder, class_names, listing.clips, LabelSpace.single(class_names, exclusive=False))
 
     @property

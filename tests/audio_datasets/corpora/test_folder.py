@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from audio_datasets.audio.codec import encode
+from audio_datasets.audio.impulse_responses import load_impulse_responses
 from audio_datasets.pack import PackConfig, main, pack
 from audio_datasets.stores.class_lists import read_class_names
 from audio_datasets.stores.clip_store import ClipStore
@@ -15,6 +16,7 @@ from audio_datasets.system.randomness import generator
 from audio_datasets.tasks.catalog import get_task, read_listing
 from audio_datasets.tasks.listing import describe
 from audio_datasets.tasks.task import read_task
+from audio_datasets.tasks.unlabelled import SoundFolder
 
 
 def touch(path: Path) -> Path:
@@ -78,6 +80,17 @@ def test_links_to_folders_and_files_are_followed(tmp_path: Path) -> None:
     assert labels_of(tmp_path / "splits") == {f"train/{name}": labels for name, labels in found.items()} | {
         "test/dog/c.wav": ("dog",)
     }
+
+
+def test_links_are_followed_wherever_sounds_are_looked_for(tmp_path: Path) -> None:
+    touch(tmp_path / "elsewhere" / "a.wav").write_bytes(_wav())
+    (tmp_path / "sounds").mkdir()
+    (tmp_path / "sounds" / "more").symlink_to(tmp_path / "elsewhere")
+    assert len(load_impulse_responses(tmp_path / "sounds", 8000)) == 1
+    (tmp_path / "sounds" / "gone.wav").symlink_to("nowhere")
+    unlabelled = SoundFolder(tmp_path / "sounds", ("dog", "cat"))
+    assert unlabelled.clip_ids == ["more/a.wav"]
+    assert "1 files or folders cannot be used: 'gone.wav' (the symbolic link leads nowhere" in unlabelled.note
 
 
 def test_links_in_circles_end(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_sources_in_no_known_layout_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_task_lists_the_choices() -> None:
-    with pytest.raises(ValueError, match=r"esc500.*audioset, dcase20, esc50, folder, fsd50k, manifest, openmic"):
+    with pytest.raises(ValueError, match=r"esc500.*audioset, dcase20, esc50, folder, fsd50k, manifest, openmic, panns"):
         get_task("esc500")
 
 

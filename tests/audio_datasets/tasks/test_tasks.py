@@ -151,6 +151,7 @@ EXPECTED = {
     "dcase20": "evaluation_setup",
     "folder": "sub-folder per class",
     "manifest": "clip_id, path, labels",
+    "panns": "class_labels_indices.csv",
 }
 
 
