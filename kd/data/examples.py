@@ -25,22 +25,22 @@ from teacher_logits.stores.ensemble import LogitEnsemble
 from teacher_logits.teachers.heard_views import heard_views
 
 MIXED_WITH = "mixed_with_"
-"""Prefix of what belongs to the clip that an example's waveform is mixed with."""
+"""Prefix of entries that belong to the clip with which an example's waveform is mixed."""
 
 
 class TrainingExamples(Dataset[dict[str, Any]]):
-    """Map from a ``ClipRequest`` to one training example.
+    """Training examples by ``ClipRequest``.
 
-    An example holds ``row`` int (of the clip that is really there, see ``Replacements``), ``waveform`` (S,), ``targets``
-    (C,), ``sample_key`` int for the student's dropout and, as configured,
+    An example contains ``row`` int (of the clip that is used, see ``Replacements``), ``waveform`` (S,), ``targets``
+    (C,), ``sample_key`` int for the student's dropout and, depending on the configuration,
 
     - ``known`` (C,) bool: which targets are known;
     - ``band_edges`` (2,) in Hz; ``stripes`` (4,) of a stored view; ``mix_weight``; ``style_weight``;
-    - ``time_masks`` and ``frequency_masks`` (masks, 2): from start to end as shares of the axis;
+    - ``time_masks`` and ``frequency_masks`` (masks, 2): start and end as fractions of the axis;
     - ``teacher_logits`` (C,) with ``has_teacher`` bool;
     - with waveform mixup and teachers also ``mixed_with_teacher_logits``, ``mixed_with_has_teacher`` and
-      ``waveform_mix_weight``, the share of the clip itself (1 for a clip that is not mixed): probabilities are mixed by
-      the objective, since logits cannot be.
+      ``waveform_mix_weight``, the weight of the clip itself (1 for a clip that is not mixed). The objective mixes
+      probabilities, because logits cannot be mixed.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class TrainingExamples(Dataset[dict[str, Any]]):
         }
 
     def _usable_clip(self, row: int, epoch: int, position: int, of_partner: bool = False) -> dict[str, Any]:
-        """``_clip`` of a row; of another one if its clip cannot be used and is to be replaced."""
+        """``_clip`` of a row, or of a replacement if the clip cannot be used."""
 
         def read(row: int) -> dict[str, Any]:
             return self._clip(row, epoch, position, of_partner)
@@ -104,7 +104,7 @@ class TrainingExamples(Dataset[dict[str, Any]]):
         return self.replacements.first_usable(row, read, draws, self.clips.clip_id)
 
     def _clip(self, row: int, epoch: int, position: int, of_partner: bool) -> dict[str, Any]:
-        """What belongs to one clip: waveform, targets, what is known of them, and its teachers' logits."""
+        """The entries of one clip: waveform, targets, which of them are known, and teacher logits."""
 
         def draws(purpose: str) -> np.random.Generator:
             return generator(self.seed, f"{purpose} of partner" if of_partner else purpose, epoch, position)
@@ -120,14 +120,14 @@ class TrainingExamples(Dataset[dict[str, Any]]):
             logits, present = self.teachers.read([clip_id], None if view is None else np.array([view]))
             if not np.isfinite(logits).all():
                 raise ValueError(
-                    f"the teacher logits of clip {clip_id!r} are not finite: a damaged logit store, which kd verify finds; "
-                    "make it again"
+                    f"the teacher logits of clip {clip_id!r} are not finite: the logit store is damaged (check it with "
+                    "kd verify); run kd teach again"
                 )
             clip |= {"teacher_logits": logits[0], "has_teacher": bool(present[0])}
         return clip
 
     def _augmented(self, row: int, draws: Callable[[str], np.random.Generator]) -> np.ndarray:
-        """The clip's waveform with augmentation of this run's own; (S,)."""
+        """The clip's waveform with this run's own augmentation; (S,)."""
         window, start = self.window, 0.0
         if self.augment.crop == "random":
             spare = min(self.clips.duration_seconds(row), self._heard_seconds) - window.seconds
@@ -156,9 +156,9 @@ class TrainingExamples(Dataset[dict[str, Any]]):
         return {name: values[0] for name, values in heard.items()}
 
     def _mixed_with_another(self, one: dict[str, Any], epoch: int, position: int) -> dict[str, Any]:
-        """The clip, or its mean with another one: waveforms and targets mixed, the other's teacher logits beside its own."""
+        """The clip, possibly mixed with another one: waveforms and targets are mixed, teacher logits of both clips are kept."""
         rng = generator(self.seed, "waveform mixup", epoch, position)
-        # Drawn in this order whether or not it is used, so that each setting leaves the others' numbers alone.
+        # Always drawn in this order, even if unused, so that one setting does not change the random numbers of others.
         is_mixed = rng.random() < self.augment.waveform_mixup
         partners = self._partners[bool("known" not in one or one["known"].any())]
         partner_row = int(partners[int(rng.random() * len(partners))]) if len(partners) else one["row"]
@@ -172,13 +172,13 @@ class TrainingExamples(Dataset[dict[str, Any]]):
             name: (weight * one[name] + (1 - weight) * other[name]).astype(np.float32)
             for name in ("waveform", "targets")
         }
-        if "known" in one:  # a label is known only where both parts have it
+        if "known" in one:  # a label is known only if it is known for both clips
             mixed["known"] = one["known"] & other["known"]
         return one | mixed | self._teacher_of_partner(other, weight)
 
     @staticmethod
     def _teacher_of_partner(other: dict[str, Any], weight: float) -> dict[str, Any]:
-        """What the objective needs to mix two clips' teachers; nothing without teachers."""
+        """The entries with which the objective mixes the teachers of two clips; empty without teachers."""
         if "teacher_logits" not in other:
             return {}
         return {
@@ -188,7 +188,7 @@ class TrainingExamples(Dataset[dict[str, Any]]):
         }
 
     def _draws_for_the_spectrogram(self, epoch: int, position: int) -> dict[str, Any]:
-        """What is drawn here and applied to the batch's spectrograms by the objective."""
+        """Random values that the objective applies to the batch's spectrograms."""
         augment, drawn = self.augment, {}
         if augment.mel_jitter and self.views is None:
             edges = draw_band_edges(self.frontend, generator(self.seed, "mel jitter", epoch, position))
@@ -210,7 +210,7 @@ class TrainingExamples(Dataset[dict[str, Any]]):
         return drawn
 
     def _style_weight(self, epoch: int, position: int) -> Tensor:
-        """How much of its own style a clip keeps; 1 where it is not mixed."""
+        """The weight of a clip's own style; 1 if it is not mixed."""
         rng = generator(self.seed, "freq-mixstyle", epoch, position)
         is_mixed = rng.random() < self.augment.freq_mixstyle
         alpha = self.augment.freq_mixstyle_alpha

@@ -1,4 +1,4 @@
-"""Training without the clips that cannot be used."""
+"""Training despite clips that cannot be used, by replacing them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,31 +11,31 @@ from audio_datasets.audio.bad_clips import BadClipError, ClipList
 Example = TypeVar("Example")
 
 MOST_REPLACEMENTS = 100
-"""Bad clips in a row, drawn at random, after which a run stops: most of its clips must be bad."""
+"""A run stops after this many bad clips in a row, drawn at random: most of its clips must be bad."""
 
 
 @dataclass(frozen=True)
 class Replacements:
     """Replaces each clip that cannot be used by another one.
 
-    The other clip is drawn uniformly, by a generator keyed by the place in the epoch, so that it depends neither on the
-    number of processes or workers nor on where a run was resumed; batches keep their size.
+    The other clip is drawn uniformly, by a generator keyed by the position in the epoch. It depends neither on the number of
+    processes or workers nor on where a run was resumed, and batches keep their size.
     """
 
     rows: np.ndarray
-    """int64: what is drawn from."""
+    """int64: the rows to draw from."""
     skipped: ClipList
-    """Where each clip that was replaced is listed, by every worker of every process."""
+    """The list of replaced clips. Every worker of every process adds to it."""
     listed: set[int] = field(default_factory=set)
     """Rows of the bad clips that this process has listed."""
 
     def first_usable(
         self, row: int, read: Callable[[int], Example], draws: np.random.Generator, clip_id: Callable[[int], str]
     ) -> Example:
-        """What ``read`` gives for ``row`` or, as long as it raises a BadClipError, for another row that is drawn.
+        """``read(row)`` or, if that raises a BadClipError, ``read`` of another row, drawn until one can be used.
 
         Raises:
-            ValueError: one clip after the other is bad.
+            ValueError: too many clips in a row are bad.
         """
         for _ in range(MOST_REPLACEMENTS):
             try:
@@ -46,5 +46,5 @@ class Replacements:
                     self.skipped.add(clip_id(row), error.reason)
                 row = int(draws.choice(self.rows))
         raise ValueError(
-            f"{MOST_REPLACEMENTS} clips drawn at random one after the other cannot be used; repair or leave out the bad ones"
+            f"{MOST_REPLACEMENTS} randomly drawn clips in a row cannot be used; repair the bad clips or leave them out"
         )

@@ -1,4 +1,4 @@
-"""Which clips an epoch shows, in which order, and how the order is cut into batches.
+"""Chooses the clips of an epoch and their order, and divides them into batches.
 
 Every process computes the same order from (seed, epoch); nothing is exchanged. Clips with labels and clips without are drawn
 apart and spread evenly over the epoch, so that every batch holds both in the same proportion.
@@ -42,7 +42,7 @@ class SamplingConfig:
 
 
 class ClipRequest(NamedTuple):
-    """One clip of an epoch; ``position`` in the epoch keys every random draw made for it."""
+    """One clip of an epoch; its ``position`` in the epoch keys all its random draws."""
 
     epoch: int
     position: int

@@ -1,4 +1,4 @@
-"""Which clips of a task train, validate and test a student: official folds or splits, or a split of our own."""
+"""Divides the clips of a task into training, validation and test: by official folds or splits, or by our own split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +10,7 @@ from audio_datasets.system.randomness import generator
 from audio_datasets.tasks.task import TaskClips
 
 SPLIT_SEED = 0
-"""Not the run's seed: runs of different seeds are tested on the same clips."""
+"""Independent of the run's seed, so that runs with different seeds are tested on the same clips."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Partition:
     """The rows of one run, int64 ascending; ``valid`` may be empty."""
 
     fold: int | None
-    """The fold that tests; None where there are no folds."""
+    """The test fold; None if there are no folds."""
     train: np.ndarray
     valid: np.ndarray
     test: np.ndarray
@@ -34,12 +34,12 @@ def partitions(
     Clips without labels only train: in every run, but for those whose fold, split or group is held out.
 
     Args:
-        folds: only the runs that these folds test; all where empty.
-        test_share: share of the clips that tests where clips have neither fold nor split.
-        valid_share: share of the training clips set aside for validation where clips have no validation split.
+        folds: only runs with these test folds; all if empty.
+        test_share: share of the clips to test on if clips have neither folds nor splits.
+        valid_share: share of the training clips set aside for validation if clips have no validation split.
 
     Raises:
-        ValueError: a fold that is not there; no clips to train or test on; a clip's group on both sides.
+        ValueError: a fold that does not exist; no clips to train or test on; a group with clips on both sides.
     """
     labelled = clips.mask(np.arange(len(clips))).any(axis=1)
     if not labelled.any():
@@ -50,7 +50,7 @@ def partitions(
             f"--valid-share was given, but {clips.path} has {int(valid.sum())} validation clips of its own"
         )
     if valid_share:
-        told += f", {valid_share:.0%} of the training clips validate"
+        told += f", {valid_share:.0%} of the training clips held out for validation"
     result = []
     for fold, train, test in divided:
         train_rows, valid_rows, test_rows = (np.flatnonzero(part) for part in (train & ~test, valid, test))
@@ -79,7 +79,9 @@ def _divided(
     if not np.isnan(of_clip[labelled]).any():
         numbers = sorted(set(of_clip[labelled].astype(int).tolist()))
         if len(numbers) < 2:
-            raise ValueError(f"{clips.path}: cross-validation needs two folds; every clip is in fold {numbers[0]}")
+            raise ValueError(
+                f"{clips.path}: cross-validation needs at least two folds; every clip is in fold {numbers[0]}"
+            )
         if absent := sorted(set(folds) - set(numbers)):
             raise ValueError(f"{clips.path} has no fold {absent}; its folds are {numbers}")
         wanted = [number for number in numbers if not folds or number in folds]
@@ -93,14 +95,14 @@ def _divided(
             clip = clips.clip_id(int(np.flatnonzero(without)[0]))
             raise ValueError(f"{clips.path}: either all clips have a split or none; clip {clip!r} has none")
         divided = [(None, labelled & (splits == "train"), labelled & (splits == "test"))]
-        return divided, labelled & (splits == "valid"), "train and test as listed"
+        return divided, labelled & (splits == "valid"), "train and test splits as given by the task"
     test = no_clip.copy()
     test[stratified_share(clips, np.flatnonzero(labelled), test_share, "test split")] = True
     grouped = ", grouped" if any(clip.group is not None for clip in clips.clips) else ""
     return (
         [(None, labelled & ~test, test)],
         no_clip,
-        f"{test_share:.0%} of the clips test (stratified by class{grouped})",
+        f"{test_share:.0%} of the clips held out for testing (stratified by class{grouped})",
     )
 
 
@@ -127,25 +129,25 @@ def _on_unlabelled(labelled: np.ndarray, parts: Sequence[Partition]) -> str:
 
 
 def check_apart(clips: TaskClips, partition: Partition) -> None:
-    """ValueError if a group (a recording, a place) has clips both in training or validation and in the test."""
+    """Raises ValueError if a group (a recording, a place) has clips both in the test and in training or validation."""
     groups = [clip.group for clip in clips.clips]
     learnt = {groups[row] for rows in (partition.train, partition.valid) for row in rows} - {None}
     shared = sorted(learnt & {groups[row] for row in partition.test})
     if shared:
         where = "" if partition.fold is None else f" of fold {partition.fold}"
         raise ValueError(
-            f"{clips.path}: {len(shared)} groups have clips both in the test{where} and outside of it: {listed(shared)}"
+            f"{clips.path}: {len(shared)} groups have clips both inside and outside the test{where}: {listed(shared)}"
         )
 
 
 def stratified_share(clips: TaskClips, rows: np.ndarray, share: float, purpose: str) -> np.ndarray:
-    """About ``share`` of ``rows``, with about this share of every class, and no group divided; int64 ascending.
+    """About ``share`` of ``rows``, with about this share of every class and no divided groups; int64 ascending.
 
-    Iterative stratification (Sechidis et al., 2011) of whole groups: those with the rarest classes are placed first, each
-    where its rarest class lacks most. A class with a single group stays outside the share.
+    Iterative stratification (Sechidis et al., 2011) of whole groups: groups with the rarest classes are placed first, each
+    on the side where its rarest class is needed most. A class with a single group stays outside the share.
     """
     if not 0.0 < share < 1.0:
-        raise ValueError(f"a share of the clips lies between 0 and 1; found {share}")
+        raise ValueError(f"a share of the clips must be between 0 and 1; found {share}")
     targets = clips.targets(rows).astype(np.float64)
     groups: dict[str, list[int]] = {}
     for index, row in enumerate(rows):

@@ -1,6 +1,6 @@
-"""Training clips with further audio behind them that has no labels.
+"""Training clips followed by additional audio without labels.
 
-Shapes: n clips of all sources together, C classes, k rows asked for.
+Shapes: n clips of all sources together, C classes, k requested rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,10 +19,10 @@ IDS_AT_ONCE = 8_192
 
 
 class WithUnlabelled:
-    """The clips of a run, and behind them those of further sources, whose labels count as unknown.
+    """The clips of a run, followed by those of additional sources, whose labels count as unknown.
 
-    Rows 0 to ``len(clips)`` - 1 are those of ``clips``. Length, sample rate and classes of the sources may be any.
-    Made by ``with_unlabelled``, which checks that no clip is there twice.
+    Rows 0 to ``len(clips)`` - 1 are those of ``clips``. The sources may have any length, sample rate and classes.
+    Create it with ``with_unlabelled``, which checks that no clip occurs twice.
     """
 
     is_masked = True
@@ -51,7 +51,7 @@ class WithUnlabelled:
 
     @property
     def fingerprint(self) -> str:
-        """32 hexadecimal digits over those of all parts."""
+        """Digest of the fingerprints of all parts, 32 hexadecimal digits."""
         return digest_of(self.clips.fingerprint, *sorted(source.fingerprint for source in self.sources))
 
     @property
@@ -64,15 +64,15 @@ class WithUnlabelled:
         return part.clip_id(row)
 
     def targets(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """float32 (k, C): as the clips have them; zeros, of no meaning, for the sources."""
+        """float32 (k, C): the targets of the clips; meaningless zeros for the sources."""
         return self._of_clips(rows, self.clips.targets, len(self.class_names), np.float32)
 
     def mask(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """bool (k, C): as the clips have it; false for the sources."""
+        """bool (k, C): the mask of the clips; false for the sources."""
         return self._of_clips(rows, self.clips.mask, len(self.class_names), np.bool_)
 
     def audio_digests(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """uint8 (k, 16): hash of each clip's stored audio; zeros where it is not known."""
+        """uint8 (k, 16): hash of each clip's stored audio; zeros if unknown."""
         rows = np.asarray(rows, dtype=np.int64)
         number = np.searchsorted(self._first_rows, rows, side="right") - 1
         result = np.zeros((len(rows), 16), dtype=np.uint8)
@@ -93,7 +93,7 @@ class WithUnlabelled:
         return part.waveform(row, sample_rate_hz, start_seconds, seconds)
 
     def _locate(self, row: int) -> tuple[AnyClips | TaskClips | AnySounds, int]:
-        """The part that holds a row, and the row's number in it."""
+        """The part that contains a row, and the row's number in it."""
         row = range(len(self))[row]
         number = int(np.searchsorted(self._first_rows, row, side="right")) - 1
         return self.parts[number], row - int(self._first_rows[number])
@@ -111,10 +111,10 @@ class WithUnlabelled:
 def with_unlabelled(
     clips: AnyClips | TaskClips, sources: Sequence[AnySounds], say: Callable[[str], None] = lambda text: None
 ) -> AnyClips | TaskClips | WithUnlabelled:
-    """The clips with the sources behind them; the clips themselves if there are none. ``say`` is told what was found.
+    """The clips followed by the sources, or just the clips if there are no sources. Findings are reported to ``say``.
 
     Raises:
-        ValueError: a clip id that is there twice, or a file that is already among the clips.
+        ValueError: a clip id that occurs twice, or a file that is already among the clips.
     """
     if not sources:
         return clips
@@ -128,12 +128,12 @@ def with_unlabelled(
 
 
 def open_sources(paths: Sequence[Path], class_names: Sequence[str]) -> list[AnySounds]:
-    """What ``--unlabelled`` names. ValueError for what is neither a folder of sounds nor a clip store."""
+    """The sources that ``--unlabelled`` names. ValueError for a path that is neither a folder of sounds nor a clip store."""
     return [open_unlabelled(path, class_names) for path in paths]
 
 
 def _refuse_shared(source: AnySounds, other: AnyClips | TaskClips | AnySounds) -> None:
-    """ValueError if both hold a clip of the same id, or the same file."""
+    """Raises ValueError if both have a clip with the same id, or the same file."""
     if isinstance(source, TaskClips) and isinstance(other, TaskClips):
         files = {clip.path.resolve() for clip in other.clips}
         if shared := [clip.clip_id for clip in source.clips if clip.path.resolve() in files]:

@@ -1,4 +1,4 @@
-"""Clips as waveforms of one length: how a clip is cut or filled up, and the windows that evaluation hears.
+"""Clips as waveforms of a fixed length: cutting and filling up clips, and the windows that evaluation uses.
 
 Shapes: S samples of a window.
 """
@@ -16,13 +16,13 @@ from audio_datasets.audio.codec import fit_length
 from audio_datasets.tasks.label_space import LabelSpace
 
 WINDOW_TOLERANCE = 0.05
-"""A rest of a clip shorter than this share of a window gets no window of its own: clips are seldom cut to the sample."""
+"""A remainder shorter than this fraction of a window gets no window, because clips are rarely cut to the exact sample."""
 
 ShortClips = Literal["pad", "repeat"]
 
 
 class Clips(Protocol):
-    """What training and evaluation use of a clip store, of several stores as one, and of a task's listing."""
+    """The interface that training and evaluation need: a clip store, joined stores, and a task's listing all have it."""
 
     class_names: tuple[str, ...]
     label_space: LabelSpace
@@ -41,34 +41,34 @@ class Clips(Protocol):
 
 @dataclass(frozen=True)
 class Window:
-    """The length that every clip gets."""
+    """The fixed length of clips."""
 
     sample_rate_hz: int
     seconds: float
     short_clips: ShortClips = "pad"
-    """What fills up clips that are shorter: silence, or the clip again."""
+    """Whether shorter clips are filled up with silence or by repeating them."""
 
     @property
     def samples(self) -> int:
         return round(self.seconds * self.sample_rate_hz)
 
     def repeated(self, waveform: np.ndarray) -> np.ndarray:
-        """(any,) -> the same, repeated up to ``samples`` where short clips are; padding is left to ``fit_length``."""
+        """(any,) -> the waveform, repeated up to ``samples`` if short clips are to be repeated. Padding is done by ``fit_length``."""
         if self.short_clips == "repeat" and 0 < len(waveform) < self.samples:
             return np.resize(waveform, self.samples)
         return waveform
 
 
 def window_starts(duration_seconds: float, window_seconds: float) -> list[float]:
-    """Where the windows that cover a clip begin, in seconds: evenly spread, from its start to its end."""
+    """Start times, in seconds, of windows that cover a clip, evenly spread from its start to its end."""
     count = max(1, int(np.ceil(duration_seconds / window_seconds - WINDOW_TOLERANCE)))
     return [0.0] if count == 1 else np.linspace(0.0, duration_seconds - window_seconds, count).tolist()
 
 
 class EvaluationWindows(Dataset[tuple[int, Tensor]]):
-    """(number, waveform (S,)) of the windows of chosen clips; nothing is random.
+    """The windows of chosen clips as (number, waveform (S,)); nothing is random.
 
-    A bad clip is a ``BadClipError``; or, with ``on_bad_clip="skip"``, silence with the number ``~number``, which is negative.
+    A bad clip raises ``BadClipError``. With ``on_bad_clip="skip"`` it is returned as silence with the negative number ``~number``.
     """
 
     def __init__(
@@ -81,17 +81,17 @@ class EvaluationWindows(Dataset[tuple[int, Tensor]]):
     ) -> None:
         """
         Args:
-            whole_clips: a clip longer than a window has several, the first at its start and the last at its end; else
-                only its beginning is heard.
+            whole_clips: cover clips longer than a window by several windows, from start to end; otherwise only the beginning of
+                each clip is used.
         """
         self.clips = clips
         self.rows = rows
         self.window = window
         self.on_bad_clip = on_bad_clip
         self.clip_of: list[int] = []
-        """For each window, the place in ``rows`` of its clip."""
+        """For each window, the index in ``rows`` of its clip."""
         self.starts: list[float] = []
-        """For each window, where it begins in its clip, in seconds."""
+        """For each window, its start time in the clip, in seconds."""
         for place, row in enumerate(rows):
             starts = self._window_starts(int(row)) if whole_clips else [0.0]
             self.clip_of += [place] * len(starts)
@@ -120,14 +120,14 @@ class EvaluationWindows(Dataset[tuple[int, Tensor]]):
         except BadClipError:
             if self.on_bad_clip == "refuse":
                 raise
-            return [0.0]  # reading it tells why
+            return [0.0]  # reading it gives the reason
 
     def clip_id(self, number: int) -> str:
-        """The clip of a window."""
+        """The id of a window's clip."""
         return self.clips.clip_id(int(self.rows[self.clip_of[number]]))
 
     def reason(self, number: int) -> str:
-        """Why a window cannot be used; "" if it can."""
+        """The reason why a window cannot be used; "" if it can."""
         try:
             self._waveform(number)
             return ""
@@ -135,7 +135,7 @@ class EvaluationWindows(Dataset[tuple[int, Tensor]]):
             return error.reason
 
     def mean_of_clips(self, values: np.ndarray) -> np.ndarray:
-        """(windows, any) -> (rows, any): the mean over each clip's windows; NaN where one of them is."""
+        """(windows, any) -> (rows, any): the mean over each clip's windows; NaN if any of them is NaN."""
         sums = np.zeros((len(self.rows), values.shape[1]), dtype=np.float64)
         np.add.at(sums, self.clip_of, values)
         return (sums / np.bincount(self.clip_of, minlength=len(self.rows))[:, None]).astype(np.float32)

@@ -1,1 +1,1 @@
-"""What turns a student and a batch into losses."""
+"""Objectives, which compute losses from a student and a batch."""

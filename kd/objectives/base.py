@@ -1,7 +1,8 @@
-"""What an objective is: a module that turns a student and a batch into losses. The training loop knows nothing else of a task.
+"""The interface of an objective: a module that computes losses from a student and a batch. This is all that the training loop
+knows about a task.
 
 Its parameters and buffers are optimised, averaged, synchronised and checkpointed together with the student's
-(``kd.training.learner``). A new objective is a subclass of ``Objective`` in a file of its own, in this package or outside of it
+(``kd.training.learner``). A new objective is a subclass of ``Objective`` in its own file, inside or outside this package
 (docs/add_an_objective.md).
 
 Shapes: B clips, S samples, C classes, M mel bands, T frames.
@@ -21,7 +22,7 @@ from students.frontend import LogMel, LogMelConfig, mask_spectrogram, mask_strip
 from students.interface import StudentOutput
 
 Batch = dict[str, Tensor]
-"""What ``kd.data.examples.TrainingExamples`` gives, collated: each entry has B as its first axis."""
+"""A collated batch of ``kd.data.examples.TrainingExamples``: the first axis of each entry is B."""
 
 CallStudent = Callable[[Tensor], StudentOutput]
 """mel (B, 1, M, T) -> logits (B, C) and embedding (B, E), float32, with gradients."""
@@ -29,7 +30,7 @@ CallStudent = Callable[[Tensor], StudentOutput]
 
 @dataclass(frozen=True)
 class ObjectiveSettings:
-    """All that an objective is built from, plain enough to be written down and built again."""
+    """All settings of an objective. They can be written as JSON and read back."""
 
     frontend: LogMelConfig
     label_space: LabelSpace
@@ -38,9 +39,9 @@ class ObjectiveSettings:
     loss: LossConfig = field(default_factory=LossConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     class_weights: tuple[float, ...] | None = None
-    """(C,), from ``label_losses.balanced_class_weights``; None weighs all classes alike."""
+    """(C,), from ``label_losses.balanced_class_weights``; None for equal weights."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What else this objective takes, by name."""
+    """Options of the objective's own, by name."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -55,7 +56,7 @@ class ObjectiveSettings:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "ObjectiveSettings":
-        """What ``to_json`` gave; KeyError, TypeError or ValueError for anything else."""
+        """The reverse of ``to_json``. KeyError, TypeError or ValueError for other content."""
         weights = content["class_weights"]
         return cls(
             frontend=LogMelConfig.from_dict(content["frontend"]),
@@ -69,7 +70,7 @@ class ObjectiveSettings:
 
 
 class Inputs(NamedTuple):
-    """A batch as the student is shown it."""
+    """A batch as the student gets it."""
 
     mel: Tensor
     """(B, 1, M, T)"""
@@ -80,27 +81,29 @@ class Inputs(NamedTuple):
 
 
 class Objective(nn.Module):
-    """Turns a student and a batch into a dict of scalar losses; ``"loss"`` is minimised, the others are logged."""
+    """Computes a dict of scalar losses from a student and a batch. ``"loss"`` is minimised; the others are only logged."""
 
     Options: ClassVar[type | None] = None
-    """A frozen dataclass of the options that ``settings.options`` may hold, or None where there are none."""
+    """A frozen dataclass of the options allowed in ``settings.options``; None if there are none."""
     learns_from_bare_audio: ClassVar[bool] = False
     """Whether it learns from clips that have neither labels nor stored logits, as with a teacher that runs beside the student."""
 
     def __init__(self, settings: ObjectiveSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.frontend = LogMel(settings.frontend)  # all of its buffers are computed, and so not part of the state
+        self.frontend = LogMel(
+            settings.frontend
+        )  # its buffers are computed from settings, so they are not in the state dict
 
     def forward(self, student: CallStudent, batch: Batch) -> dict[str, Tensor]:
         raise NotImplementedError
 
     def inputs(self, batch: Batch) -> Inputs:
-        """The batch's spectrograms with everything that was drawn for them, and their targets.
+        """The batch's spectrograms with all augmentation applied, and their targets.
 
         Batch: ``waveform`` (B, S), ``targets`` (B, C); optionally ``known`` (B, C) bool, ``band_edges`` (B, 2) in Hz,
         ``stripes`` (B, 4), ``style_weight`` (B,), ``mix_weight`` (B,), ``time_masks`` and ``frequency_masks`` (B, n, 2).
-        A mixed clip's label is known only where those of both parts are.
+        A label of a mixed clip is known only if it is known for both parts.
         """
         mel = self.frontend(batch["waveform"], batch.get("band_edges"))
         targets, known = batch["targets"], batch.get("known")

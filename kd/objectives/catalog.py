@@ -1,4 +1,4 @@
-"""Objectives by name: those of this package, and ``some_module:Class`` for one of the user's own."""
+"""Objectives by name: those of this package, and ``some_module:Class`` for the user's own."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,20 +19,18 @@ def objective_class(name: str) -> type[Objective]:
         raise ValueError(f"unknown objective {name!r}; choices: {', '.join(OBJECTIVES)}, or MODULE:CLASS for your own")
     found = named_attribute(name, "objective")
     if not isinstance(found, type) or not issubclass(found, Objective):
-        raise ValueError(
-            f"{name} is no objective: a subclass of kd.objectives.base.Objective is needed; found {found!r}"
-        )
+        raise ValueError(f"objective {name} must be a subclass of kd.objectives.base.Objective; found {found!r}")
     return found
 
 
 def name_of(objective: Objective) -> str:
-    """The name that gives this objective's class again."""
+    """The name of this objective's class, as ``objective_class`` takes it."""
     kind = type(objective)
     return next((name for name, known in OBJECTIVES.items() if known is kind), f"{kind.__module__}:{kind.__qualname__}")
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """ValueError for options that an objective does not have, or values that it does not allow."""
+    """Raises ValueError for options that an objective does not have, and for values that are not allowed."""
     kind = objective_class(name)
     known = [] if kind.Options is None else [item.name for item in dataclasses.fields(kind.Options)]
     if unknown := sorted(options.keys() - set(known)):
@@ -41,11 +39,11 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
         try:
             kind.Options(**options)
         except TypeError as error:
-            raise ValueError(f"an option of objective {name} has a value of the wrong kind: {error}") from error
+            raise ValueError(f"an option of objective {name} has a value of the wrong type: {error}") from error
 
 
 def create_objective(name: str, settings: ObjectiveSettings) -> Objective:
-    """An objective; its own weights, if it has any, are drawn from torch's default generator.
+    """An objective. If it has weights, they are drawn from torch's default generator.
 
     Raises:
         ValueError: an unknown objective or option, or settings that do not fit together.

@@ -1,4 +1,4 @@
-"""Labels and stored teacher logits together: Eq. 8 of the DyMN paper (Schmid et al., 2023), for both stages.
+"""Distillation from labels and stored teacher logits: Eq. 8 of the DyMN paper (Schmid et al., 2023), for both stages.
 
 Shapes: B clips, C classes.
 """
@@ -71,7 +71,7 @@ class DistillationObjective(Objective):
         self.distillation = settings.distillation
 
     def forward(self, student: CallStudent, batch: Batch) -> dict[str, Tensor]:
-        """Losses of a batch, each a scalar; what it holds: ``Objective.inputs`` and ``teacher_targets``."""
+        """The losses of a batch, each a scalar. Contents of the batch: see ``Objective.inputs`` and ``teacher_targets``."""
         mel, targets, known = self.inputs(batch)
         distils = "teacher_logits" in batch and self.distillation.label_weight < 1.0
         if distils:
@@ -86,12 +86,12 @@ class DistillationObjective(Objective):
         return {
             "loss": weighted_loss(label_loss, distillation_loss, has_teacher, weight, has_labels).mean(),
             "label_loss": label_loss.mean(),
-            # Clips without a teacher have no such loss; the mean is over those that have one.
+            # The mean is over clips with a teacher; the others have no distillation loss.
             "distillation_loss": (distillation_loss * has_teacher).sum() / has_teacher.sum().clamp(min=1),
         }
 
     def distillation_loss(self, logits: Tensor, teacher: Tensor) -> Tensor:
-        """Loss of each clip against the teacher's probabilities, (B, C) and (B, C) -> (B,): the mean of the groups'."""
+        """Loss of each clip against the teacher's probabilities, (B, C) and (B, C) -> (B,): the mean over groups."""
         losses = [
             -(teacher[:, columns] * F.log_softmax(logits[:, columns].float(), dim=1)).sum(1)
             if group.exclusive
@@ -101,10 +101,10 @@ class DistillationObjective(Objective):
         return losses[0] if len(losses) == 1 else torch.stack(losses).mean(dim=0)
 
     def teacher_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The teacher's probabilities (B, C), mixed as the clips are, and which clips have them, (B,) bool.
+        """The teacher's probabilities (B, C), mixed like the clips, and which clips have them, (B,) bool.
 
-        Batch: ``teacher_logits`` (B, C) and ``has_teacher`` (B,) bool; with waveform mixup those of the clip that it was
-        mixed with, and ``waveform_mix_weight`` (B,); with mixup of spectrograms ``mix_weight`` (B,).
+        Batch: ``teacher_logits`` (B, C) and ``has_teacher`` (B,) bool; with waveform mixup also those of the other clip and
+        ``waveform_mix_weight`` (B,); with mixup of spectrograms ``mix_weight`` (B,).
         """
         mixes_logits = self.distillation.mixup_of_teacher == "logits"
         values, has_teacher = batch["teacher_logits"], batch["has_teacher"]

@@ -1,4 +1,4 @@
-"""Losses of logits against targets, for each clip: binary cross entropy over known labels, cross entropy over exclusive classes.
+"""Label losses of each clip: binary cross entropy over known labels, or cross entropy over exclusive classes.
 
 Shapes: B clips, C classes.
 """
@@ -21,14 +21,14 @@ def bce_per_clip(
 ) -> Tensor:
     """Binary cross entropy of each clip, averaged over its classes; (B,) float32.
 
-    What ``targets`` says where ``known`` is false has no influence, not even if it is NaN. The mean over the clips is then
+    ``targets`` is ignored where ``known`` is false, even if it is NaN. The losses are scaled so that their mean over clips is
     the mean over all known labels of the batch.
 
     Args:
-        logits: (B, C), any float type; the loss is taken in float32.
+        logits: (B, C), any float type; the loss is computed in float32.
         targets: (B, C), probabilities in [0, 1].
-        known: (B, C) bool; None: all are.
-        positive_weights: (C,), factors on the loss of what is present.
+        known: (B, C) bool; None: all are known.
+        positive_weights: (C,), factors on the loss of positive labels.
     """
     logits, targets = logits.float(), targets.float()
     if known is None:
@@ -56,12 +56,12 @@ def cross_entropy_per_clip(
 
 
 class LabelLoss(nn.Module):
-    """The loss of each clip over all groups of a label space: the mean of the groups' losses."""
+    """The loss of each clip: the mean over the groups of a label space."""
 
     def __init__(
         self, label_space: LabelSpace, config: LossConfig, class_weights: Sequence[float] | None = None
     ) -> None:
-        """Raises ValueError for a loss that the labels do not allow."""
+        """Raises ValueError for a loss that does not fit the labels."""
         super().__init__()
         self.label_space = loss_space(label_space, config)
         self.config = config
@@ -71,7 +71,7 @@ class LabelLoss(nn.Module):
     def forward(self, logits: Tensor, targets: Tensor, known: Tensor | None = None) -> Tensor:
         """logits, targets (B, C), known (B, C) bool or None -> (B,)
 
-        A clip counts in an exclusive group if all of the group's labels are known.
+        A clip is used in an exclusive group if all of the group's labels are known.
         """
         losses = []
         for group, columns in self.label_space.parts():
@@ -91,26 +91,26 @@ class LabelLoss(nn.Module):
 
 
 def loss_space(label_space: LabelSpace, config: LossConfig) -> LabelSpace:
-    """The label space with the loss that the configuration asks for: with "bce" no group's classes exclude each other.
+    """The label space that the configured loss uses: with "bce", the classes of no group exclude each other.
 
     Raises:
-        ValueError: cross entropy for classes that do not exclude each other, or smoothing for others.
+        ValueError: cross entropy for classes that do not exclude each other, or label smoothing without cross entropy.
     """
     if config.loss == "cross-entropy" and not label_space.exclusive:
         raise ValueError("--loss cross-entropy needs exactly one label for each clip; use bce")
     exclusive = any(group.exclusive for group in label_space.groups) and config.loss != "bce"
     if config.label_smoothing and not exclusive:
-        raise ValueError("--label-smoothing is for --loss cross-entropy")
+        raise ValueError("--label-smoothing needs --loss cross-entropy")
     if config.loss == "bce":
         return LabelSpace(tuple(replace(group, exclusive=False) for group in label_space.groups))
     return label_space
 
 
 def balanced_class_weights(exclusive: bool, positives: Tensor, negatives: Tensor) -> Tensor:
-    """Weights (C,) that make all classes count as if they were equally frequent; a class without clips has weight 1.
+    """Weights (C,) that balance the classes as if all were equally frequent; a class without clips has weight 1.
 
-    Exclusive classes: clips / (classes · clips of the class). Others, for the positive labels: clips without the class /
-    clips with it, between 1/100 and 100.
+    Exclusive classes: clips / (classes · clips of the class). Other classes, for positive labels only: clips without the class /
+    clips with it, clipped to the range from 1/100 to 100.
 
     Args:
         positives: (C,), clips that have the class.

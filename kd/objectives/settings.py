@@ -1,4 +1,4 @@
-"""The settings of the losses, as the command line shows them."""
+"""Settings of the losses, as shown on the command line."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal

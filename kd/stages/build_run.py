@@ -1,4 +1,4 @@
-"""A run built from its configuration and its data, and trained: the same for both stages."""
+"""Builds a run from its configuration and data, and trains it. Both stages use this."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ from teacher_logits.stores.ensemble import LogitEnsemble
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run trains on."""
+    """The training data of a run."""
 
     clips: Clips
     rows: np.ndarray
@@ -54,7 +54,7 @@ class TrainingData:
     impulse_responses: Sequence[np.ndarray] = ()
 
     def fingerprints(self) -> dict[str, Any]:
-        """What the data are, wherever their files lie; a run goes on with the same only."""
+        """Fingerprints of the data, independent of file locations. A run can only be continued with the same data."""
         teachers = self.teachers.describe() if self.teachers is not None else []
         return {
             "clips": self.clips.fingerprint,
@@ -65,7 +65,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class BuiltRun:
-    """All that a run needs, built and checked against one another; nothing is written yet."""
+    """All parts of a run, built and checked for consistency. Nothing is written yet."""
 
     config: StageConfig
     accelerator: Accelerator
@@ -77,7 +77,7 @@ class BuiltRun:
     """On the accelerator's device, for evaluation."""
     state: TrainState
     statistics: BatchNormStatistics
-    """Of the student's batch norms, from training clips."""
+    """Recomputes the statistics of the student's batch norms from training clips."""
 
     def tagger(self, student: nn.Module) -> Callable[[Tensor], Tensor]:
         """waveform (B, S) -> logits (B, C), of the student in evaluation mode."""
@@ -85,11 +85,11 @@ class BuiltRun:
         return lambda waveform: student(self.frontend(waveform)).logits
 
     def renew_batch_norms(self, student: nn.Module, before_batch: Callable[[], None] = lambda: None) -> int:
-        """Takes the student's batch-norm statistics anew, if the configuration asks for it; from how many clips."""
+        """Recomputes the student's batch-norm statistics if configured. Returns the number of clips used."""
         return self.statistics.renew(student, self.frontend, before_batch)
 
     def batch_norm_warning(self) -> str | None:
-        """What to say of a run from scratch that keeps running statistics over few steps; None if there is nothing to."""
+        """A warning for a run from scratch with too few steps for running statistics; None if there is no problem."""
         if self.config.renews_batch_norms_from or self.config.weights not in (None, "imagenet"):
             return None
         steps = self.config.loop.epochs * self.batches.steps_per_epoch
@@ -111,15 +111,15 @@ def build_run(
     """Builds a run's examples, loader, learner and optimizer.
 
     Args:
-        student: as it starts; it is trained in place.
-        skipped: where bad clips are listed that another one replaces.
-        layer_decay: each layer learns so many times as fast as the one after it; None: all alike, as one group.
+        student: the initial student; it is trained in place.
+        skipped: the list of bad clips that were replaced.
+        layer_decay: ratio of each layer's learning rate to that of the next layer; None: one group with the same learning rate.
 
     Raises:
         ValueError: settings that do not fit together.
     """
     if config.sync_batch_norm and accelerator.num_processes > 1:
-        student = synchronize_batch_norms(student, accelerator.device)  # first, since on GPUs it replaces layers
+        student = synchronize_batch_norms(student, accelerator.device)  # first, because on GPUs it replaces layers
     frozen_modules = freeze(student, frozen)
     groups = None if layer_decay is None else layer_groups(student, layer_decay)
     objective = build_objective(config, data, student.embedding_dim, seed)
@@ -149,7 +149,7 @@ def build_run(
 
 
 def training_examples(config: StageConfig, data: TrainingData, seed: int, skipped: ClipList) -> TrainingExamples:
-    """The training clips, augmented as the configuration asks for; bad ones that another replaces are listed."""
+    """The training clips with the configured augmentation. Bad clips that are replaced are listed in ``skipped``."""
     return TrainingExamples(
         data.clips,
         data.rows,
@@ -165,7 +165,7 @@ def training_examples(config: StageConfig, data: TrainingData, seed: int, skippe
 
 
 def build_objective(config: StageConfig, data: TrainingData, embedding_dim: int, seed: int) -> nn.Module:
-    """The objective that the configuration asks for, its own weights drawn from ``seed``."""
+    """The configured objective. If it has weights, they are drawn from ``seed``."""
     class_weights = None
     if config.loss.class_weights == "balanced":
         class_weights = tuple(class_weights_of(data, config).tolist())
@@ -184,7 +184,7 @@ def build_objective(config: StageConfig, data: TrainingData, embedding_dim: int,
 
 
 def class_weights_of(data: TrainingData, config: StageConfig) -> Tensor:
-    """(C,): weights that make all classes count as if they were equally frequent in the training clips."""
+    """(C,): weights that balance the classes as if they were equally frequent in the training clips."""
     targets, known = data.clips.targets(data.rows) > 0, data.clips.mask(data.rows)
     positives = torch.from_numpy((targets & known).sum(axis=0))
     negatives = torch.from_numpy((~targets & known).sum(axis=0))
@@ -197,7 +197,7 @@ def class_weights_of(data: TrainingData, config: StageConfig) -> Tensor:
 
 
 def training_loader(dataset: Dataset, batches: EpochBatches, workers: int, accelerator: Accelerator) -> DataLoader:
-    """Loader of whole batches, not yet prepared; its workers live as long as it does."""
+    """A loader of whole batches, not yet prepared by Accelerate. Its workers live as long as the loader."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -219,16 +219,16 @@ def enter(
     changes_nothing: Sequence[str],
     **more: Any,
 ) -> EnteredRun:
-    """Enters the run folder on the main process, which holds its lock, and says what the user should know.
+    """Enters the run folder on the main process, which must hold its lock, and prints its notes for the user.
 
     Args:
         inputs: fingerprints of the data.
-        defaults: a configuration of the stage with nothing set, for runs that an older version began.
-        changes_nothing: settings that do not change the result.
-        more: further arguments of ``enter_run_folder``.
+        defaults: the stage's default configuration, for runs that an older version started.
+        changes_nothing: settings that do not affect the result.
+        more: additional arguments of ``enter_run_folder``.
 
     Raises:
-        ValueError: the folder holds a run with other settings.
+        ValueError: the folder contains a run with other settings.
     """
     description = {**as_json(config), "processes": accelerator.num_processes, "inputs": inputs}
     folder = on_main_process(
@@ -246,7 +246,7 @@ def enter(
     for note in folder.notes:
         accelerator.print(note)
     if folder.state == "finished":
-        accelerator.print(f"the run in {config.out} is finished already: nothing to do")
+        accelerator.print(f"the run in {config.out} is already finished: nothing to do")
     return folder
 
 
@@ -255,12 +255,12 @@ def enter(
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands, for its hooks."""
+    """Access to a running training, for its hooks."""
 
     run: Run
     log: MetricsLog
     stop_if_asked: Callable[[], None]
-    """Raises Stopped, on all processes alike, if a signal came to one of them."""
+    """Raises Stopped on all processes if one of them was asked to stop."""
 
 
 def train(
@@ -273,17 +273,17 @@ def train(
     further_runs: int = 0,
     before_training: Callable[[bool], None] = lambda resumed: None,
 ) -> Progress:
-    """Trains a run from the newest checkpoint in its folder, or from the start, to its end.
+    """Trains a run to its end, starting from the newest checkpoint in its folder if there is one.
 
     Args:
-        hooks: makes what the stage adds to the loop.
-        where: what the run is called in messages, as "fold1: ".
-        further_runs: how many runs come after it, for whose checkpoints there must be room as well.
-        before_training: told whether the run goes on from a checkpoint.
+        hooks: creates the stage's hooks for the training loop.
+        where: prefix for messages about this run, such as "fold1: ".
+        further_runs: number of runs that follow; there must be disk space for their checkpoints, too.
+        before_training: called with whether the run resumes from a checkpoint.
 
     Raises:
-        Stopped: on request, with the run saved.
-        ValueError: a loss that is not finite, or too little room on the disk.
+        Stopped: on request, after the run was saved.
+        ValueError: a loss that is not finite, or not enough disk space.
     """
     config, accelerator, state, batches = built.config, built.accelerator, built.state, built.batches
     make_folder(folder)
@@ -293,7 +293,7 @@ def train(
     resumed = resume_state(accelerator, state, run.checkpoint_folder, log)
     if resumed:
         place = f"epoch {state.epoch}, step {state.step_in_epoch} of {batches.steps_per_epoch}"
-        accelerator.print(f"{where}going on at {place}" if where else f"going on with the run in {folder} at {place}")
+        accelerator.print(f"{where}continuing at {place}" if where else f"continuing the run in {folder} at {place}")
     before_training(resumed)
     if warning := built.batch_norm_warning():
         accelerator.print(f"{where}{warning}")
@@ -312,18 +312,18 @@ def describe_batch(clips: Clips) -> Callable[[dict[str, Tensor]], str]:
     return lambda batch: f"Clips of the batch: {', '.join(clips.clip_id(row) for row in batch['row'].tolist())}"
 
 
-# -- What a run is made of ---------------------------------------------------------------------------------------------
+# -- Provenance --------------------------------------------------------------------------------------------------------
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of what decides a result."""
+    """Versions of the packages that affect results."""
     return {name: version(name) for name in ("audio-kd", "torch", "torchaudio", "timm", "accelerate", "scikit-learn")}
 
 
 def provenance(
     built: BuiltRun, as_configured: dict[str, Any], accepted_changes: list[Any], **more: Any
 ) -> dict[str, Any]:
-    """What ``student.json`` tells of how the weights came about; ``more`` is what the stage adds."""
+    """The origin of a student's weights, for ``student.json``. ``more``: additional entries of the stage."""
     teachers, state = built.data.teachers, built.state
     return {
         "config": as_configured,

@@ -1,4 +1,4 @@
-"""The runs of one fine-tuning call: a student for each fold and seed, and what they come to together."""
+"""The runs of one fine-tuning command: a student for each fold and seed, and their combined results."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,18 +28,18 @@ from teacher_logits.processes import any_process
 
 @dataclass
 class CrossValidation:
-    """Trains and judges a student for each seed and partition of the clips; finished ones are kept."""
+    """Trains and evaluates a student for each seed and partition of the clips. Finished runs are kept."""
 
     setup: FinetuneSetup
     parts: Sequence[Partition]
-    """One for each fold that is asked for; a single one where there are no folds."""
+    """One for each requested fold; a single one if there are no folds."""
     accepted_changes: list[dict[str, Any]] = field(default_factory=list)
-    """Of the run folder, once it is entered."""
+    """The accepted changes of the run folder, known once it is entered."""
 
     def fingerprints(self, every_part: Sequence[Partition]) -> dict[str, Any]:
-        """What the data are, wherever their files lie; a run goes on with the same only.
+        """Fingerprints of the data, independent of file locations. A run can only be continued with the same data.
 
-        ``every_part`` are the partitions of all folds, also of those that this call does not run.
+        ``every_part`` are the partitions of all folds, including those that this command does not run.
         """
         data = TrainingData(
             self.setup.training_clips, every_part[0].train, self.setup.label_space, self.setup.teachers
@@ -59,10 +59,10 @@ class CrossValidation:
         }
 
     def check(self) -> None:
-        """Says which classes lack clips; ValueError for what would stop a run later."""
+        """Prints which classes lack clips. Raises ValueError for anything that would stop a run later."""
         if self.setup.config.early_stopping is not None and not all(len(part.valid) for part in self.parts):
             raise ValueError(
-                f"--early-stopping needs validation clips, and {self.setup.task.name} has none; add --valid-share 0.1"
+                f"--early-stopping needs validation clips, but {self.setup.task.name} has none; add --valid-share 0.1"
             )
         for seed in self.setup.config.seeds:
             self.setup.starting_student(seed)
@@ -75,11 +75,11 @@ class CrossValidation:
     # -- The runs
 
     def runs(self) -> list[tuple[int, Partition]]:
-        """Seed and partition of each run, in their order."""
+        """The seed and partition of each run, in order."""
         return [(seed, part) for seed in self.setup.config.seeds for part in self.parts]
 
     def results(self) -> list[str]:
-        """The files that show that all is done, relative to the run folder."""
+        """The files of a finished run, relative to the run folder."""
         names = [f"probe/{RESULTS_FILE}"] if self.setup.config.probe or self.setup.config.probe_only else []
         if not self.setup.config.probe_only:
             names += [f"{folder_name(part, self.setup.config.seeds, seed)}/{RESULT_FILE}" for seed, part in self.runs()]
@@ -87,7 +87,7 @@ class CrossValidation:
         return names
 
     def run(self, entered: EnteredRun, command: str) -> None:
-        """Everything that the call asks for and that is not there yet; raises as ``train_fold`` does."""
+        """Runs everything that was requested and is not finished yet. Raises the same errors as ``train_fold``."""
         self.accepted_changes = entered.description.get("accepted_changes", [])
         if self.setup.config.probe or self.setup.config.probe_only:
             self.probe(command)
@@ -100,7 +100,7 @@ class CrossValidation:
             )
 
     def train_all(self, command: str) -> None:
-        """The runs of all seeds and parts, without those that are finished, and the results of all."""
+        """Trains all unfinished seeds and parts, and summarises the results of all."""
         folders = [
             self.setup.config.out / folder_name(part, self.setup.config.seeds, seed) for seed, part in self.runs()
         ]
@@ -114,12 +114,12 @@ class CrossValidation:
         self.summarize(self.setup.config.out, results, command, "fine-tuned")
 
     def finished(self, folder: Path) -> RunResult | None:
-        """A run's result; None if it has none, or one from before changes that were accepted since, and so goes on."""
+        """A run's result; None if it is unfinished, or if changes of settings were accepted since then."""
         result = read_result(folder)
         return result if result is not None and result.accepted_changes == len(self.accepted_changes) else None
 
     def probe(self, command: str) -> None:
-        """Fits the linear probe for each part and leaves its results in ``probe/``."""
+        """Fits the linear probe for each part and writes its results to ``probe/``."""
         seed, folder = self.setup.config.seeds[0], self.setup.config.out / "probe"
 
         def stop_if_asked() -> None:
@@ -148,7 +148,7 @@ class CrossValidation:
         self.summarize(folder, results, command, "linear probe")
 
     def _embeddings(self, seed: int, before_batch: Callable[[], None]) -> np.ndarray:
-        """(clips, embedding size): what the student as it starts makes of each clip."""
+        """(clips, embedding size): the initial student's embedding of each clip."""
         student = self.setup.starting_student(seed).to(self.setup.accelerator.device).eval()
         frontend = LogMel(self.setup.config.frontend).to(self.setup.accelerator.device)
         every_clip = self.setup.evaluator(np.arange(len(self.setup.clips)), "embed")
@@ -157,7 +157,7 @@ class CrossValidation:
     # -- Results
 
     def keep(self, folder: Path, part: Partition, seed: int, logits: np.ndarray) -> RunResult:
-        """Writes the predictions of a run and, last, its result, which marks it as finished."""
+        """Writes the predictions of a run and then its result, which marks it as finished."""
         rows, logits = drop_skipped(part.test, logits, "test")
         place = folder.relative_to(self.setup.config.out).as_posix()
         result = RunResult(
@@ -181,7 +181,7 @@ class CrossValidation:
     def summarize(self, folder: Path, runs: Sequence[RunResult], command: str, what: str) -> None:
         """Writes ``results.json`` of several runs, prints the headline and writes the report.
 
-        The probe's folder gets the configuration as well, and is thereby a run folder too.
+        The probe's folder also gets the configuration, which makes it a run folder itself.
         """
         config = self.setup.config
         headline = Headline.of(self.setup.task.metric or metric_names(self.setup.label_space)[0], runs)
@@ -203,18 +203,18 @@ class CrossValidation:
             spread = f" ± {headline.std:.4f} over {headline.over}" if headline.std is not None else ""
             print(f"{what}: {headline.metric} {headline.mean:.4f}{spread} ({folder / RESULTS_FILE})")
             if config.report:
-                from kd.report import write_report  # here, since it brings matplotlib
+                from kd.report import write_report  # here, because it imports matplotlib
 
                 print(f"report: {write_report(folder, self._audio)}")
         self.setup.accelerator.wait_for_everyone()
 
     def _audio(self, clip_id: str) -> bytes | None:
-        """A clip's file, for the players of the report; None if it is gone."""
+        """The content of a clip's file, for the players in the report; None if the file no longer exists."""
         path = self.setup.clips.clips[self.setup.clips.rows([clip_id])[0]].path
         return path.read_bytes() if path.is_file() else None
 
 
 def folder_name(part: Partition, seeds: Sequence[int], seed: int) -> str:
-    """Where one run lies in the whole: ``fold1``, ``seed0/fold1`` with several seeds, ``seed0``, or the folder itself."""
+    """A run's folder, relative to the whole: ``fold1``, ``seed0/fold1`` with several seeds, ``seed0``, or ``.``."""
     names = [f"seed{seed}"] if len(seeds) > 1 else []
     return "/".join(names if part.fold is None else [*names, f"fold{part.fold}"]) or "."

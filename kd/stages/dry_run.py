@@ -1,6 +1,6 @@
-"""What a training run will take – steps, hours, memory, disk – from a few of its steps, measured where it will run.
+"""Estimates steps, hours, memory and disk space of a training run from a few measured steps on the machine that will run it.
 
-The steps are those of the run itself: its data, its loader and its processes. Nothing is written.
+The measured steps use the run's own data, loader and processes. Nothing is written.
 """
 
 import itertools
@@ -35,9 +35,9 @@ CLIPS_TO_DECODE = 16
 
 
 def estimate(config: PretrainConfig, stage: Pretraining) -> dict[str, Any]:
-    """What a run will take on this machine; docs/pipeline.md explains the entries. It trains the student a little.
+    """The resources that a run needs on this machine; docs/audioset.md explains the entries. Trains the student for a few steps.
 
-    Called by all processes alike.
+    Called by all processes.
     """
     built, loop = stage.built, config.loop
     accelerator, batches, state = built.accelerator, built.batches, built.state
@@ -74,7 +74,7 @@ def estimate(config: PretrainConfig, stage: Pretraining) -> dict[str, Any]:
             "clips_bytes": size_on_disk(config.clips),
             "logits_bytes": size_on_disk(files_of(built.data.teachers)),
             "checkpoint_bytes": checkpoint,
-            # One more than are kept is there while the newest is written.
+            # While the newest checkpoint is written, there is one more than will be kept.
             "run_folder_peak_bytes": (kept + 1) * checkpoint,
             "free_bytes": free_bytes(config.out),
         },
@@ -89,23 +89,23 @@ def files_of(teachers: LogitEnsemble | None) -> list[Path]:
 
 @dataclass(frozen=True)
 class MeasuredSteps:
-    """What the steps of one process took."""
+    """Timings of the steps of one process."""
 
     seconds: tuple[float, ...]
-    """Of each step, waiting for its data included."""
+    """Duration of each step, including waiting for data."""
     waited_seconds: tuple[float, ...]
-    """Of each step, the part in which it waited for its data."""
+    """Time that each step spent waiting for data."""
     clip_seconds: float
-    """To make one clip's example (decoding, augmentation, labels, logits), alone on one core."""
+    """Time to create one clip's example (decoding, augmentation, labels, logits) on one core."""
     clips_per_step: int
-    """Of this process."""
+    """Clips per step of this process."""
     workers: int
 
     @property
     def seconds_per_step(self) -> float:
-        """Mean of the measured steps, or what the workers need for a step's clips, if that is more.
+        """Mean of the measured steps, or the time that workers need for the clips of a step if that is longer.
 
-        Loaders work ahead: in a few steps what they had ready hides that they cannot keep up.
+        Loaders read ahead, so a few steps do not show whether they keep up.
         """
         by_workers = self.clip_seconds * self.clips_per_step / self.workers if self.workers else 0.0
         return max(fmean(self.seconds), by_workers)
@@ -118,9 +118,9 @@ class MeasuredSteps:
 
 
 def measure_steps(built: BuiltRun, steps: int = MEASURED_STEPS) -> MeasuredSteps:
-    """Trains for one step to warm up and ``steps`` more (fewer in a shorter epoch), and times them.
+    """Trains for one warm-up step and ``steps`` more (fewer in a shorter epoch), and times the latter.
 
-    Called by all processes alike.
+    Called by all processes.
     """
     accelerator, state, batches = built.accelerator, built.state, built.batches
     batches.start_at(epoch=0, step=0)
@@ -150,7 +150,7 @@ def measure_steps(built: BuiltRun, steps: int = MEASURED_STEPS) -> MeasuredSteps
 
 
 def seconds_each(dataset: Dataset, items: Iterable[Any]) -> float:
-    """Seconds that the data set takes for one of these items, in this process."""
+    """Seconds per item when the data set is read in this process."""
     items = list(items)
     started = time.perf_counter()
     for item in items:
@@ -162,7 +162,7 @@ def seconds_each(dataset: Dataset, items: Iterable[Any]) -> float:
 def validation_seconds(
     accelerator: Accelerator, tagger: Callable[[Tensor], Tensor], dataset: Dataset, batch_size: int, workers: int
 ) -> float:
-    """Seconds of going through the validation clips once with all processes, from one batch of them."""
+    """Seconds for one validation with all processes, estimated from one batch."""
     clips = len(dataset)
     items = [dataset[index] for index in range(min(batch_size, clips))]
     by_data = seconds_each(dataset, range(min(CLIPS_TO_DECODE, clips)))
@@ -176,9 +176,9 @@ def validation_seconds(
 
 
 def memory(device: torch.device) -> dict[str, int | None]:
-    """Bytes that this process has needed at most, that its data-loading workers hold, and that the GPU has needed at most.
+    """Peak memory of this process, current memory of its data-loading workers, and peak memory of the GPU, in bytes.
 
-    Memory that processes share is counted once, in equal parts; None where the system does not tell.
+    Memory shared between processes is counted in equal parts. None if the system does not provide a value.
     """
     unit = 1 if sys.platform == "darwin" else 1024
     return {
@@ -200,7 +200,7 @@ def _proportional_bytes(process_ids: Sequence[int]) -> int | None:
 
 
 def free_bytes(folder: Path) -> int:
-    """Space left where ``folder`` is or will be."""
+    """Free disk space where ``folder`` is or will be."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(existing).free
 

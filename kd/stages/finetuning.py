@@ -1,4 +1,4 @@
-"""Fine-tuning: a student carried over to a task, one run for each of its folds and seeds."""
+"""Fine-tuning: adapts a student to a task, with one run for each fold and seed."""
 
 from pathlib import Path
 
@@ -26,18 +26,18 @@ from teacher_logits.processes import LONGEST_WAIT, locked_by_main_process, on_ma
 
 
 def finetune(config: FinetuneConfig, command: str = "") -> Path:
-    """Runs the fine-tuning described by ``config``, or goes on with it, and returns the run folder.
+    """Runs the fine-tuning described by ``config``, or continues it, and returns the run folder.
 
-    There is one student for each seed and fold; those that are finished are kept.
+    There is one student for each seed and fold. Finished ones are kept.
 
-    The folder then holds ``config.json``, ``results.json`` and, for each seed and fold in a folder of its own where there
-    are several (docs/finetune.md), ``metrics.jsonl``, ``checkpoints/``, ``predictions.npz`` and the student. ``command`` is
-    what was typed, for the record.
+    The folder then contains ``config.json``, ``results.json`` and, for each seed and fold (in separate folders if there are
+    several, see docs/finetune.md), ``metrics.jsonl``, ``checkpoints/``, ``predictions.npz`` and the student. ``command`` is
+    the user's command line, which is recorded.
 
     Raises:
-        ValueError: data, weights or settings that do not fit together, a run folder with another run in it or in use by
+        ValueError: data, weights or settings that do not fit together, a run folder that contains another run or is in use by
             another process, or a loss that is not finite.
-        Stopped: SIGTERM or SIGUSR1 came; the run is saved.
+        Stopped: on SIGTERM or SIGUSR1, after the run was saved.
     """
     torch.set_flush_denormal(True)
     accelerator = start_accelerator(
@@ -53,7 +53,7 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
     parts, told = partitions(clips, folds=config.fold, test_share=config.test_share, valid_share=config.valid_share)
     every_part, _ = partitions(clips, test_share=config.test_share, valid_share=config.valid_share)
     unlabelled = open_sources(config.unlabelled, clips.class_names)
-    with_unlabelled(clips, unlabelled, accelerator.print)  # refuses what does not fit
+    with_unlabelled(clips, unlabelled, accelerator.print)  # raises an error for sources that do not fit
     setup = FinetuneSetup(
         config, task, clips, read_start(config), open_teachers(config), accelerator, StopSignals(), unlabelled
     )
@@ -87,7 +87,7 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
 
 
 def cached_clips(setup: FinetuneSetup, clips: TaskClips, folder: Path) -> TaskClips:
-    """These clips with their waveforms from a cache, which the main process fills if need be."""
+    """The clips with their waveforms from a cache. The main process fills it if necessary."""
     rate = setup.config.frontend.sample_rate_hz
 
     def stop() -> None:
@@ -100,17 +100,17 @@ def cached_clips(setup: FinetuneSetup, clips: TaskClips, folder: Path) -> TaskCl
 
 
 def read_start(config: FinetuneConfig) -> Start:
-    """What the students of a run start from.
+    """The starting point of the students of a run.
 
     Raises:
-        ValueError: a run folder without a student, or settings that are not that student's.
+        ValueError: a run folder without a student, or settings that differ from that student's.
     """
     options = parse_options(config.student_options)
     if not config.is_pretrained:
         return Start(config.student, family_of(config.student).options_for_training(options, config.loop.epochs))
     if unused := [name for name in family_of(config.student).only_from_scratch if name in options]:
         raise ValueError(
-            f"--student-options {unused[0]} would not be used: it only changes how a {config.student} trains from scratch"
+            f"--student-options {unused[0]} would not be used: it only affects training a {config.student} from scratch"
         )
     if config.init is None:
         return Start(config.student, options, config.weights)
@@ -118,5 +118,5 @@ def read_start(config: FinetuneConfig) -> Start:
     wrong = {name: value for name, value in options.items() if start.options.get(name) != value}
     if config.student != start.name or wrong:
         found = f"--student {config.student}" if config.student != start.name else f"--student-options {wrong}"
-        raise ValueError(f"{config.init} holds a {start.name} with the options {card.config.options}; found {found}")
+        raise ValueError(f"{config.init} contains a {start.name} with the options {card.config.options}; found {found}")
     return start

@@ -1,4 +1,4 @@
-"""What the runs of one fine-tuning call share: the clips, what students start from, teachers, devices."""
+"""Everything that the runs of one fine-tuning command share: clips, starting point, teachers, devices."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -35,12 +35,12 @@ class FinetuneSetup:
     task: Task
     clips: TaskClips
     start: Start
-    """What the students start from."""
+    """The starting point of the students."""
     teachers: LogitEnsemble | None
     accelerator: Accelerator
     signals: StopSignals
     unlabelled: Sequence[AnySounds] = ()
-    """Further audio to train on."""
+    """Additional audio to train on."""
 
     def __post_init__(self) -> None:
         config = self.config
@@ -51,11 +51,11 @@ class FinetuneSetup:
         self._students: dict[int, Student] = {}
 
     def starting_student(self, seed: int) -> Student:
-        """A student as it starts, the same for every fold."""
+        """The initial student, the same for every fold."""
         if seed not in self._students:
             prior = None
             if not loss_space(self.label_space, self.config.loss).exclusive:
-                # 1 / classes: with the frequencies of a fold's clips every fold would start otherwise.
+                # 1 / classes: with the class frequencies of its clips, each fold would start differently.
                 classes = len(self.clips.class_names)
                 prior = np.full(classes, 1.0 / max(2, classes), dtype=np.float32)
             self._students[seed] = starting_student(
@@ -65,7 +65,7 @@ class FinetuneSetup:
 
     @property
     def training_clips(self) -> TaskClips | WithUnlabelled:
-        """The clips with the further audio behind them."""
+        """The clips followed by the additional audio."""
         return WithUnlabelled(self.clips, self.unlabelled) if self.unlabelled else self.clips
 
     def batches(self, rows: np.ndarray, seed: int) -> EpochBatches:
@@ -88,7 +88,7 @@ class FinetuneSetup:
         return training_rows(self.config, self.teachers, self.training_clips, self.listed_rows(part), say, where)
 
     def listed_rows(self, part: Partition) -> np.ndarray:
-        """The rows of ``training_clips`` that there are to train on, whether or not they have labels or teacher logits."""
+        """All rows of ``training_clips`` available for training, whether or not they have labels or teacher logits."""
         further = np.arange(len(self.clips), len(self.training_clips))
         return np.sort(np.concatenate([part.train, part.unlabelled, further]))
 
@@ -105,7 +105,7 @@ class FinetuneSetup:
         )
 
     def predict(self, evaluator: ClipEvaluator, tagger: Tagger, before_batch: Callable[[], None]) -> np.ndarray:
-        """What a tagger says of each clip; those that it skips are listed."""
+        """A tagger's output for each clip. Skipped clips are listed."""
         values = evaluator.predict(tagger, before_batch)
         if self.accelerator.is_main_process:
             for clip_id, reason in evaluator.skipped.items():
@@ -121,6 +121,6 @@ class FinetuneSetup:
                 self.accelerator.print(f"{where}{len(absent)} classes have no {what} clips: {listed(absent)}")
 
     def set_epoch(self, student: Student, epoch: int) -> None:
-        """Tells a student that trains from scratch where it stands; what anneals is at its end in a trained one."""
+        """Tells a student that trains from scratch its epoch. In a trained student, annealing has ended already."""
         if not self.config.is_pretrained:
             student.start_epoch(epoch)

@@ -1,4 +1,4 @@
-"""One fold of a fine-tuning run: a student trained from its start, or its newest checkpoint, and what it says of the test clips."""
+"""One fold of a fine-tuning run: trains a student, or continues from its newest checkpoint, and predicts the test clips."""
 
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,11 @@ def train_fold(
 ) -> np.ndarray:
     """Trains a student on a fold and saves it; its logits (n, C) for the test clips of ``part``, NaN for skipped ones.
 
-    There must be room for its checkpoints, and for those of so many runs after it.
+    There must be disk space for its checkpoints, and for those of ``further_runs`` after it.
 
     Raises:
-        Stopped: on request, with the run saved.
-        ValueError: a loss that is not finite, or too little room on the disk.
+        Stopped: on request, after the run was saved.
+        ValueError: a loss that is not finite, or not enough disk space.
     """
     config, accelerator = setup.config, setup.accelerator
     rows = setup.training_rows(part)
@@ -62,8 +62,8 @@ def train_fold(
     setup.set_epoch(best, config.loop.epochs)
     stopping.load_best(best)
     if heard := built.renew_batch_norms(best, progress.stop_if_asked):
-        accelerator.print(f"batch-norm statistics taken anew from {heard} training clips")
-    if valid is not None:  # for what is chosen on them, such as thresholds
+        accelerator.print(f"batch-norm statistics recomputed from {heard} training clips")
+    if valid is not None:  # saved so that thresholds, for example, can be chosen on them
         logits = setup.predict(valid, built.tagger(best), progress.stop_if_asked)
         chosen_on, logits = drop_skipped(part.valid, logits, "validation")
         if accelerator.is_main_process:
@@ -90,7 +90,7 @@ def hooks_of_fold(
     log = progress.run.metrics_path
 
     def validate(evaluated: nn.Module) -> dict[str, Any]:
-        setup.set_epoch(evaluated, setup.config.loop.epochs)  # as it will be used, if it is the best
+        setup.set_epoch(evaluated, setup.config.loop.epochs)  # evaluate it in the state in which it would be saved
         built.renew_batch_norms(evaluated, progress.stop_if_asked)
         logits = setup.predict(valid, built.tagger(evaluated), progress.stop_if_asked)
         rows, logits = drop_skipped(part.valid, logits, "validation")

@@ -1,4 +1,4 @@
-"""What one fold of a fine-tuning run leaves: its metrics and its predictions.
+"""The results of one fold of a fine-tuning run: its metrics and its predictions.
 
 Shapes: n clips, C classes.
 """
@@ -15,7 +15,7 @@ from kd.run_folder.predictions import write_predictions
 
 
 def fold_metrics(clips: TaskClips, part: Partition, rows: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
-    """Metrics of logits (n, C) for ``rows``, by device too where devices are known."""
+    """Metrics of logits (n, C) for ``rows``, also by device if devices are known."""
     targets, space = clips.targets(rows), clips.label_space
     metrics = label_metrics(space, targets, clips.mask(rows), logits)
     devices = [clips.clips[row].device for row in rows]

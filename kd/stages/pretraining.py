@@ -49,21 +49,21 @@ from teacher_logits.teachers.run_ensemble import write_trained_on
 
 @dataclass(frozen=True)
 class Pretraining:
-    """A pretraining run that is built, and the clips that it is validated on."""
+    """A pretraining run, ready to start, with its validation clips."""
 
     built: BuiltRun
     valid_clips: AnyClips | None
     valid_rows: np.ndarray | None
 
     def fingerprints(self) -> dict[str, Any]:
-        """What the data are, wherever their files lie; a run goes on with the same only."""
+        """Fingerprints of the data, independent of file locations. A run can only be continued with the same data."""
         validation = None
         if self.valid_clips is not None:
             validation = {"clips": self.valid_clips.fingerprint, "rows": digest_of(self.valid_rows.tobytes())}
         return {**self.built.data.fingerprints(), "validation": validation}
 
     def evaluator(self, description: str = "validate") -> ClipEvaluator | None:
-        """For the validation clips; None if there are none."""
+        """An evaluator of the validation clips; None if there are none."""
         if self.valid_clips is None:
             return None
         config = self.built.config
@@ -81,7 +81,7 @@ class Pretraining:
 
 
 def create_accelerator(config: PretrainConfig) -> Accelerator:
-    """Accelerate as the run wants it; nothing is written yet."""
+    """Accelerate, configured for the run. Writes nothing yet."""
     torch.set_flush_denormal(True)
     check_trackers(config.log_with)
     accelerator = start_accelerator(
@@ -126,7 +126,7 @@ def prepare(config: PretrainConfig, accelerator: Accelerator) -> Pretraining:
         clips.class_names,
         config.frontend,
         seed=config.seed,
-        prior=class_frequencies(clips, rows),  # a fresh last layer begins at the classes' frequencies
+        prior=class_frequencies(clips, rows),  # a fresh last layer starts at the class frequencies
         keep_classes=True,
     )
     skipped = ClipList(config.out / SKIPPED_CLIPS_FILE)
@@ -137,7 +137,7 @@ def prepare(config: PretrainConfig, accelerator: Accelerator) -> Pretraining:
 def open_validation_data(
     config: PretrainConfig, clips: AnyClips, say: Callable[[str], None]
 ) -> tuple[AnyClips | None, np.ndarray | None]:
-    """The clip store and rows to validate on, which have labels; (None, None) if the configuration names none."""
+    """The clip store and the labelled rows to validate on; (None, None) if the configuration names none."""
     if config.valid_clips is None and config.valid_split is None and not config.valid_folds:
         return None, None
     store = clips
@@ -154,7 +154,7 @@ def open_validation_data(
 
 
 def student_options(config: PretrainConfig) -> dict[str, Any]:
-    """The options that the student is built with: those given, and those that follow from the rest of the configuration.
+    """The options of the student: those given, and those that follow from the rest of the configuration.
 
     Raises:
         ValueError: an unknown student, an option given twice or without a value, or annealing that does not end in time.
@@ -163,15 +163,15 @@ def student_options(config: PretrainConfig) -> dict[str, Any]:
 
 
 def pretrain(config: PretrainConfig, command: str = "") -> Path:
-    """Runs the training described by ``config``, or goes on with it, and returns the run folder.
+    """Runs the training described by ``config``, or continues it, and returns the run folder.
 
-    The folder then holds ``config.json``, ``metrics.jsonl``, ``checkpoints/`` and ``student.safetensors`` with
-    ``student.json``, which tells the ``command`` that was given.
+    The folder then contains ``config.json``, ``metrics.jsonl``, ``checkpoints/`` and ``student.safetensors`` with
+    ``student.json``, which records the ``command``.
 
     Raises:
-        ValueError: data, weights or settings that do not fit together, a run folder with another run in it or in use by
+        ValueError: data, weights or settings that do not fit together, a run folder that contains another run or is in use by
             another process, or a loss that is not finite.
-        Stopped: SIGTERM or SIGUSR1 came; the run is saved.
+        Stopped: on SIGTERM or SIGUSR1, after the run was saved.
     """
     accelerator = create_accelerator(config)
     stage = prepare(config, accelerator)
@@ -189,14 +189,14 @@ def pretrain(config: PretrainConfig, command: str = "") -> Path:
 
 
 def train_student(stage: Pretraining, config: PretrainConfig, signals: StopSignals) -> None:
-    """Trains to the end; raises as ``build_run.train`` does."""
+    """Trains to the end. Raises the same errors as ``build_run.train``."""
     built = stage.built
     accelerator, state = built.accelerator, built.state
     skipped = ClipList(config.out / SKIPPED_CLIPS_FILE)
 
     def before_training(resumed: bool) -> None:
         if not resumed and accelerator.is_main_process:
-            skipped.replace({})  # of a run that was given up
+            skipped.replace({})  # may still list clips of a discarded run
         if config.log_with:
             accelerator.init_trackers("audio-kd", config=flat_values(as_json(config)))
 
@@ -220,7 +220,7 @@ def train_student(stage: Pretraining, config: PretrainConfig, signals: StopSigna
     try:
         progress = train(built, config.out, signals, hooks, before_training=before_training)
         if heard := built.renew_batch_norms(state.evaluated_student(accelerator), progress.stop_if_asked):
-            accelerator.print(f"batch-norm statistics taken anew from {heard} training clips")
+            accelerator.print(f"batch-norm statistics recomputed from {heard} training clips")
     except Stopped:
         accelerator.end_training()
         raise
@@ -230,7 +230,7 @@ def train_student(stage: Pretraining, config: PretrainConfig, signals: StopSigna
 
 
 def validation_metrics(stage: Pretraining, logits: np.ndarray) -> dict[str, Any]:
-    """What a validation logs: the metrics of the label space, and the classes that have no part in them."""
+    """The values to log for a validation: the metrics of the label space, and the classes that they leave out."""
     heard = ~np.isnan(logits).any(axis=1)
     rows, label_space = stage.valid_rows[heard], stage.built.data.label_space
     found = label_metrics(label_space, stage.valid_clips.targets(rows), stage.valid_clips.mask(rows), logits[heard])

@@ -1,4 +1,4 @@
-"""The teachers of a run: their stored logits, checked against what the student will hear."""
+"""The teachers of a run: opens their stored logits and checks that they fit the student's training clips."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ Say = Callable[[str], None]
 
 
 def open_teachers(config: StageConfig) -> LogitEnsemble | None:
-    """The teachers' stored logits, if the configuration names any, checked to be of what the student will hear."""
+    """The teachers' stored logits, if the configuration names any. Their views are checked against the configuration."""
     if not config.logits:
         return None
     teachers = LogitEnsemble.open(config.logits, config.ensemble)
@@ -30,13 +30,13 @@ def check_views(config: StageConfig, teachers: LogitEnsemble) -> None:
     if config.views == "own":
         if views is not None:
             raise ValueError(
-                f"{teachers.taking_part[0].path} holds the logits of {views.views} views of each clip; show these to the student "
-                "with --views stored, or run the teacher over the clips as they are"
+                f"{teachers.taking_part[0].path} has logits of {views.views} views of each clip; train on these views with "
+                "--views stored, or run the teacher over the clips without views"
             )
         return
     if views is None:
         raise ValueError(
-            f"{teachers.taking_part[0].path} holds the logits of whole clips and of no views; make some with kd teach --views"
+            f"{teachers.taking_part[0].path} has logits of whole clips, not of views; compute some with kd teach --views"
         )
     if config.clip_seconds != views.view_seconds:
         raise ValueError(
@@ -48,8 +48,8 @@ def check_views(config: StageConfig, teachers: LogitEnsemble) -> None:
     ]
     if any(frontend != config.frontend for frontend in frontends):
         raise ValueError(
-            "the teachers heard views with jittered mel bands in a front end with other settings than the student's; "
-            "use the same settings, or make views without --view-mel-jitter"
+            "the teachers heard views with jittered mel bands, and their front end has other settings than the student's; "
+            "use the same settings, or make views with --no-view-mel-jitter"
         )
 
 
@@ -65,7 +65,7 @@ def training_rows(
     missing = np.ones(len(rows), dtype=bool) if teachers is None else teachers.check_against(clips, rows)
     if teachers is not None and missing.any():
         examples = listed([clips.clip_id(int(row)) for row in rows[missing]], limit=3)
-        found = f"{where}{int(missing.sum())} of {len(rows)} training clips have no teacher logits (as {examples})"
+        found = f"{where}{int(missing.sum())} of {len(rows)} training clips have no teacher logits (such as {examples})"
         if config.missing_logits == "refuse":
             raise ValueError(
                 f"{found}; run the teacher over them, train them on their labels with --missing-logits label-only, or train "
@@ -75,7 +75,7 @@ def training_rows(
             say(f"{found}; they are left out")
             has_labels, rows, missing = has_labels[~missing], rows[~missing], missing[~missing]
         elif (missing & has_labels).any():
-            say(f"{found}; those with labels are trained on their labels alone")
+            say(f"{found}; those with labels are trained on their labels only")
     bare = missing & ~has_labels
     if bare.any() and not objective_class(config.objective).learns_from_bare_audio:
         found = f"{where}{int(bare.sum())} of {len(rows)} training clips have neither labels nor teacher logits"

@@ -1,1 +1,1 @@
-"""The training loop and all that a run keeps."""
+"""The training loop, and the state of a run."""

@@ -1,8 +1,8 @@
-"""A batch whose loss is not finite: kept with the student and the objective that it met, and run again.
+"""Dumps of batches whose loss is not finite: saves them with student and objective, and repeats the step.
 
-A dump is a folder ``non_finite/step-…-process-…`` in the run's: ``batch.safetensors``, ``student.safetensors``,
-``objective.safetensors`` (where the objective has weights) and ``dump.json`` (position, clips, losses, what student and
-objective are built from, and the run's configuration). ``python kd/non_finite.py DUMP`` runs it again.
+A dump is a folder ``non_finite/step-…-process-…`` in the run folder: ``batch.safetensors``, ``student.safetensors``,
+``objective.safetensors`` (if the objective has weights) and ``dump.json`` (position, clips, losses, the configurations of
+student and objective, and the run's configuration). ``python kd/non_finite.py DUMP`` repeats the step.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def write_dump(
 ) -> Path:
     """Writes ``run/non_finite/step-…-process-…`` and returns it.
 
-    The student is as the forward pass left it: the same weights, and running statistics which that pass does not use.
+    The student is saved after the forward pass: weights are the same as before, and training mode does not use running statistics.
 
     Args:
         position: "epoch", "step" and "process".
@@ -68,7 +68,7 @@ def write_dump(
 
 
 def _nearest_config(run: Path) -> Path | None:
-    """The configuration of a run; a fold's or seed's is that of the whole, above it."""
+    """The configuration file of a run. For a fold or seed it is that of the whole run, in a folder above."""
     return next(
         (path for path in (folder / "config.json" for folder in (run, *run.parents[:2])) if path.exists()), None
     )
@@ -76,7 +76,7 @@ def _nearest_config(run: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class Findings:
-    """What running a dump again gave."""
+    """The result of repeating the step of a dump."""
 
     losses: dict[str, float]
     first: str | None
@@ -84,16 +84,16 @@ class Findings:
 
 
 def run_dump(dump: Path, trusted: Sequence[str] = ()) -> Findings:
-    """Does the step of a dump once more, on the CPU or GPU that is there, and watches every layer.
+    """Repeats the step of a dump, on whatever CPU or GPU is available, and watches every layer.
 
-    Batch norm sees this one process's clips.
+    Batch norm sees only the clips of this process.
 
     Args:
         trusted: students and objectives from outside the package (MODULE:CLASS) that a dump may name. They are code, and a
-            dump may come from a stranger.
+            dump may come from someone else.
 
     Raises:
-        ValueError: no dump, or one that is incomplete or names a student or objective that is not trusted.
+        ValueError: not a dump, or one that is incomplete or names a student or objective that is not trusted.
     """
     card = read_json(dump / DUMP_FILE)
     try:
@@ -127,7 +127,7 @@ def run_dump(dump: Path, trusted: Sequence[str] = ()) -> Findings:
 
 
 def _refuse_untrusted(names: Sequence[str], trusted: Sequence[str], dump: Path) -> None:
-    """ValueError for a MODULE:CLASS that the user has not named: loading it would run its module."""
+    """Raises ValueError for a MODULE:CLASS that the user has not named, because loading it runs its code."""
     for name in names:
         if ":" in name and name not in trusted and not name.startswith("timm:"):
             raise ValueError(
@@ -136,13 +136,13 @@ def _refuse_untrusted(names: Sequence[str], trusted: Sequence[str], dump: Path) 
 
 
 def _objective_of(card: dict[str, Any]) -> tuple[str, ObjectiveSettings]:
-    """The objective of a dump. Version 0.1 dumped the configuration of pretraining alone, which gives the rest."""
+    """The objective of a dump. Version 0.1 saved only the configuration of pretraining, from which it can be inferred."""
     if "objective" in card:
         return card["objective"]["name"], ObjectiveSettings.from_json(card["objective"]["settings"])
     config = card["config"] or {}
     if "distillation" not in config or "task" in config:
         raise ValueError(
-            f"the dump is of a fine-tuning run of version 0.1, which did not keep its objective; found {brief(config)}"
+            f"the dump is from a fine-tuning run of version 0.1, which did not save its objective; found {brief(config)}"
         )
     class_names = [f"class {number}" for number in range(card["student"]["num_classes"])]
     return "distillation", ObjectiveSettings(
@@ -154,10 +154,10 @@ def _objective_of(card: dict[str, Any]) -> tuple[str, ObjectiveSettings]:
 
 
 def leaves(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Every layer without layers of its own, under its name."""
+    """All layers without sublayers, with their names."""
     return [(name, layer) for name, layer in module.named_modules() if not any(layer.children())]
 
 
 def is_finite(value: Any) -> bool:
-    """Whether a tensor is finite throughout; True for what is no tensor of floats."""
+    """Whether all values of a tensor are finite; True for anything that is not a tensor of floats."""
     return not isinstance(value, Tensor) or not value.is_floating_point() or bool(torch.isfinite(value).all())

@@ -1,4 +1,4 @@
-"""Decides whether a batch is learnt from, and whether a run is to stop."""
+"""Decides whether a batch is used for training, and whether the run must stop."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from teacher_logits.processes import any_process, fail_together
 
 
 class BatchGuard:
-    """All processes decide alike, in one exchange for each batch."""
+    """Makes the same decisions on all processes, with one exchange per batch."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class BatchGuard:
     ) -> None:
         """
         Args:
-            skip_non_finite: how many steps whose loss is not finite may be left out.
+            skip_non_finite: how many steps with a loss that is not finite may be skipped.
             describe: names the clips of a batch.
         """
         self.accelerator = accelerator
@@ -43,21 +43,21 @@ class BatchGuard:
         self.stop = False
         """Whether a process has been asked to stop."""
         self.refused_batch = False
-        """Whether the last batch was left out."""
+        """Whether the last batch was skipped."""
         self.refused_step = False
-        """Whether the running step is left out, for one of its batches."""
+        """Whether the current step is skipped because of one of its batches."""
         self._buffers: dict[str, Tensor] = {}
 
     def before_batch(self) -> None:
-        """Keeps the running statistics as they are before a batch that may spoil them."""
+        """Saves the running statistics before a batch that may spoil them."""
         if self.skip_non_finite:
             self._buffers = {name: buffer.clone() for name, buffer in self.state.learner.named_buffers()}
 
     def allows(self, batch: dict[str, Tensor], losses: dict[str, Tensor]) -> bool:
-        """Whether the losses are finite on all processes; if not, the step is left out.
+        """Whether the losses are finite on all processes. If not, the step is skipped.
 
         Raises:
-            ValueError: no more steps may be left out.
+            ValueError: no more steps may be skipped.
         """
         not_finite = ~torch.isfinite(losses["loss"])
         self.refused_batch, self.stop = any_process(self.accelerator, not_finite, self.signals.requested)
@@ -70,7 +70,7 @@ class BatchGuard:
         return not self.refused_batch
 
     def _account_for(self, batch: dict[str, Tensor], losses: dict[str, Tensor]) -> None:
-        """Counts and logs a step that is left out, or ends the run if it has left out as many as it may."""
+        """Counts and logs a skipped step, or ends the run if no more steps may be skipped."""
         state = self.state
         skipped = state.skipped_steps + (not self.refused_step)
         ends = skipped > self.skip_non_finite
@@ -81,10 +81,10 @@ class BatchGuard:
                 learner = self.accelerator.unwrap_model(state.learner)
                 position = {"epoch": state.epoch, "step": state.step, "process": self.accelerator.process_index}
                 folder = write_dump(self.run_folder, learner, batch, losses, position, self.describe(batch))
-                reports.append(f"python kd/non_finite.py {folder} shows where it comes from.")
+                reports.append(f"To find the cause, run: python kd/non_finite.py {folder}")
         reports = gather_object(reports)
         if ends:
-            before = f" ({state.skipped_steps} such steps were left out before)" if state.skipped_steps else ""
+            before = f" ({state.skipped_steps} such steps were skipped before)" if state.skipped_steps else ""
             found = f"the loss is not finite in epoch {state.epoch}, step {state.step_in_epoch}{before}."
             fail_together(self.accelerator, " ".join([found, *reports]))
         state.skipped_steps = skipped

@@ -1,9 +1,9 @@
-"""Checkpoints of a training run: folders written aside and renamed, so that each is whole or absent.
+"""Checkpoints of a training run: folders written under a temporary name and renamed, so that each is complete or absent.
 
-``checkpoints/step-00000120/`` holds ``student.safetensors``, ``ema.safetensors`` (if an average is kept),
-``objective.safetensors`` (if the objective has weights of its own), ``optimizer.pt`` (tensors and numbers only; read with
-``weights_only=True``), ``state.json`` (where the run stands) and ``digests.json``, one for each of the others: none of their
-formats would tell that a number in them has changed.
+``checkpoints/step-00000120/`` contains ``student.safetensors``, ``ema.safetensors`` (if there is a moving average),
+``objective.safetensors`` (if the objective has weights), ``optimizer.pt`` (tensors and numbers only; read with
+``weights_only=True``), ``state.json`` (the position of the run) and ``digests.json`` with a digest of each other file, because
+none of their formats would reveal a changed number.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ NAME = re.compile(r"step-(\d{8})")
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints in ``folder``, oldest first."""
+    """Complete checkpoints in ``folder``, oldest first."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name) and path.is_dir())
@@ -50,7 +50,7 @@ def save_checkpoint(
     state: dict[str, Any],
     keep: int,
 ) -> Path:
-    """Writes a checkpoint and removes all but the newest ``keep``. Called by one process only."""
+    """Writes a checkpoint and removes all except the newest ``keep``. Called by one process only."""
     make_folder(folder)
     remove_leftovers(folder)
     aside = folder / f".step-{step:08d}.tmp"
@@ -67,7 +67,7 @@ def save_checkpoint(
             write_json(aside / "state.json", state)
             write_json(aside / DIGESTS, digests_of(aside))
     except OSError:
-        shutil.rmtree(aside, ignore_errors=True)  # half a checkpoint would take the room that the next one needs
+        shutil.rmtree(aside, ignore_errors=True)  # half a checkpoint would take the space that the next one needs
         raise
     for file in aside.iterdir():
         with open(file, "rb") as handle:
@@ -84,20 +84,20 @@ def save_checkpoint(
 
 
 def discard(checkpoint: Path) -> None:
-    """Removes a checkpoint; if it is killed meanwhile, what is left does not look like one."""
+    """Removes a checkpoint. If the process is killed meanwhile, the remains do not look like a checkpoint."""
     leftover = checkpoint.with_name(f".{checkpoint.name}.old.tmp")
     os.rename(checkpoint, leftover)
     shutil.rmtree(leftover)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what a process was writing or removing in ``folder`` when it was killed."""
+    """Removes files that a killed process was writing or removing in ``folder``."""
     for leftover in folder.glob(".step-*.tmp"):
         shutil.rmtree(leftover)
 
 
 def digests_of(checkpoint: Path) -> dict[str, str]:
-    """A digest of each file, by name; apart from the file that holds them."""
+    """The digest of each file by name, except of the file with the digests."""
     digests = {}
     for path in sorted(checkpoint.iterdir()):
         if path.name != DIGESTS:
@@ -107,15 +107,15 @@ def digests_of(checkpoint: Path) -> dict[str, str]:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The parts given to ``save_checkpoint``, tensors on the CPU.
+    """The parts that were given to ``save_checkpoint``, with tensors on the CPU.
 
     Raises:
-        ValueError: a part is missing or damaged; names the checkpoint.
+        ValueError: a part is missing or damaged; the message names the checkpoint.
     """
     try:
         # Absent in checkpoints of version 0.1.
         if (path / DIGESTS).exists() and read_json(path / DIGESTS) != digests_of(path):
-            raise ValueError("its files are not those that were written")
+            raise ValueError("its files have changed since they were written")
         ema, objective = path / "ema.safetensors", path / "objective.safetensors"
         return {
             "student": load_file(path / "student.safetensors"),
@@ -128,7 +128,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # safetensors and torch.load have no common error for a damaged file
         raise ValueError(
-            f"checkpoint {path} is damaged ({type(error).__name__}: {error}); remove it to go on from the one before"
+            f"checkpoint {path} is damaged ({type(error).__name__}: {error}); remove it to continue from the one before"
         ) from error
 
 
@@ -136,7 +136,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def save_state(accelerator: Accelerator, state: TrainState, folder: Path, keep: int, log: MetricsLog) -> None:
-    """Writes a checkpoint from the main process; the others wait until it is whole."""
+    """Writes a checkpoint from the main process; the others wait until it is complete."""
     sums = state.losses.per_process(accelerator)
     log.flush()
     if accelerator.is_main_process:
@@ -168,7 +168,7 @@ def save_state(accelerator: Accelerator, state: TrainState, folder: Path, keep: 
 
 
 def _objective_state(state: TrainState, learner: Learner) -> dict[str, Tensor]:
-    """The tensors that an objective keeps, and their moving averages; most objectives keep none."""
+    """An objective's own tensors and their moving averages. Most objectives have none."""
     tensors = {f"now.{name}": value for name, value in learner.objective.state_dict().items()}
     if state.ema is not None:
         tensors |= {f"average.{name}": value for name, value in state.ema.module.objective.state_dict().items()}
@@ -176,10 +176,10 @@ def _objective_state(state: TrainState, learner: Learner) -> dict[str, Tensor]:
 
 
 def resume_state(accelerator: Accelerator, state: TrainState, folder: Path, log: MetricsLog) -> bool:
-    """Fills ``state`` from the newest checkpoint in ``folder`` and cuts the log back to it; False if there is none.
+    """Restores ``state`` from the newest checkpoint in ``folder`` and truncates the log accordingly; False if there is none.
 
     Raises:
-        ValueError: a checkpoint that is damaged, or not of this student, objective and optimizer.
+        ValueError: a checkpoint that is damaged or does not fit this student, objective and optimizer.
     """
     found = checkpoints(folder)
     if not found:
@@ -191,8 +191,8 @@ def resume_state(accelerator: Accelerator, state: TrainState, folder: Path, log:
         metrics = parts["state"]["metrics_bytes"], parts["state"].get("metrics_digest")
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
         raise ValueError(
-            f"checkpoint {found[-1]} does not fit this run ({type(error).__name__}: {error}); remove it to go on from the one "
-            "before"
+            f"checkpoint {found[-1]} does not fit this run ({type(error).__name__}: {error}); remove it to continue from the "
+            "one before"
         ) from error
     log.cut_back(*metrics)
     accelerator.wait_for_everyone()
@@ -200,23 +200,23 @@ def resume_state(accelerator: Accelerator, state: TrainState, folder: Path, log:
 
 
 def _fill(accelerator: Accelerator, state: TrainState, parts: dict[str, Any]) -> None:
-    """Restores everything but the log from a checkpoint's parts; an error of any kind if they do not fit."""
+    """Restores everything except the log from a checkpoint's parts. Raises various errors if they do not fit."""
     learner, objective = state.trained(accelerator), parts["objective"]
     learner.student.load_state_dict(parts["student"])
     learner.objective.load_state_dict(_under("now.", objective))
     if state.ema is not None:
         if parts["ema"] is None:
-            raise ValueError("it holds no moving average of the weights")
+            raise ValueError("it has no moving average of the weights")
         state.ema.module.student.load_state_dict(parts["ema"])
         state.ema.module.objective.load_state_dict(_under("average.", objective))
     load_optimizer(state.optimizer, parts["optimizer"]["optimizer"])
     if accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(parts["optimizer"]["scaler"])
     saved = parts["state"]
-    # Absent in checkpoints of version 0.1: the steps that were left out, and the log's digest.
+    # Checkpoints of version 0.1 have neither the number of skipped steps nor the log's digest.
     for name in ("epoch", "step_in_epoch", "step", "skipped_steps", "loss_batches", "metrics_bytes"):
         if type(saved.get(name, 0)) is not int or saved.get(name, 0) < 0:
-            raise ValueError(f"{name} is a whole number, at least 0; found {brief(saved[name])}")
+            raise ValueError(f"{name} must be a whole number, at least 0; found {brief(saved[name])}")
     state.epoch, state.step_in_epoch, state.step = saved["epoch"], saved["step_in_epoch"], saved["step"]
     state.skipped_steps = saved.get("skipped_steps", 0)
     state.losses.restore(saved["loss_sums"], saved["loss_batches"], accelerator)
@@ -229,16 +229,16 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def require_checkpoint_space(
     accelerator: Accelerator, state: TrainState, folder: Path, keep: int, further_runs: int = 0
 ) -> None:
-    """ValueError if there is no room for the checkpoints that a run will keep, and for those of so many runs after it."""
+    """Raises an error if there is not enough disk space for the checkpoints of a run and of ``further_runs`` after it."""
     to_write = max(1, keep + 1 - len(checkpoints(folder))) + further_runs * keep
     needed = to_write * checkpoint_bytes(state)
     on_main_process(accelerator, lambda: require_space(folder.parent, needed, f"keeping {to_write} more checkpoints"))
 
 
 def checkpoint_bytes(state: TrainState) -> int:
-    """Size of a checkpoint, about: the weights, their average if one is kept, and two moments of each parameter (Adam's).
+    """Approximate size of a checkpoint: weights, their moving average if there is one, and Adam's two moments per parameter.
 
-    Headers, less than a kilobyte for each tensor, are left out.
+    Headers, less than a kilobyte for each tensor, are not counted.
     """
 
     def size(tensors: Iterable[Tensor]) -> int:

@@ -1,6 +1,6 @@
-"""Early stopping: the weights that were best on the validation clips, and when to look no further.
+"""Early stopping: keeps the weights with the best validation metric, and decides when to stop.
 
-What was best is read from the run's log, so that a run which goes on after a kill decides as one that was not stopped.
+The history is read from the run's log, so that a killed and resumed run decides the same as an uninterrupted one.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ BEST_FILE = "best.safetensors"
 
 
 class EarlyStopping:
-    """Follows one metric of a run's validations; with ``metric`` None it does nothing."""
+    """Watches one validation metric of a run. Does nothing if ``metric`` is None."""
 
     def __init__(self, metric: str | None, patience: int, folder: Path, accelerator: Accelerator) -> None:
         self.metric = metric
@@ -31,12 +31,12 @@ class EarlyStopping:
         self.sign = -1.0 if metric is not None and smaller_is_better(metric) else 1.0
 
     def _history(self, log: Path) -> list[float]:
-        """The metric of each validation so far, larger is better."""
+        """The metric of each validation so far, with its sign changed if necessary so that larger is better."""
         records = read_metrics(log, "validation") if log.exists() else []
         return [self.sign * record[self.metric] for record in records]
 
     def keep_if_best(self, metrics: Mapping[str, Any], student: nn.Module, log: Path) -> None:
-        """Called with a validation's metrics before they are logged: keeps the weights if none were better.
+        """Saves the weights if their metric is the best so far. Called with a validation's metrics before they are logged.
 
         Raises:
             ValueError: the metric is not defined on these clips.
@@ -44,7 +44,9 @@ class EarlyStopping:
         if self.metric is None:
             return
         if metrics[self.metric] is None:
-            raise ValueError(f"{self.metric} is not defined on the validation clips; stop early by another metric")
+            raise ValueError(
+                f"{self.metric} is not defined on the validation clips; choose another metric for early stopping"
+            )
         if self.accelerator.is_main_process and all(
             self.sign * metrics[self.metric] > value for value in self._history(log)
         ):
@@ -53,7 +55,7 @@ class EarlyStopping:
                 save_file(state, aside, metadata={"weights_fingerprint": weights_fingerprint(student)})
 
     def should_stop(self, log: Path) -> bool:
-        """Whether the last ``patience`` validations brought nothing better."""
+        """Whether the last ``patience`` validations brought no improvement."""
         if self.metric is None:
             return False
         self.accelerator.wait_for_everyone()
@@ -61,7 +63,7 @@ class EarlyStopping:
         return bool(history) and len(history) - 1 - history.index(max(history)) >= self.patience
 
     def load_best(self, student: nn.Module) -> None:
-        """Gives the student the best weights back. ValueError if they are not those that were kept."""
+        """Loads the best weights into the student. ValueError if the file has changed."""
         if self.metric is None:
             return
         self.accelerator.wait_for_everyone()
@@ -73,5 +75,5 @@ class EarlyStopping:
                 raise ValueError("other weights")
         except (ValueError, RuntimeError, SafetensorError) as error:
             raise ValueError(
-                f"{self.path} is damaged ({error}), and with it the best weights; start again with --restart"
+                f"{self.path} is damaged ({error}), so the best weights are lost; start over with --restart"
             ) from error

@@ -1,7 +1,7 @@
-"""What a run trains: a student together with the objective that turns it and a batch into losses.
+"""The module that a run trains: a student together with its objective.
 
-Both are one module, so that Accelerate distributes, the optimizer updates, the moving average follows and a checkpoint keeps
-whatever parameters and buffers an objective has, exactly as the student's.
+They are one module so that an objective's parameters and buffers are treated exactly like the student's: distributed by
+Accelerate, updated by the optimizer, averaged, and saved in checkpoints.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class Learner(nn.Module):
     """batch -> dict of scalar losses."""
 
     def __init__(self, student: Student, objective: Objective, frozen: Sequence[nn.Module] = ()) -> None:
-        """``frozen``: modules of the student that stay in evaluation mode while it trains."""
+        """``frozen``: modules of the student that stay in evaluation mode during training."""
         super().__init__()
         self.student = student
         self.objective = objective
@@ -31,9 +31,9 @@ class Learner(nn.Module):
         return self
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Batch: what the objective needs, and ``sample_key`` (B,) int64, from which the student's dropout is drawn.
+        """The batch contains the inputs of the objective, and ``sample_key`` (B,) int64, the keys for the student's dropout.
 
-        Accelerate's mixed precision holds for the student alone; the front end and the losses are computed in float32.
+        Accelerate's mixed precision applies only to the student; the front end and the losses are computed in float32.
         """
         device = batch["waveform"].device.type
         lower_precision = torch.is_autocast_enabled(device)

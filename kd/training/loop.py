@@ -1,4 +1,4 @@
-"""The training loop: one ``fit()`` that steps a learner. It knows nothing about audio, labels or distillation."""
+"""The training loop: ``fit()`` trains a learner step by step. It knows nothing about audio, labels or distillation."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run writes, and what it is called with; ``folder`` holds ``checkpoints/`` and ``metrics.jsonl``."""
+    """A run's folder and settings. ``folder`` contains ``checkpoints/`` and ``metrics.jsonl``."""
 
     folder: Path
     loop: LoopConfig
@@ -85,17 +85,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a stage adds to the loop. Each is called by all processes."""
+    """Functions that a stage adds to the loop. All processes call them."""
 
     validate: Callable[[nn.Module], dict[str, Any]] | None = None
-    """Called with the student to evaluate, which is the main process's on all of them; returns values to log (floats also
-    go to the trackers)."""
+    """Called with the student to evaluate; all processes have the weights and statistics of the main process. Returns values to
+    log (floats also go to the trackers)."""
     describe: Callable[[dict[str, Tensor]], str] = lambda batch: ""
     """Names the clips of a batch, for the message about a loss that is not finite."""
     before_epoch: Callable[[int], None] = lambda epoch: None
-    """Called with the epoch's number (from 0) before its first step, also where a run goes on inside it."""
+    """Called with the epoch's number (from 0) before its first step, and when a run is resumed inside the epoch."""
     stop: Callable[[int], bool] = lambda epochs: False
-    """Told the number of finished epochs, whether to stop before the next one."""
+    """Called with the number of finished epochs; returns whether to stop before the next one."""
 
 
 def fit(
@@ -110,28 +110,28 @@ def fit(
 ) -> None:
     """Trains from ``state`` to the end of the run.
 
-    An epoch's last checkpoint is written before its validation, which a run that is killed in it does again.
+    The last checkpoint of an epoch is written before its validation, so a run that is killed during validation repeats it.
 
     Args:
-        batches: the batch sampler behind ``loader``; it is set to where the run stands.
-        signals: asked in every step whether to stop. One process's answer counts for all.
+        batches: the batch sampler of ``loader``; it is set to the current position of the run.
+        signals: checked in every step. If one process is asked to stop, all of them stop.
 
     Raises:
-        Stopped: on request, after the step was finished and saved.
-        ValueError: a loss that is not finite (once more than ``skip_non_finite`` allows).
+        Stopped: on request, after the current step was finished and saved.
+        ValueError: a loss that is not finite, after as many as ``skip_non_finite`` allows.
     """
     signals = signals or StopSignals()
     config, steps = run.loop, batches.steps_per_epoch
     guard = BatchGuard(accelerator, state, run.folder, config.skip_non_finite, log, hooks.describe, signals)
     total, shown = config.epochs * steps, accelerator.is_main_process
     with progress(total=total, initial=state.step, shown=shown, desc="train", unit="step") as bar:
-        # A run that goes on with larger steps may stand where an epoch has none any more.
+        # A run that was continued with larger steps may be beyond the new number of steps in an epoch.
         state.step_in_epoch = min(state.step_in_epoch, steps)
         while state.epoch < config.epochs and not hooks.stop(state.epoch):
             batches.start_at(state.epoch, state.step_in_epoch)
             hooks.before_epoch(state.epoch)
             state.learner.train()
-            if state.step_in_epoch < steps:  # else the run goes on between an epoch's last step and its validation
+            if state.step_in_epoch < steps:  # otherwise the run resumes between an epoch's last step and its validation
                 for _ in train_epoch(accelerator, state, loader, steps, run, log, guard):
                     bar.update()
                     bar.set_postfix_str(f"epoch {state.epoch + 1}/{config.epochs} loss {log.last_loss:.4f}")
@@ -156,7 +156,7 @@ def train_epoch(
     log: MetricsLog,
     guard: BatchGuard,
 ) -> Iterator[None]:
-    """Trains the rest of an epoch of so many steps, logs and saves; yields after each optimizer step."""
+    """Trains the rest of an epoch, logs and saves. Yields after each optimizer step. ``steps``: steps in the whole epoch."""
     config = run.loop
     for batch in loader:
         factor = learning_rate_factor(run.schedule, state.epoch, state.step_in_epoch / steps, config.epochs)
@@ -186,7 +186,7 @@ def train_epoch(
 def validate(
     accelerator: Accelerator, state: TrainState, evaluate: Callable[[nn.Module], dict[str, Any]], log: MetricsLog
 ) -> None:
-    """Evaluates the weights that count and logs what comes out."""
+    """Evaluates the student (or its moving average) and logs the results."""
     student = state.evaluated_student(accelerator)
     take_over_main_state(accelerator, student)
     results = evaluate(student)
@@ -196,7 +196,7 @@ def validate(
 
 
 def stop_message(signals: StopSignals, state: TrainState, run: Run) -> str:
-    """What a user reads of a run that was stopped on request."""
+    """The message for a run that was stopped on request."""
     return (
         f"{signals.reason or 'another process was asked to stop'}; {run.folder} is saved at step {state.step}, and the same "
         "command continues from there"
@@ -210,10 +210,10 @@ def train_on_batch(
     max_gradient_norm: float | None = None,
     guard: BatchGuard | None = None,
 ) -> dict[str, Tensor]:
-    """Adds a batch to the gradients, and steps the optimizer if it completes a step; returns its losses.
+    """Adds the gradients of a batch, and runs the optimizer if the batch completes a step. Returns the losses.
 
     Args:
-        guard: decides whether the batch, and so its step, is learnt from; all are if left out.
+        guard: decides whether a batch, and therefore its step, is used; without it, all are.
 
     Raises:
         ValueError: as ``guard.allows``.

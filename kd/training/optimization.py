@@ -45,10 +45,10 @@ def create_optimizer(
     objective: nn.Module | None = None,
     groups: Sequence[dict[str, Any]] | None = None,
 ) -> Optimizer:
-    """An optimizer of the student and of what an objective learns.
+    """An optimizer for the student and for an objective's own parameters.
 
-    ``groups``: the student's parameters that learn with a share ("lr_scale") of the learning rate; all with the whole of it
-    if left out. An objective's own parameters learn with the whole.
+    ``groups``: groups of the student's parameters, each with the fraction of the learning rate ("lr_scale") that it uses. Default:
+    all use the full learning rate. An objective's own parameters always do.
     """
     own = [] if objective is None else [parameter for parameter in objective.parameters() if parameter.requires_grad]
     if groups is None:
@@ -59,16 +59,16 @@ def create_optimizer(
 def load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     """Restores the state of every parameter (Adam's moments and step counts, for example).
 
-    Learning rate, weight decay and the like stay those of the current run.
+    Learning rate, weight decay and other settings stay those of the current run.
 
     Raises:
-        ValueError: a state of other parameters, or of another kind of optimizer.
+        ValueError: the state belongs to other parameters or to another kind of optimizer.
     """
     expected = _shapes_of_state(optimizer)
     for values in saved["state"].values():
         if values.keys() != expected.keys():
             raise ValueError(
-                f"the optimizer keeps other values of a parameter: {brief(list(values))}, not {brief(list(expected))}"
+                f"the optimizer's state of a parameter must have {brief(list(expected))}; found {brief(list(values))}"
             )
     settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(saved)
@@ -79,20 +79,20 @@ def load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     parameters = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     for parameter, values in optimizer.state.items():
         if parameter not in parameters:
-            raise ValueError(f"the optimizer keeps values of a parameter that it does not have: {brief(parameter)}")
+            raise ValueError(f"the optimizer's state refers to a parameter that it does not have: {brief(parameter)}")
         for name, value in values.items():
             _check_state(name, value, parameter, expected[name])
 
 
 def _shapes_of_state(optimizer: Optimizer) -> dict[str, bool]:
-    """What an optimizer of this kind keeps of each parameter: for each name, whether it has the parameter's shape.
+    """The state that this kind of optimizer keeps for each parameter: for each name, whether it has the parameter's shape.
 
-    Found by one step of an optimizer of the same kind and settings on a parameter of its own.
+    Determined by running one step of an optimizer with the same class and settings on a small parameter.
     """
     inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate's wrapper
     parameter = nn.Parameter(torch.zeros(2, 3))
     parameter.grad = torch.zeros(2, 3)
-    # Settings are copied from the group: AdamW keeps one among its defaults that its constructor does not take.
+    # Settings are copied from the group, because AdamW's defaults include one that its constructor does not accept.
     probe = type(inner)([parameter])
     probe.param_groups[0].update({name: value for name, value in inner.param_groups[0].items() if name != "params"})
     probe.step()
@@ -103,11 +103,11 @@ def _shapes_of_state(optimizer: Optimizer) -> dict[str, bool]:
 
 
 def _check_state(name: str, value: Any, parameter: Tensor, has_its_shape: bool) -> None:
-    """ValueError unless a value of the optimizer's state is a float tensor of the right shape, and a step a count."""
+    """Raises ValueError unless a value in the optimizer's state is a float tensor of the right shape, and a step is a count."""
     if value is None and name == "momentum_buffer":  # SGD before its first step with momentum
         return
     shape = parameter.shape if has_its_shape else torch.Size()
     if not isinstance(value, Tensor) or value.shape != shape or not value.is_floating_point():
-        raise ValueError(f"the optimizer's {name} is not that of a parameter of shape {tuple(parameter.shape)}")
+        raise ValueError(f"the optimizer's {name} does not fit a parameter of shape {tuple(parameter.shape)}")
     if name == "step" and not 1 <= float(value) < 2**53:
         raise ValueError(f"the optimizer counts {float(value)} steps of a parameter")

@@ -1,6 +1,6 @@
-"""Learning-rate schedule: exponential warm-up, constant, linear ramp down, a last phase at a small fraction.
+"""Learning-rate schedule: exponential warm-up, constant, linear ramp down, and a last phase at a small fraction of the peak.
 
-A pure function of the epoch, so there is no scheduler state to save.
+It is a pure function of the epoch, so there is no scheduler state to save.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Phases of the learning rate, in epochs. A phase that is not given has the paper's share of the run.
+    """Phases of the learning rate, in epochs. Phases that are not given take the same share of the run as in the paper.
 
     The DyMN paper (Section IV-A) trains 200 epochs: warm-up to epoch 8 (4 % of the run), constant to epoch 80 (40 %), a ramp
     down over 95 epochs (47.5 %), and the last 25 at 1 % of the peak.
@@ -39,7 +39,7 @@ class ScheduleConfig:
 
 
 class Phases(NamedTuple):
-    """Lengths and beginning of the phases, in epochs."""
+    """Lengths and starting points of the phases, in epochs."""
 
     warmup_epochs: float
     ramp_down_start: float
@@ -47,7 +47,7 @@ class Phases(NamedTuple):
 
 
 def phases(config: ScheduleConfig, epochs: int) -> Phases:
-    """The phases of a run of so many epochs: as configured, or else the paper's shares of it."""
+    """The phases of a run of this length: as configured, otherwise with the paper's shares."""
     return Phases(
         0.04 * epochs if config.warmup_epochs is None else config.warmup_epochs,
         0.4 * epochs if config.ramp_down_start is None else config.ramp_down_start,
@@ -56,20 +56,20 @@ def phases(config: ScheduleConfig, epochs: int) -> Phases:
 
 
 def learning_rate_factor(config: ScheduleConfig, epoch: int, epoch_share: float, epochs: int) -> float:
-    """Share of the peak learning rate, in (0, 1].
+    """The learning rate as a fraction of its peak, in (0, 1].
 
     Args:
-        epoch: epochs that are finished.
-        epoch_share: share of the running epoch that is finished, in [0, 1); used with ``lr_update="step"``.
-        epochs: length of the run, from which phases that the configuration leaves out are derived.
+        epoch: number of finished epochs.
+        epoch_share: finished share of the current epoch, in [0, 1); used with ``lr_update="step"``.
+        epochs: length of the run. Phases that are not configured are derived from it.
     """
     warmup, start, length = phases(config, epochs)
     now = epoch + (epoch_share if config.lr_update == "step" else 0.0)
 
     factor = 1.0
     if now < warmup:
-        # exp(-5 (1 - t)^2), as in Laine and Aila, "Temporal ensembling" (2017); half an epoch is the least, so that the
-        # first epoch is not spent near zero.
+        # exp(-5 (1 - t)^2), as in Laine and Aila, "Temporal ensembling" (2017). t starts at half an epoch, so that the first
+        # epoch is not wasted at a learning rate near zero.
         factor = math.exp(-5.0 * (1.0 - min(max(now, 0.5), warmup) / warmup) ** 2)
     if now > start:
         left = max(0.0, 1.0 - (now - start) / length) if length > 0 else 0.0

@@ -13,7 +13,7 @@ from kd.training.learner import Learner
 
 @dataclass
 class MeanLosses:
-    """Mean of each loss over the batches since the last record; kept on the device, so that adding does not wait."""
+    """Mean of each loss over the batches since the last record. Sums stay on the device, so that adding does not synchronise."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     batches: int = 0
@@ -25,7 +25,7 @@ class MeanLosses:
         self.batches += 1
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over the batches of all processes, nothing if there was none; starts afresh."""
+        """Returns means over the batches of all processes (empty if there were none) and resets the sums."""
         means = {
             name: float(accelerator.reduce(total, reduction="mean")) / self.batches for name, total in self.sums.items()
         }
@@ -33,12 +33,12 @@ class MeanLosses:
         return means
 
     def per_process(self, accelerator: Accelerator) -> list[dict[str, float]]:
-        """Sums of each process, to go into a checkpoint."""
+        """The sums of each process, for a checkpoint."""
         gathered = {name: accelerator.gather(total.reshape(1)).tolist() for name, total in self.sums.items()}
         return [{name: values[rank] for name, values in gathered.items()} for rank in range(accelerator.num_processes)]
 
     def restore(self, per_process: list[dict[str, float]], batches: int, accelerator: Accelerator) -> None:
-        """Takes over this process's sums, or the mean of all if the number of processes has changed."""
+        """Restores this process's sums, or the mean of all sums if the number of processes has changed."""
         if len(per_process) == accelerator.num_processes:
             mine = per_process[accelerator.process_index]
         else:
@@ -49,32 +49,32 @@ class MeanLosses:
 
 @dataclass
 class TrainState:
-    """Everything that changes during a run. ``learner`` and ``optimizer`` are as prepared by Accelerate."""
+    """Everything that changes during a run. ``learner`` and ``optimizer`` have been prepared by Accelerate."""
 
     learner: nn.Module
     optimizer: Optimizer
     ema: ModelEmaV3 | None
-    """Moving average of the learner: of the student's weights and of the objective's."""
+    """Moving average of the learner, that is of the weights of both student and objective."""
     epoch: int = 0
-    """Epochs finished."""
+    """Number of finished epochs."""
     step_in_epoch: int = 0
-    """Optimizer steps finished in the running epoch."""
+    """Number of finished optimizer steps in the current epoch."""
     step: int = 0
-    """Optimizer steps finished altogether."""
+    """Number of finished optimizer steps in total."""
     skipped_steps: int = 0
-    """How many of them changed nothing, since their loss was not finite."""
+    """Number of steps that were skipped because their loss was not finite."""
     losses: MeanLosses = field(default_factory=MeanLosses)
 
     def trained(self, accelerator: Accelerator) -> Learner:
-        """The learner without Accelerate's wrapping."""
+        """The learner without Accelerate's wrapper."""
         return accelerator.unwrap_model(self.learner)
 
     def evaluated_student(self, accelerator: Accelerator) -> nn.Module:
-        """The weights that count: their moving average if one is kept, else the student's own."""
+        """The student to evaluate and save: its moving average if there is one, otherwise the student itself."""
         return self.ema.module.student if self.ema is not None else self.trained(accelerator).student
 
     def start_epoch(self, accelerator: Accelerator, epoch: int) -> None:
-        """Tells the student, and its average, that an epoch begins."""
+        """Tells the student and its moving average that an epoch starts."""
         self.trained(accelerator).student.start_epoch(epoch)
         if self.ema is not None:
             self.ema.module.student.start_epoch(epoch)

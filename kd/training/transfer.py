@@ -1,4 +1,4 @@
-"""How a student starts on a new task: its weights, what of it is frozen, and how fast each of its layers learns."""
+"""Starting a student on a new task: its weights, its frozen parts, and the learning rate of each layer."""
 
 import functools
 from collections.abc import Sequence
@@ -26,22 +26,22 @@ IMAGENET = "imagenet"
 
 @dataclass(frozen=True)
 class Start:
-    """What a student starts from."""
+    """A student's starting point."""
 
     name: str
     options: dict[str, Any]
     weights: str | None = None
     """A file, "imagenet", or None for a fresh student."""
     class_names: tuple[str, ...] | None = None
-    """The classes of the weights' last layer, where they are known."""
+    """The classes of the weights' last layer, if known."""
 
 
 def start_from_run(folder: Path, allow: Sequence[str] = ()) -> tuple[Start, StudentCard]:
-    """The trained student of a run folder as a start, and its card.
+    """The trained student in a run folder as a starting point, and its card.
 
     ``allow``: names of the form ``module:Class`` that the card may ask for.
 
-    Raises ValueError if the folder holds no student, or one that is not allowed.
+    Raises ValueError if the folder contains no student, or one that is not allowed.
     """
     card = read_card(folder, allow)
     weights = str(folder / WEIGHTS_FILE)
@@ -57,14 +57,14 @@ def starting_student(
     prior: np.ndarray | None = None,
     keep_classes: bool = False,
 ) -> Student:
-    """A student with the weights it starts from; equal arguments give equal weights, bit for bit.
+    """A student with its initial weights. Equal arguments give equal weights, bit for bit.
 
-    The layer that gives the classes is a fresh one, drawn from ``seed``, unless the weights are known to have the same
-    classes or ``keep_classes`` says so.
+    The layer that outputs the classes is drawn from ``seed``, unless the weights are known to have the same classes or
+    ``keep_classes`` is set.
 
     Args:
-        prior: (C,), how often a fresh layer expects each class at first; None leaves it at 1/2. The first steps would
-            otherwise go into lowering every logit.
+        prior: (C,), the class frequencies that a fresh last layer predicts at first; None means 1/2. Without a prior, training
+            spends its first steps on lowering every logit.
 
     Raises:
         ValueError: an unknown student or option, or weights that do not fit.
@@ -109,11 +109,11 @@ def _imagenet_tensors(student: Student) -> dict[str, torch.Tensor]:
 
 
 def freeze(student: Student, what: Freeze) -> list[nn.Module]:
-    """Freezes part of a student, and returns the modules that must stay in evaluation mode while it trains.
+    """Freezes part of a student, and returns the modules that must stay in evaluation mode during training.
 
-    "backbone": everything but the layers after the last map learns nothing and keeps its statistics. "batch-norm": the
-    running statistics of all batch norms but the first are used and kept, their scale and shift learn (Slow-Fast auditory
-    streams and AudioRepInceptionNeXt, Section IV: "all the batch normalization layers except the first one in the stem").
+    "backbone": only the layers after the last feature map are trained; all others keep their weights and statistics.
+    "batch-norm": all batch norms except the first use fixed running statistics; their scale and shift are trained (Slow-Fast
+    auditory streams and AudioRepInceptionNeXt, Section IV: "all the batch normalization layers except the first one in the stem").
     """
     if what == "backbone":
         student.requires_grad_(False)
@@ -125,10 +125,11 @@ def freeze(student: Student, what: Freeze) -> list[nn.Module]:
 
 
 def layer_groups(student: Student, decay: float) -> list[dict[str, Any]]:
-    """Parameters that learn, grouped by depth, for ``optimization.create_optimizer``: each layer ``decay`` times as fast as the next.
+    """Trainable parameters grouped by depth, for ``optimization.create_optimizer``. Each group has ``decay`` times the next one's
+    learning rate.
 
-    The head has the whole learning rate; ``decay`` 1 gives all layers the same. A depth is one entry of the student's
-    chain of layers, as in timm; what stands before the chain is one depth.
+    The head has the full learning rate; with ``decay`` 1 all layers have it. A depth is one entry of the student's
+    chain of layers, as in timm. All layers before the chain form one depth.
     """
     head = {id(parameter) for parameter in student.classifier.parameters()}
     depths: dict[str, list[nn.Parameter]] = {}

@@ -73,7 +73,7 @@ def test_only_json_goes_to_standard_output_and_a_mistake_is_found_before_the_fir
     captured = capfd.readouterr()
     estimate = json.loads(captured.out)["estimate"]
     assert estimate["measured_steps"] == 5
-    assert "trained on their labels alone" in captured.err
+    assert "trained on their labels only" in captured.err
     if estimate["memory"]["workers_bytes"] is not None:  # where the system tells
         assert estimate["memory"]["workers_bytes"] > 1e6
     assert not (tmp_path / "run").exists()

@@ -105,7 +105,7 @@ def test_a_student_from_scratch_gets_the_batch_norm_statistics_of_its_training_c
     said = capsys.readouterr().out
     clips, _ = read_task(get_task("esc50"), data)
     (part,), _ = partitions(clips, folds=(2,), valid_share=0.34)
-    assert f"batch-norm statistics taken anew from {len(part.train)} training clips" in said
+    assert f"batch-norm statistics recomputed from {len(part.train)} training clips" in said
     student, card = load_student(out / "fold2")
     norms = [layer for layer in student.eval().modules() if isinstance(layer, torch.nn.BatchNorm2d)]
     saved = [torch.cat([layer.running_mean, layer.running_var]).clone() for layer in norms]
@@ -118,7 +118,7 @@ def test_a_student_from_scratch_gets_the_batch_norm_statistics_of_its_training_c
         torch.testing.assert_close(torch.cat([layer.running_mean, layer.running_var]), values, rtol=0.1, atol=0.1)
     assert float(saved[0].sub(torch.tensor([0.0] * 8 + [1.0] * 8)).abs().max()) > 0.5
     assert main(arguments("esc50", data, tmp_path / "kept", "--fold", "2", "--batch-norm-clips", "0")) == 0
-    assert "2 steps are few for batch norms" in capsys.readouterr().out
+    assert "2 steps are too few for batch norms" in capsys.readouterr().out
 
 
 OWN_TASK = """
@@ -397,7 +397,7 @@ def test_another_command_in_the_same_folder(
     written = student.stat().st_mtime_ns
     capsys.readouterr()
     assert main([*command, "--workers", "1"]) == 0
-    assert "finished already" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
     # Another fold is more to do; then the results are those of the folds that are asked for.
     assert main([*command[:-1], "2"]) == 0
     assert [run["fold"] for run in results(out)["runs"]] == [2]
@@ -425,7 +425,7 @@ def test_another_command_in_the_same_folder(
     moved = data.rename(data.with_name("moved"))
     (moved / "elsewhere").rename(moved / "audio")
     assert main([*arguments("esc50", moved, out, "--fold", "1"), "--learning-rate", "0.5"]) == 0
-    assert "finished already" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
     table = moved / "meta" / "esc50.csv"
     lines = table.read_text().splitlines(keepends=True)
     table.write_text("".join(lines[:-1]))

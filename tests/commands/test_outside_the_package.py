@@ -253,7 +253,7 @@ WRONG = {
         "unknown option 'colour' of objective my_objective:ProjectedDistillation; choices: weight",
     ),
     "a value that is not allowed": (["--objective-options", "weight=-1"], "weight must be positive; found -1"),
-    "a value of another kind": (["--objective-options", "weight=heavy"], "has a value of the wrong kind"),
+    "a value of another kind": (["--objective-options", "weight=heavy"], "has a value of the wrong type"),
     "an option of one without": (
         ["--objective", "distillation", "--objective-options", "weight=1"],
         "unknown option 'weight' of objective distillation; choices: none",

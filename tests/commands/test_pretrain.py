@@ -73,12 +73,12 @@ def test_the_students_batch_norms_know_its_weights(
     options = ["--label-weight", "1", "--split", "train", "--valid-split", "valid", "--epochs", "1", "--no-mel-jitter"]
     assert main(arguments(tiny_store, tmp_path / "renewed", *options)) == 0
     said = capsys.readouterr().out
-    assert "batch-norm statistics taken anew from 8 training clips" in said
-    assert "steps are few" not in said
+    assert "batch-norm statistics recomputed from 8 training clips" in said
+    assert "steps are too few" not in said
     assert main(arguments(tiny_store, tmp_path / "kept", *options, "--batch-norm-clips", "0")) == 0
     said = capsys.readouterr().out
-    assert "4 steps are few for batch norms with momentum 0.01" in said
-    assert "taken anew from 8" not in said
+    assert "4 steps are too few for batch norms with momentum 0.01" in said
+    assert "recomputed from 8" not in said
     clips = ClipStore.open(tiny_store)
     mel = LogMel(load_student(tmp_path / "kept")[1].frontend)(
         torch.stack([torch.from_numpy(clips.waveform(row, 32000, 0.0, 0.4)) for row in range(8)])
@@ -272,7 +272,7 @@ def test_missing_logits(
     assert main(arguments(store, tmp_path / "run", "--logits", str(logits))) == 2
     assert "3 of 12 training clips have no teacher logits (as 'clip-0009'" in capsys.readouterr().err
     assert main(arguments(store, tmp_path / "run", "--logits", str(logits), "--missing-logits", "label-only")) == 0
-    assert "trained on their labels alone" in capsys.readouterr().out
+    assert "trained on their labels only" in capsys.readouterr().out
 
 
 WRONG = {

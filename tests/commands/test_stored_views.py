@@ -213,8 +213,8 @@ def test_views_and_logits_that_do_not_fit_are_refused(tiny_store, tiny_logits, h
     again = taught(tiny_store, f"{hashing}:of_mel", tmp_path / "more", ViewConfig(views=2, view_seconds=0.3), workers=0)
     stored = ("--views", "stored")
     cases = [
-        ([logits], ("--clip-seconds", "0.3"), "show these to the student with --views stored"),
-        ([tiny_logits], stored, "make some with kd teach --views"),
+        ([logits], ("--clip-seconds", "0.3"), "train on these views with --views stored"),
+        ([tiny_logits], stored, "compute some with kd teach --views"),
         ([logits], stored, "give --clip-seconds 0.3"),
         ([logits, again], (*stored, "--clip-seconds", "0.3"), "teachers heard different views"),
         ([logits], (*stored, "--clip-seconds", "0.3", "--gain-db", "3"), "out gain_db"),

@@ -96,7 +96,7 @@ def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(
     assert main(arguments(tiny_store, tiny_logits, out)) == 0
     assert_same_result(whole, out)
     assert main(arguments(tiny_store, tiny_logits, out)) == 0
-    assert "finished already" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
 
 
 # --- Changed commands --------------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def test_another_command_in_the_same_folder(
     assert main(arguments(tiny_store, tiny_logits, out, "--epochs", "3", "--accept-changes")) == 0
     shown = capsys.readouterr().out
     assert "continues with changes: loop.epochs: 2 -> 3" in shown
-    assert "going on with the run" in shown
+    assert "continuing the run" in shown
     card = read_json(out / "student.json")
     assert card["provenance"]["steps"] == 18
     assert card["provenance"]["accepted_changes"] == [{"at": "step-00000012", "changes": ["loop.epochs: 2 -> 3"]}]
@@ -136,7 +136,7 @@ def test_data_may_move_but_not_change(
     for path in tiny_store.parent.glob("tiny*"):
         shutil.copy(path, tmp_path)
     assert main(arguments(tmp_path / tiny_store.name, tmp_path / tiny_logits.name, out)) == 0
-    assert "finished already" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
     other = make_tiny_logits("others.h5", tiny_store, scale=2.0)
     assert main(arguments(tiny_store, other, out)) == 2
     assert "inputs.teachers" in capsys.readouterr().err
@@ -248,5 +248,5 @@ def test_steps_may_be_left_out_up_to_a_limit(
     break_steps(2, 4, 6)
     again = tmp_path / "again"
     assert main(arguments(tiny_store, tiny_logits, again, *options)) == 2
-    assert "(2 such steps were left out before)" in capsys.readouterr().err
+    assert "(2 such steps were skipped before)" in capsys.readouterr().err
     assert "non_finite" in {path.name for path in again.iterdir()}

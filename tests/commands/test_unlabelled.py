@@ -148,7 +148,7 @@ def test_pretraining_with_a_further_folder(
     moved = shutil.copytree(sounds / "more", tmp_path / "moved")
     options[options.index(str(sounds / "more"))] = str(moved)
     assert pretrain.main(options) == 0
-    assert "finished already" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
     (moved / "7.flac").unlink()
     assert pretrain.main(options) == 2
     assert "inputs.clips" in capsys.readouterr().err

@@ -1,10 +1,10 @@
-"""Batch-norm statistics taken anew from training clips, for the weights as they are now ("precise batch norm").
+"""Recomputes batch-norm statistics from training clips with the current weights ("precise batch norm").
 
-Running statistics are moving averages over the steps of training. With MobileNetV3's momentum of 0.01 they still hold 5 % of
-their initial values after 300 steps, layer upon layer, and describe weights of a hundred steps ago: a student of few steps is
-far worse in evaluation than its weights are. Here each batch norm gets the mean of its batches' statistics, with the final weights, over
-clips as evaluation hears them: no mixup, no other augmentation, no dropout (Wu and Johnson, "Rethinking 'Batch' in
-BatchNorm", 2021, Section 3).
+Running statistics are moving averages over training steps. With MobileNetV3's momentum of 0.01 they still contain 5 % of
+their initial values after 300 steps, in every layer, and describe the weights of a hundred steps ago. After few steps a student
+is therefore far worse in evaluation than its weights allow. Here each batch norm gets the mean of its statistics over batches, with
+the final weights, on clips as in evaluation: without mixup, other augmentation or dropout (Wu and Johnson, "Rethinking 'Batch'
+in BatchNorm", 2021, Section 3).
 
 Shapes: B clips, S samples, C channels.
 """
@@ -30,13 +30,13 @@ from kd.data.windows import Clips, EvaluationWindows, Window
 DEFAULT_CLIPS = 2000
 """More than enough: the standard error of a channel's mean over 2,000 clips is 2 % of its spread between clips."""
 CLIPS_PER_BATCH = 32
-"""The same however many processes share the work, so that their number changes nothing."""
+"""Independent of the number of processes, so that it does not affect the result."""
 FEW_STEPS = 10
-"""Times the number of steps that running statistics look back on (1 / momentum): with fewer, they are worth a warning."""
+"""Warn about runs shorter than this many times the window of running statistics (1 / momentum steps)."""
 
 
 def trained_batch_norms(student: nn.Module, frozen: Sequence[nn.Module] = ()) -> list[str]:
-    """Names of the batch norms that keep statistics, apart from those in ``frozen`` modules."""
+    """Names of the batch norms with running statistics, except those in ``frozen`` modules."""
     left_alone = {id(layer) for module in frozen for layer in module.modules()}
     return [name for name, layer in student.named_modules() if has_statistics(layer) and id(layer) not in left_alone]
 
@@ -46,22 +46,22 @@ def has_statistics(layer: nn.Module) -> bool:
 
 
 def too_few_steps(student: nn.Module, names: Sequence[str], steps: int) -> str | None:
-    """A warning if running statistics cannot settle in so many steps; None if they can."""
+    """A warning if running statistics cannot settle within this many steps; None if they can."""
     layers = [student.get_submodule(name) for name in names]
     momenta = [layer.momentum for layer in layers if layer.momentum is not None]
     momentum = min(momenta, default=1.0)
     if not momenta or steps * momentum >= FEW_STEPS:
         return None
     return (
-        f"{steps} steps are few for batch norms with momentum {momentum:g}: at the end their running statistics still hold "
-        f"{(1 - momentum) ** steps:.1%} of their initial values, and the student scores below what its weights can do. "
-        f"--batch-norm-clips {DEFAULT_CLIPS} takes them anew from training clips"
+        f"{steps} steps are too few for batch norms with momentum {momentum:g}: at the end their running statistics still contain "
+        f"{(1 - momentum) ** steps:.1%} of their initial values, so the student scores lower than its weights allow. "
+        f"--batch-norm-clips {DEFAULT_CLIPS} recomputes them from training clips"
     )
 
 
 @dataclass
 class BatchNormStatistics:
-    """Takes a student's batch-norm statistics anew from chosen training clips; equal weights get equal statistics."""
+    """Recomputes a student's batch-norm statistics from chosen training clips. Equal weights give equal statistics."""
 
     accelerator: Accelerator
     clips: Clips
@@ -69,18 +69,18 @@ class BatchNormStatistics:
     """int64: the training clips."""
     window: Window
     names: Sequence[str]
-    """The batch norms, by their names in the student."""
+    """The names of the batch norms in the student."""
     max_clips: int
-    """Clips to take at most, chosen at random; 0: the running statistics stay."""
+    """Maximum number of clips, chosen at random; 0 keeps the running statistics."""
     seed: int
     whole_clips: bool = False
-    """Any part of a clip may be heard, else its beginning alone."""
+    """Use any part of a clip, not only its beginning."""
     workers: int = 0
     on_bad_clip: OnBadClip = "refuse"
 
     @property
     def num_clips(self) -> int:
-        """How many clips are heard."""
+        """The number of clips to use."""
         return min(self.max_clips, len(self.rows)) if self.names else 0
 
     def renew(
@@ -89,13 +89,13 @@ class BatchNormStatistics:
         frontend: Callable[[Tensor], Tensor],
         before_batch: Callable[[], None] = lambda: None,
     ) -> int:
-        """Replaces the student's running statistics in place, alike on all processes, which call this together.
+        """Replaces the student's running statistics in place. All processes call this together and get the same statistics.
 
-        The student ends in evaluation mode. Returns the number of clips that were heard.
+        Leaves the student in evaluation mode. Returns the number of clips that were used.
 
         Args:
             frontend: waveform (B, S) -> mel.
-            before_batch: called by every process before each batch; it may raise, on all of them alike.
+            before_batch: called by every process before each batch. If it raises, it must do so on all processes.
 
         Raises:
             ValueError: none of the clips can be used.
@@ -116,7 +116,7 @@ class BatchNormStatistics:
         device = accelerator.device
         batches, heard = accelerator.reduce(totals.to(device), reduction="sum").tolist()
         if not heard:
-            raise ValueError(f"none of {self.num_clips} training clips can be used to take batch-norm statistics from")
+            raise ValueError(f"none of {self.num_clips} training clips can be used to recompute batch-norm statistics")
         for name, layer in layers.items():
             mean, variance = accelerator.reduce(sums[name].to(device), reduction="sum") / batches
             layer.running_mean.copy_(mean)
@@ -124,11 +124,11 @@ class BatchNormStatistics:
         return int(heard)
 
     def _batches(self, before_batch: Callable[[], None]) -> Iterator[Tensor]:
-        """This process's batches (B, S) of usable clips, perhaps none in one; as many on each process."""
+        """This process's batches (B, S) of usable clips; a batch may be empty. All processes get the same number of batches."""
         rows = generator(self.seed, "batch-norm clips").permutation(self.rows)[: self.num_clips]
         windows = EvaluationWindows(self.clips, rows, self.window, self.on_bad_clip, self.whole_clips)
         chosen = self._one_of_each(np.asarray(windows.clip_of))
-        # Whole batches: a small rest would count as much as they do. One batch takes all where there are few clips.
+        # Batches of equal size, because a small remainder would count as much as a full batch. Few clips make one batch.
         batches = np.array_split(chosen, max(1, len(chosen) // CLIPS_PER_BATCH))
         processes, mine = self.accelerator.num_processes, self.accelerator.process_index
         loader = DataLoader(
@@ -146,19 +146,19 @@ class BatchNormStatistics:
             yield waveform[numbers >= 0].to(self.accelerator.device)
 
     def _one_of_each(self, clip_of: np.ndarray) -> np.ndarray:
-        """The number of one window of each clip, drawn at random."""
+        """The number of one randomly drawn window of each clip."""
         first, counts = np.unique(clip_of, return_index=True, return_counts=True)[1:]
         return first + (generator(self.seed, "batch-norm windows").random(len(first)) * counts).astype(np.int64)
 
 
 @contextmanager
 def measured(layers: dict[str, nn.Module], sums: dict[str, Tensor]) -> Iterator[None]:
-    """While it lasts, each batch norm normalises by its batch's statistics, which are added to ``sums``: (2, C) float64.
+    """Inside the context, each batch norm uses the statistics of its batch, which are added to ``sums``: (2, C) float64.
 
-    Added are the mean and the unbiased variance, as batch norms do in training. A batch norm computes in evaluation mode,
-    with the batch's statistics as its running ones: in training mode a synchronised one would wait for other
-    processes, whose number of batches may differ. Around it, it looks as in training, which a student that folds batch norms
-    in evaluation mode asks for.
+    The mean and the unbiased variance are added, as batch norms do in training. Each batch norm itself runs in evaluation mode,
+    with the batch's statistics as its running statistics: in training mode a synchronised one would wait for other
+    processes, whose number of batches may differ. Outside its forward pass it is in training mode, because a student that folds
+    batch norms in evaluation mode checks for that.
     """
     with ExitStack() as stack:
         for name, layer in layers.items():

@@ -52,7 +52,7 @@ def test_folds_with_validation_clips_set_aside(clips_with_labels: Callable[..., 
 
 def test_clips_of_one_group_on_both_sides_are_refused(clips_with_labels: Callable[..., TaskClips]) -> None:
     clips = clips_with_labels([("a",), ("b",)] * 2, groups=["x", "x", "y", "y"], fold=[1, 2, 1, 2])
-    with pytest.raises(ValueError, match=r"2 groups have clips both in the test of fold 1.*'x', 'y'"):
+    with pytest.raises(ValueError, match=r"2 groups have clips both inside and outside the test of fold 1.*'x', 'y'"):
         partitions(clips)
 
 

@@ -176,7 +176,7 @@ def test_batch_norms_are_renewed_from_the_training_clips_alone(tiny_store: Path,
     assert few.renew_batch_norms(few.state.evaluated_student(few.accelerator)) == 5
     kept = built(tiny_store, tmp_path / "skipped.txt", stage(batch_norm_clips=0))
     assert kept.renew_batch_norms(kept.state.evaluated_student(kept.accelerator)) == 0
-    assert "400 steps are few" in kept.batch_norm_warning()  # 200 epochs of two
+    assert "400 steps are too few" in kept.batch_norm_warning()  # 200 epochs of two
     frozen = built(tiny_store, tmp_path / "skipped.txt", stage(), frozen="backbone")
     assert frozen.renew_batch_norms(frozen.state.evaluated_student(frozen.accelerator)) == 0
 

@@ -199,7 +199,7 @@ def test_the_loss_follows_from_the_labels(space: LabelSpace, loss: str | None) -
 def test_a_loss_or_a_metric_that_the_labels_do_not_allow_is_refused() -> None:
     with pytest.raises(ValueError, match="exactly one label"):
         decided(tuning(loss=LossConfig("cross-entropy")), SEVERAL, [1.0])
-    with pytest.raises(ValueError, match="for --loss cross-entropy"):
+    with pytest.raises(ValueError, match="needs --loss cross-entropy"):
         decided(tuning(loss=LossConfig(label_smoothing=0.1)), SEVERAL, [1.0])
     with pytest.raises(ValueError, match="must be one of mAP, roc_auc, d_prime; found 'accuracy'"):
         decided(tuning(early_stopping="accuracy"), SEVERAL, [1.0])

@@ -237,7 +237,7 @@ def test_a_fine_tuning_dump_of_version_0_1_is_refused(tmp_path: Path) -> None:
         del card["objective"]
         card["config"] = {"task": "esc50", "frontend": FRONTEND.to_dict(), "distillation": vars(DistillationConfig())}
 
-    with pytest.raises(ValueError, match="a fine-tuning run of version 0.1, which did not keep its objective"):
+    with pytest.raises(ValueError, match="a fine-tuning run of version 0.1, which did not save its objective"):
         run_dump(changed(dump, as_before))
 
 

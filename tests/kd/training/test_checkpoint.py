@@ -51,7 +51,9 @@ def test_a_byte_that_has_changed_in_any_file_is_noticed(tmp_path: Path) -> None:
         content = file.read_bytes()
         for place in range(3, len(content), max(1, len(content) // 8)):
             file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-            with pytest.raises(ValueError, match=r"step-00000001 is damaged .* remove it to go on from the one before"):
+            with pytest.raises(
+                ValueError, match=r"step-00000001 is damaged .* remove it to continue from the one before"
+            ):
                 load_checkpoint(checkpoint)
         file.write_bytes(content)
     (checkpoint / DIGESTS).unlink()  # as version 0.1 wrote it
@@ -101,7 +103,7 @@ def test_an_optimizer_keeps_the_settings_that_the_run_goes_on_with(tmp_path: Pat
     assert torch.equal(new.optimizer.state_dict()["state"][0]["exp_avg"], averages)
     wrong = old.optimizer.state_dict()
     wrong["state"][0]["exp_avg_sq"] = torch.zeros(7)
-    with pytest.raises(ValueError, match="exp_avg_sq is not that of a parameter of shape"):
+    with pytest.raises(ValueError, match="exp_avg_sq does not fit a parameter of shape"):
         load_optimizer(new.optimizer, wrong)
 
 

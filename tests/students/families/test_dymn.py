@@ -255,7 +255,7 @@ def test_temperature_is_an_option_and_not_a_weight() -> None:
         ({"coord_axes": "tf"}, "unknown coord_axes 'tf'; choices: ft, f, t"),
         ({"dyconv_positions": []}, "dyconv_positions must be one or more of 1, 2, 3"),
         ({"dyrelu_positions": [2, 4]}, "dyrelu_positions must be one or more of 1, 2, 3"),
-        ({"dyrelu_positions": 2}, "value of the wrong kind"),
+        ({"dyrelu_positions": 2}, "value of the wrong type"),
         ({"dyconv": 1}, "dyconv must be true or false"),
         ({"dyconv_kernels": 0}, "dyconv_kernels must be a whole number above 0"),
         ({"context_min": 200}, "context_min must be at most context_max; found 200 and 128"),
