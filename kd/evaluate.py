@@ -13,6 +13,7 @@ from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.manifest import select_rows
 from audio_datasets.system.command import parse, run_command
 from audio_datasets.system.files import write_json
+from kd.data.sampling import labelled_rows
 from kd.data.windows import Window
 from kd.evaluation.metrics import TaggingMetrics, category_accuracy, category_columns, tagging_metrics
 from kd.evaluation.predict import ClipEvaluator, class_table, listed_absent
@@ -72,7 +73,9 @@ def evaluate(config: EvaluateConfig) -> dict:
     accelerator = start_accelerator()
     leave_a_core_to_the_workers(accelerator)
     clips, tagger = open_inputs(config)
-    rows = select_rows(clips, split=config.split, folds=config.folds or None)
+    rows, without = labelled_rows(clips, select_rows(clips, split=config.split, folds=config.folds or None))
+    if without:
+        accelerator.print(f"{without} of {len(rows) + without} clips have no labels and are not evaluated")
     categories, columns = [], {}
     if config.label_map is not None:
         categories = manifest_categories(clips, rows)

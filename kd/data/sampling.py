@@ -61,6 +61,14 @@ def are_labelled(store: Clips, rows: np.ndarray) -> np.ndarray:
     return np.concatenate([store.mask(chunk).any(axis=1) for chunk in chunks(rows)] or [np.empty(0, dtype=bool)])
 
 
+def labelled_rows(store: Clips, rows: np.ndarray) -> tuple[np.ndarray, int]:
+    """Those of ``rows`` that have labels, and how many have none. ValueError if no clip has labels."""
+    has_labels = are_labelled(store, rows)
+    if not has_labels.any():
+        raise ValueError(f"none of the {len(rows)} clips of {store.path} has labels")
+    return rows[has_labels], int((~has_labels).sum())
+
+
 def known_targets(store: Clips, rows: np.ndarray) -> np.ndarray:
     """(k, C) float32: 1.0 where it is known that a clip has the class, else 0.0."""
     targets = store.targets(rows)

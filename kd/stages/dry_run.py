@@ -60,6 +60,7 @@ def estimate(config: PretrainConfig, stage: Pretraining) -> dict[str, Any]:
         "processes": accelerator.num_processes,
         "student_parameters": sum(parameter.numel() for parameter in learner.student.parameters()),
         "training_clips": len(built.data.rows),
+        "training_clips_without_labels": len(batches.unlabelled),
         "clips_per_step": measured.clips_per_step * accelerator.num_processes,
         "steps_per_epoch": batches.steps_per_epoch,
         "steps": steps,

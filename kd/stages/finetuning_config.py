@@ -6,10 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
+import numpy as np
+
 from audio_datasets.audio.augment import AugmentConfig
 from audio_datasets.command_line.help_pages import HelpGroups
 from audio_datasets.tasks.task import MissingAudio, Task, TaskClips, usable_durations
-from kd.data.sampling import SamplingConfig
+from kd.data.sampling import SamplingConfig, are_labelled
 from kd.evaluation.label_metrics import metric_names
 from kd.objectives.label_losses import loss_space
 from kd.objectives.settings import DistillationConfig
@@ -159,7 +161,9 @@ def decided_by_data(config: FinetuneConfig, task: Task, clips: TaskClips) -> Fin
         raise ValueError(f"the metric of task {task.name} must be one of {', '.join(allowed)}; found {task.metric!r}")
     seconds = config.clip_seconds or task.clip_seconds
     if seconds is None:
-        durations = usable_durations(clips, config.on_bad_clip)
+        every = np.arange(len(clips))
+        # Audio without labels may be of any length.
+        durations = usable_durations(clips, config.on_bad_clip, rows=every[are_labelled(clips, every)])
         if not durations:
             raise ValueError(f"{clips.path}: none of the {len(clips)} clips can be used")
         longest = max(durations)

@@ -18,7 +18,7 @@ from audio_datasets.stores.joined import AnyClips, open_clips
 from audio_datasets.stores.manifest import select_rows
 from audio_datasets.system.files import digest_of
 from audio_datasets.system.stop_signals import Stopped, StopSignals
-from kd.data.sampling import EpochBatches, are_labelled, class_frequencies
+from kd.data.sampling import EpochBatches, class_frequencies, labelled_rows
 from kd.data.unlabelled import open_sources, with_unlabelled
 from kd.data.windows import Window
 from kd.evaluation.label_metrics import label_metrics
@@ -145,12 +145,10 @@ def open_validation_data(
         store = ClipStore.open(config.valid_clips, class_names=clips.class_names)
         check_same_classes(clips.class_names, store.class_names, str(clips.path), str(config.valid_clips))
     rows = select_rows(store, split=config.valid_split, folds=config.valid_folds or None)
-    has_labels = are_labelled(store, rows)
-    if not has_labels.any():
-        raise ValueError(f"none of the {len(rows)} validation clips of {store.path} has labels")
-    if not has_labels.all():
-        say(f"{int((~has_labels).sum())} of {len(rows)} validation clips have no labels and are left out")
-    return store, rows[has_labels]
+    rows, without = labelled_rows(store, rows)
+    if without:
+        say(f"{without} of {len(rows) + without} validation clips have no labels and are left out")
+    return store, rows
 
 
 def student_options(config: PretrainConfig) -> dict[str, Any]:

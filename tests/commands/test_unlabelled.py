@@ -12,10 +12,14 @@ import soundfile
 
 from audio_datasets.pack import main as pack
 from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.tasks.catalog import get_task
+from audio_datasets.tasks.task import read_task
 from kd import finetune, pretrain
+from kd.evaluate import EvaluateConfig, evaluate
 from kd.reports.run_reader import RunFolder
 from kd.reports.sections.circumstances import training_clips
 from kd.run_folder.metrics_log import read_metrics
+from kd.stages.finetuning_config import decided_by_data
 from students import create_student
 from students.card import load_student, save_student
 from students.frontend import LogMelConfig
@@ -246,6 +250,9 @@ def test_validation_clips_without_labels_are_left_out(
     ]
     assert pretrain.main([*options, *SHORT, *FRONTEND, "--out", str(tmp_path / "run")]) == 0
     assert "1 of 5 validation clips have no labels and are left out" in capsys.readouterr().out
+    found = evaluate(EvaluateConfig(tagger=str(tmp_path / "run"), clips=clips, workers=0))
+    assert found["num_clips"] == 8
+    assert "1 of 9 clips have no labels and are not evaluated" in capsys.readouterr().out
 
 
 def test_folds_teach_the_clips_that_they_held_out(make_task_folder: Callable[..., Path], tmp_path: Path) -> None:
@@ -269,3 +276,11 @@ def test_folds_teach_the_clips_that_they_held_out(make_task_folder: Callable[...
         load_student(tmp_path / "distilled" / "fold1").card.provenance["teachers"][0]["teacher"]["name"]
         == "run-cross-fitted"
     )
+
+
+def test_the_length_of_a_clip_is_decided_by_those_with_labels(sounds: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(sounds / "data", tmp_path / "data")
+    soundfile.write(data / "unlabelled" / "long.wav", np.zeros(8000 * 7), 8000)
+    config = finetune.configure(["--task", "folder", "--data", str(data), "--student", "mn01"])
+    task = get_task("folder")
+    assert decided_by_data(config, task, read_task(task, data)[0]).clip_seconds == 0.4

@@ -279,17 +279,20 @@ def read_task(
 
 
 def usable_durations(
-    clips: TaskClips, on_bad_clip: OnBadClip = "refuse", before_clip: Callable[[], None] = lambda: None
+    clips: TaskClips,
+    on_bad_clip: OnBadClip = "refuse",
+    before_clip: Callable[[], None] = lambda: None,
+    rows: np.ndarray | None = None,
 ) -> list[float]:
-    """The lengths of all clips by their headers, in seconds; of those that can be read, if bad ones are to be skipped.
+    """The lengths of clips by their headers, in seconds; of those that can be read, if bad ones are to be skipped.
 
-    ``before_clip`` is called before each; it may raise.
+    ``before_clip`` is called before each; it may raise. ``rows`` None: all clips.
 
     Raises:
         BadClipError: a header that cannot be read, with ``on_bad_clip="refuse"``.
     """
     found = []
-    for row in range(len(clips)):
+    for row in range(len(clips)) if rows is None else map(int, rows):
         before_clip()
         try:
             found.append(clips.duration_seconds(row))

@@ -31,7 +31,9 @@ def sounds(tmp_path: Path) -> Path:
 def test_further_audio_follows_the_clips(tiny_store: Path, sounds: Path) -> None:
     clips, said = ClipStore.open(tiny_store), []
     both = with_unlabelled(clips, open_sources([sounds], clips.class_names), said.append)
-    assert said == [f"{sounds}: 3 clips without labels; skipped, as not audio: 'notes.txt'"]
+    assert said == [
+        f"{sounds}: 3 clips without labels; skipped, as not audio: 1 .txt, as 'notes.txt'; passed over, since they are hidden: '.hidden.wav'"
+    ]
     assert len(both) == 15
     assert both.further_rows.tolist() == [12, 13, 14]
     assert [both.clip_id(row) for row in (0, 11, 12, 13, 14)] == [

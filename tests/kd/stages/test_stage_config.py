@@ -161,6 +161,7 @@ class Lengths:
     """Clips that are their lengths."""
 
     path = Path("own")
+    is_masked = False
 
     def __init__(self, seconds: list[float], label_space: LabelSpace) -> None:
         self.seconds, self.label_space = seconds, label_space
