@@ -166,8 +166,22 @@ def _without_prefixes(state: StateDict) -> Iterator[tuple[str, StateDict]]:
         yield prefix, {name: state[original] for name, original in names.items()}
 
 
+class OtherClasses(ValueError):
+    """Weights that would fit a student if it had another number of classes."""
+
+    def __init__(self, origin: str, in_file: int, in_student: int) -> None:
+        super().__init__(
+            f"{origin} has {in_file} classes, the student {in_student}; create it with num_classes={in_file}, or load the "
+            "weights with new_classes=True, which reinitialises the last layer"
+        )
+        self.in_file = in_file
+
+
 def refuse_other_shapes(student: Student, state: StateDict, origin: str, new_classes: bool = False) -> None:
-    """Raises ValueError unless all names and shapes match; with ``new_classes`` the number of classes may differ."""
+    """Raises ValueError unless all names and shapes match; with ``new_classes`` the number of classes may differ.
+
+    If only that number differs, the error is an ``OtherClasses``.
+    """
     config = config_of(student)
     if _shapes_of(state) == _shapes_of(student.state_dict()):
         return
@@ -175,10 +189,7 @@ def refuse_other_shapes(student: Student, state: StateDict, origin: str, new_cla
     if num_classes is None:
         raise ValueError(_describe_mismatch(student, config, state, origin))
     if not new_classes:
-        raise ValueError(
-            f"{origin} has {num_classes} classes, the student {config.num_classes}; create it with"
-            f" {num_classes} classes, or use new_classes, which reinitialises the last layer"
-        )
+        raise OtherClasses(origin, num_classes, config.num_classes)
 
 
 def config_of(student: Student) -> StudentConfig:

@@ -236,10 +236,7 @@ class EpochBatches(Sampler[list[ClipRequest]]):
         )
         self.steps_per_epoch = self.clips_per_epoch // (self.batch_size * batches_per_step)
         if self.steps_per_epoch == 0:
-            raise ValueError(
-                f"an epoch of {self.clips_per_epoch} clips is less than one step of {batch_size} clips x "
-                f"{batches_per_step} batches (processes x accumulation); lower the batch size"
-            )
+            raise ValueError(self._too_few_clips(pairs))
         self._unit = 2 if pairs and share not in (0.0, 1.0) else 1
         self._places = self._labelled_places(share)
         if share == 1.0 and len(self.unlabelled):
@@ -254,6 +251,16 @@ class EpochBatches(Sampler[list[ClipRequest]]):
                 "sets their ratio"
             )
         self.start_at(epoch=0, step=0)
+
+    def _too_few_clips(self, pairs: bool) -> str:
+        """What to do about an epoch that is shorter than one step."""
+        of_batches = f"{self.batches_per_step} batches (processes x accumulation)"
+        largest = self.clips_per_epoch // self.batches_per_step
+        largest -= largest % 2 if pairs else 0
+        if largest < 2:
+            return f"{self.clips_per_epoch} training clips per epoch are too few for a step of {of_batches} of at least 2 clips"
+        step = f"{self.batch_size} clips" if self.batches_per_step == 1 else f"{of_batches} of {self.batch_size} clips"
+        return f"an epoch of {self.clips_per_epoch} clips is shorter than a step of {step}; give --batch-size {largest} or less"
 
     def _weights(self, store: Clips, config: SamplingConfig) -> np.ndarray | None:
         """Of each labelled clip; None for all alike. A clip with none of the classes is drawn as often as the mean of the others."""

@@ -17,7 +17,7 @@ from students.card import WEIGHTS_FILE, StudentCard, read_card
 from students.catalog import options_for
 from students.frontend import LogMelConfig
 from students.interface import Student
-from students.weights import check_imagenet_weights, imagenet_architecture, load_imagenet_weights
+from students.weights import OtherClasses, check_imagenet_weights, imagenet_architecture, load_imagenet_weights
 
 Freeze = Literal["none", "backbone", "batch-norm"]
 HEAD = "head"
@@ -59,8 +59,8 @@ def starting_student(
 ) -> Student:
     """A student with its initial weights. Equal arguments give equal weights, bit for bit.
 
-    The layer that outputs the classes is drawn from ``seed``, unless the weights are known to have the same classes or
-    ``keep_classes`` is set.
+    The layer that outputs the classes is drawn from ``seed``, unless the weights are known to have the same classes, or
+    ``keep_classes`` is set and the weights have as many classes.
 
     Args:
         prior: (C,), the class frequencies that a fresh last layer predicts at first; None means 1/2. Without a prior, training
@@ -78,10 +78,20 @@ def starting_student(
         if start.weights == IMAGENET:
             load_imagenet_weights(student, _imagenet_tensors(student))
         elif start.weights is not None:
-            load_weights(student, start.weights, new_classes=not same_classes)
+            loads_classes = _load_weights(student, start.weights, same_classes)
     if prior is not None and not loads_classes:
         student.set_class_prior(torch.as_tensor(prior))
     return student
+
+
+def _load_weights(student: Student, weights: str, same_classes: bool) -> bool:
+    """Loads weights, and reinitialises the last layer for other classes. Returns whether the file's last layer is used."""
+    try:
+        load_weights(student, weights, new_classes=not same_classes)
+    except OtherClasses:  # then they are surely other classes; the student warns of its new layer
+        load_weights(student, weights, new_classes=True)
+        return False
+    return same_classes
 
 
 @functools.cache  # a configuration is made several times on its way from a recipe to a run

@@ -11,7 +11,7 @@ from students.card import load_student
 from students.catalog import list_families
 from students.frontend import LogMel, LogMelConfig
 from students.interface import Student
-from students.weights import student_from_weights
+from students.weights import OtherClasses, student_from_weights
 from teacher_logits.teachers.base import DEFAULT_CLIP_SECONDS, Teacher
 
 
@@ -55,6 +55,15 @@ def teacher_from_run(folder: Path) -> Teacher:
     return StudentTeacher(folder.resolve().name, card.class_names, student, card.frontend, clip_seconds)
 
 
+def other_classes(weights: str, in_file: int, given: int) -> str:
+    """What to do about weights of another number of classes than the clips have."""
+    return (
+        f"{weights} has {in_file} classes, but the class list has {given}. Give the class list of the weights with "
+        "--teacher-class-names FILE (kd evaluate: --tagger-class-names FILE), and map its classes to those of the clips with "
+        "--class-map FILE. Or fine-tune the weights on the clips' classes first: kd finetune --weights"
+    )
+
+
 def teacher_from_weights(spec: str, class_names: Sequence[str] | None) -> Teacher:
     """``NAME@WEIGHTS``: a student with weights from a file; or FAMILY@WEIGHTS, with the size inferred from the weights."""
     student_name, _, weights = spec.partition("@")
@@ -63,9 +72,12 @@ def teacher_from_weights(spec: str, class_names: Sequence[str] | None) -> Teache
     if student_name in list_families() and student_name not in list_students():
         student = student_from_weights(student_name, weights)
         if student.num_classes != len(class_names):
-            raise ValueError(f"{weights} has {student.num_classes} classes; {len(class_names)} class names were given")
+            raise ValueError(other_classes(weights, student.num_classes, len(class_names)))
     else:
         student = create_student(student_name, len(class_names))
-        load_weights(student, weights)
+        try:
+            load_weights(student, weights)
+        except OtherClasses as error:
+            raise ValueError(other_classes(weights, error.in_file, len(class_names))) from error
     clip_seconds = student.clip_seconds or DEFAULT_CLIP_SECONDS
     return StudentTeacher(Path(weights).stem, class_names, student, LogMelConfig(), clip_seconds)

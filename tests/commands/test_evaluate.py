@@ -115,6 +115,12 @@ def test_wrong_input(
     weights = run / "student.safetensors"
     assert "mn01" in fails("--tagger", f"mn02@{weights}", "--clips", tiny_store)
     assert "mn99" in fails("--tagger", f"mn99@{weights}", "--clips", tiny_store)
+    names = tmp_path / "names.txt"
+    names.write_text("one\ntwo\n")
+    shown = fails("--tagger", f"mn01@{weights}", "--clips", tiny_store, "--tagger-class-names", names)
+    assert "has 3 classes, but the class list has 2. Give the class list of the weights with" in shown
+    assert "--tagger-class-names FILE" in shown
+    assert "--class-map FILE" in shown
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(weights.read_bytes()[:-100])
     assert "damaged.safetensors" in fails("--tagger", f"mn01@{damaged}", "--clips", tiny_store)

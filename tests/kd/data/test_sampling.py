@@ -82,8 +82,17 @@ def test_starting_inside_an_epoch_equals_skipping(tiny_store: Path) -> None:
 def test_too_many_clips_or_too_large_a_batch_is_refused(tiny_store: Path) -> None:
     with pytest.raises(ValueError, match="clips_per_epoch is 13, but only 12"):
         batches(tiny_store, batch_size=2, per_step=1, clips=13)
-    with pytest.raises(ValueError, match="less than one step"):
+    with pytest.raises(
+        ValueError,
+        match=r"^an epoch of 12 clips is shorter than a step of 2 batches \(processes x accumulation\) of 8 clips; "
+        "give --batch-size 6 or less$",
+    ):
         batches(tiny_store, batch_size=8, per_step=2)
+    batches(tiny_store, batch_size=6, per_step=2)
+    with pytest.raises(ValueError, match="shorter than a step of 14 clips; give --batch-size 12 or less$"):
+        batches(tiny_store, batch_size=14, per_step=1)
+    with pytest.raises(ValueError, match="^12 training clips per epoch are too few for a step of 7 batches"):
+        batches(tiny_store, batch_size=2, per_step=7)
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 50), st.integers(0, 2**32), st.data())

@@ -83,3 +83,29 @@ def test_imagenet_weights_that_cannot_be_downloaded_are_told_of(monkeypatch: pyt
         starting_student(Start("mn10", {}, "imagenet"), NAMES, LogMelConfig(), seed=0)
     with pytest.raises(ValueError, match="fit an MN of width 1"):  # before anything is tried
         starting_student(Start("mn01", {}, "imagenet"), NAMES, LogMelConfig(), seed=0)
+
+
+def test_weights_of_another_number_of_classes_start_a_new_last_layer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where the weights' classes are taken for the clips', as in pretraining."""
+    with torch.random.fork_rng():
+        source = create_student("mn01", 5)
+    save_student(tmp_path, source, tuple("abcde"), LogMelConfig())
+    start = Start("mn01", {}, str(tmp_path / "student.safetensors"))
+    prior = np.array([0.9, 0.5, 0.1])
+
+    def started(classes: int) -> torch.nn.Module:
+        names = tuple("abcde"[:classes])
+        return starting_student(start, names, LogMelConfig(), seed=0, prior=prior[:classes], keep_classes=True)
+
+    student = started(3)
+    assert "initialised" in caplog.text
+    (weight, bias) = [value for value in student.state_dict().values() if value.shape[:1] == (3,)]
+    assert weight.shape[0] == 3
+    np.testing.assert_allclose(torch.sigmoid(bias).numpy(), prior, atol=1e-6)
+    features = [name for name in source.state_dict() if name.startswith("features.")]
+    assert features
+    assert all(torch.equal(student.state_dict()[name], source.state_dict()[name]) for name in features)
+    same = starting_student(start, tuple("abcde"), LogMelConfig(), seed=0, keep_classes=True).state_dict()
+    assert all(torch.equal(same[name], value) for name, value in source.state_dict().items())
