@@ -1,6 +1,6 @@
-"""Puts runs side by side: what they reached, what their students cost, and in which settings they differ.
+"""Compares runs side by side: their results, what their students cost, and the settings that differ.
 
-The first run named is the one that the others are compared with.
+The first run is the baseline.
 """
 
 from collections.abc import Sequence
@@ -49,19 +49,19 @@ MOST_DIFFERENT_CLASSES = 20
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Put runs side by side. The table goes to standard output as Markdown."""
+    """Compare runs side by side. The table is printed as Markdown."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run folders of kd finetune or kd pretrain; the others are compared with the first. A folder that holds run folders (other
-    draws, seeds or folds of one experiment) counts as one run; runs with the same name in two such folders form pairs."""
+    """Run folders of kd finetune or kd pretrain. The first is the baseline. A folder that holds run folders (other draws, seeds or
+    folds of one experiment) counts as one run; runs with the same name in two such folders form pairs."""
     out: Path | None = None
     """Also write a page (.html) or the text (.md) to this file."""
 
     def __post_init__(self) -> None:
         if len(self.runs) < 2:
-            raise ValueError(f"at least two runs are needed; found {len(self.runs)}")
+            raise ValueError(f"kd compare needs at least two runs; found {len(self.runs)}")
         if self.out is not None and self.out.suffix not in (".html", ".md"):
-            raise ValueError(f"--out is a .html or .md file; found {self.out}")
+            raise ValueError(f"--out must end in .html or .md; found {self.out}")
 
 
 def compare(config: CompareConfig) -> Document:
@@ -79,7 +79,7 @@ def compare(config: CompareConfig) -> Document:
 
 
 def comparison(runs: Sequence[RunFolder]) -> Document:
-    """Everything that can be said of the runs together. Pretraining runs are compared by an evaluation on the same clips."""
+    """The whole comparison. Pretraining runs are compared by an evaluation on the same clips."""
     if chosen := common_evaluations([run.evaluations for run in runs]):
         runs = [judged_by(run, evaluation) for run, evaluation in zip(runs, chosen, strict=True)]
     names = run_names([run.path for run in runs])

@@ -27,24 +27,24 @@ TEACHER_SEEDS = (11, 12)
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Run every stage on synthetic sound scenes and compare a distilled student with one that saw labels only."""
+    """Run every stage on synthetic sound scenes and compare a distilled student with one trained on labels alone."""
 
     out: Path = Path("demo")
-    """Folder to write everything into; a demo that was stopped goes on here."""
+    """Folder for all results. The same command continues a demo that was stopped."""
     train_clips: int = 1500
-    """Training scenes. A part of their labels is missing, as in AudioSet."""
+    """Number of training scenes. Some of their labels are missing, as in AudioSet."""
     test_clips: int = 500
-    """Scenes to evaluate on, fully labelled."""
+    """Number of test scenes, which are fully labelled."""
     clip_seconds: float = 2.0
     """Length of a scene."""
     teacher: str = "mn02"
-    """Student from the catalog that serves as teacher; two are trained."""
+    """Student from the catalog to use as the teacher; two are trained."""
     student: str = "mn01"
-    """Student to distil into."""
+    """Student to train with and without the teachers."""
     teacher_epochs: int = 30
-    """Epochs that each teacher trains."""
+    """Epochs for each teacher."""
     student_epochs: int = 12
-    """Epochs that each student trains."""
+    """Epochs for each student."""
     seed: int = 0
     """Seed of the scenes and of both students."""
     workers: int = 1
@@ -89,7 +89,7 @@ def demo(config: DemoConfig) -> list[dict]:
     gain = rows[-1]["mAP"] - rows[-2]["mAP"]
     print(
         f"\nDistillation {'gains' if gain > 0 else 'loses'} {abs(gain):.3f} mAP over labels alone, at the same steps and "
-        f"seed.\nAll of this took {(time.monotonic() - started) / 60:.1f} minutes; the table is also in {out / 'results.json'}"
+        f"seed.\nThis took {(time.monotonic() - started) / 60:.1f} minutes; the table is also in {out / 'results.json'}"
     )
     return rows
 

@@ -55,29 +55,29 @@ MARGIN = 1.2  # how much faster than computing the loading of data should be
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    """Check versions, GPU, disk and data, and tell what training will wait for.
+    """Check versions, GPU, disk and data, and predict the bottleneck of training.
 
-    Exit code 0: no problem (there may be warnings); 1: at least one problem; 2: a wrong command line.
+    Exit code 0: no problems (perhaps warnings); 1: at least one problem; 2: a wrong command line.
     """
 
     clips: Path | None = None
-    """Clip store to check and to measure with; without it, clips are made up."""
+    """Clip store to check and to measure with (default: synthetic clips)."""
     logits: tuple[str, ...] = ()
     """Logit stores to check against the clip store, each PATH or PATH:WEIGHT."""
     class_names: Path | None = None
-    """Class list for clip stores that carry none (the PaSST layout)."""
+    """Class list for clip stores without one (the PaSST layout)."""
     student: str = "mn10"
     """Student whose training step is measured."""
     clip_seconds: float = 10.0
     """Length of the clips."""
     batch_size: int | None = None
-    """Clips in the measured step; 32 on a GPU and 4 on a CPU, if left out."""
+    """Clips in the measured training step (default: 32 on a GPU, 4 on a CPU)."""
     out: Path = Path(".")
-    """Folder where runs will be written, whose free space is looked at."""
+    """Folder that runs will be written to; its free space is checked."""
     every_clip: bool = False
-    """Decode every clip of the clip store, however long that takes, and not only some."""
+    """Decode every clip of the clip store rather than a random sample, however long it takes."""
     seconds: float = 5.0
-    """Time for each measurement."""
+    """Duration of each measurement."""
     json: bool = False
     """Print the findings as JSON."""
 
@@ -85,11 +85,11 @@ class DoctorConfig:
         if not (self.clip_seconds > 0 and self.seconds > 0):
             raise ValueError(f"clip_seconds and seconds must be positive; found {self.clip_seconds} and {self.seconds}")
         if self.batch_size is not None and self.batch_size < 2:
-            raise ValueError(f"batch_size must be at least 2 (batch normalisation); found {self.batch_size}")
+            raise ValueError(f"batch_size must be at least 2 (for batch normalisation); found {self.batch_size}")
         if self.logits and self.clips is None:
-            raise ValueError("--logits are checked against a clip store; give --clips")
+            raise ValueError("--logits needs --clips, the clip store that the logits are for")
         if self.every_clip and self.clips is None:
-            raise ValueError("--every-clip needs a clip store; give --clips")
+            raise ValueError("--every-clip needs --clips")
 
 
 @dataclass(frozen=True)
@@ -154,12 +154,14 @@ def check_gpu() -> Iterator[Finding]:
         yield Finding("GPU", "ok", f"{'; '.join(described)}; CUDA {built_for}; {bf16}")
     elif driver and built_for is None:
         advice = "install PyTorch with CUDA (pip's default on Linux)"
-        yield Finding("GPU", "problem", "there is a driver, but PyTorch is built without CUDA", advice)
+        yield Finding("GPU", "problem", "there is an NVIDIA driver, but this PyTorch is built without CUDA", advice)
     elif driver:
-        advice = f"see whether nvidia-smi works, and whether the driver is new enough for CUDA {built_for}"
-        yield Finding("GPU", "problem", f"there is a driver, but PyTorch (CUDA {built_for}) finds no GPU", advice)
+        advice = f"check that nvidia-smi works and that the driver is new enough for CUDA {built_for}"
+        yield Finding(
+            "GPU", "problem", f"there is an NVIDIA driver, but PyTorch (CUDA {built_for}) finds no GPU", advice
+        )
     else:
-        advice = "small students and tests are fine on a CPU; pretraining on AudioSet wants a GPU"
+        advice = "a CPU is enough for small students and tests; pretraining on AudioSet needs a GPU"
         yield Finding("GPU", "warning", "none: training runs on the CPU", advice)
 
 
@@ -179,10 +181,10 @@ def check_machine(config: DoctorConfig) -> Iterator[Finding]:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    advice = "free some, or write runs to another disk with --out" if free < LITTLE_DISK else ""
+    advice = "free some space, or write runs to another disk with --out" if free < LITTLE_DISK else ""
     yield Finding("free space", "warning" if advice else "ok", f"{readable_bytes(free)} in {folder}", advice)
     if not os.access(folder, os.W_OK):
-        yield Finding("folder", "problem", f"{folder} cannot be written", "choose another with --out")
+        yield Finding("folder", "problem", f"{folder} cannot be written", "choose another folder with --out")
 
 
 def cores() -> int:
@@ -201,7 +203,7 @@ def check_clips(config: DoctorConfig, clips: ClipStore) -> Iterator[Finding]:
     yield Finding("clip store", "ok", found + (f"; {unlabelled} classes have no clip" if unlabelled else ""))
     try:
         has_manifest = clips.manifest() is not None
-        advice = "" if has_manifest else "without it there are no splits and folds; kd pack writes one"
+        advice = "" if has_manifest else "without a manifest there are no splits and folds; kd pack writes one"
         found = "one row for each clip" if has_manifest else "none beside the clip store"
         yield Finding("manifest", "ok" if has_manifest else "warning", found, advice)
     except ValueError as error:
@@ -220,12 +222,14 @@ def check_clips(config: DoctorConfig, clips: ClipStore) -> Iterator[Finding]:
             bad[clips.clip_id(int(row))] = error.reason
     numbers = {"clips_looked_at": looked_at, "bad_clips": len(bad)}
     if bad:
-        advice = "pack the clips again without them, or do without them by --on-bad-clip skip"
+        advice = "leave them out with --on-bad-clip skip, or pack the clips again without them"
         advice += "" if config.every_clip else "; --every-clip finds all of them"
         yield Finding("audio", "problem", summary(bad, looked_at, "cannot be used"), advice, numbers)
     else:
         chosen = "all" if looked_at == len(clips) else f"{looked_at} drawn at random"
-        yield Finding("audio", "ok", f"{chosen} can be decoded, and are as they were packed", numbers=numbers)
+        yield Finding(
+            "audio", "ok", f"{chosen} can be decoded and are unchanged since they were packed", numbers=numbers
+        )
 
 
 def check_logits(config: DoctorConfig, clips: ClipStore) -> Iterator[Finding]:
@@ -234,10 +238,10 @@ def check_logits(config: DoctorConfig, clips: ClipStore) -> Iterator[Finding]:
     missing = int(teachers.check_against(clips).sum())
     found = f"{len(teachers.stores)} teachers for {len(clips)} clips"
     if missing:
-        advice = "run kd teach over this clip store, or choose with --missing-logits what becomes of them"
+        advice = "run kd teach over this clip store, or choose what to do with them with --missing-logits"
         yield Finding("logits", "warning", f"{found}; {missing} clips have none", advice)
     else:
-        yield Finding("logits", "ok", f"{found}, all of the same audio (kd verify also checks the values)")
+        yield Finding("logits", "ok", f"{found}, all made from the same audio (kd verify also checks the values)")
 
 
 def measure_disk(path: Path, seconds: float) -> Iterator[Finding]:
@@ -255,7 +259,7 @@ def measure_disk(path: Path, seconds: float) -> Iterator[Finding]:
         rate = total / max(time.perf_counter() - start, 1e-9)
     slow = rate < SLOW_DISK and total > 8 * piece
     advice = "copy the clip store to a faster (local) disk before training" if slow else ""
-    found = f"{readable_bytes(rate)}/s at random places of {path} (read {readable_bytes(total)})"
+    found = f"{readable_bytes(rate)}/s for random reads from {path} ({readable_bytes(total)} read)"
     yield Finding("disk", "warning" if slow else "ok", found, advice, {"disk_bytes_per_second": rate})
 
 
@@ -308,7 +312,7 @@ def measure_speed(config: DoctorConfig, clips: ClipStore) -> Iterator[Finding]:
         yield Finding("speed", "problem", "no clip can be decoded, so nothing was measured", "pack the clips again")
         return
     loaded = loading_rate(dataset, [example["row"] for example in usable], config.seconds)
-    yield Finding("decoding", "ok", f"{loaded:.0f} clips/s for each worker", numbers={"clips_per_second": loaded})
+    yield Finding("decoding", "ok", f"{loaded:.0f} clips/s per worker", numbers={"clips_per_second": loaded})
 
     batch = {
         key: value.to(device)
@@ -390,12 +394,12 @@ def bottleneck(loaded: float, trained: float, available_cores: int, audio_kind: 
     numbers = {"workers_needed": needed}
     spare = max(1, available_cores - 1)
     if needed <= spare:
-        found = f"computing: {needed} worker{'s' if needed > 1 else ''} can load what it uses"
+        found = f"computing: {needed} worker{'s' if needed > 1 else ''} can load the data fast enough"
         return Finding("bottleneck", "ok", found, f"train with --workers {needed}", numbers)
-    advice = f"train with --workers {spare}; more cores for each GPU would help"
+    advice = f"train with --workers {spare}; more cores per GPU would help"
     if audio_kind == "encoded":
-        advice += ", and so would packing with --audio pcm16, which takes more disk and hardly any decoding"
-    found = f"loading data: {needed} workers would be needed, and there are {spare} cores for them"
+        advice += ", and so would packing with --audio pcm16, which takes more disk space but needs hardly any decoding"
+    found = f"loading data: training needs {needed} workers, but only {spare} cores are free for them"
     return Finding("bottleneck", "warning", found, advice, numbers)
 
 
@@ -415,16 +419,16 @@ def examine(config: DoctorConfig) -> list[Finding]:
             findings += check_clips(config, clips)
             findings += measure_disk(config.clips, config.seconds)
         except (ValueError, OSError) as error:
-            findings.append(Finding("clip store", "problem", str(error), "make it again with kd pack"))
+            findings.append(Finding("clip store", "problem", str(error), "create it again with kd pack"))
     if config.logits and clips is not None:
         try:
             findings += check_logits(config, clips)
         except (ValueError, OSError) as error:
-            findings.append(Finding("logits", "problem", str(error), "make them again with kd teach"))
+            findings.append(Finding("logits", "problem", str(error), "create them again with kd teach"))
     with tempfile.TemporaryDirectory() as folder:
         if clips is None or len(clips) == 0:
             clips = made_up_clips(Path(folder), config.clip_seconds)
-            made_up = "speed is measured with MP3 clips of noise"
+            made_up = "no --clips: speed is measured with synthetic MP3 clips"
             findings.append(Finding("clips", "ok", made_up, "give --clips to measure with your own"))
         findings += measure_speed(config, clips)
     return findings

@@ -1,13 +1,15 @@
-"""Evaluates a run folder, a checkpoint or any teacher on a clip store: mAP, ROC AUC, d′ and the table of classes."""
+"""Evaluates a run folder, a checkpoint or any teacher on a clip store: mAP, ROC AUC, d′ and a table of classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from audio_datasets.audio.bad_clips import OnBadClip, summary
+from audio_datasets.command_line.help_pages import HelpGroups
 from audio_datasets.stores.class_lists import read_class_names, read_label_map
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.manifest import select_rows
@@ -28,8 +30,13 @@ from teacher_logits.teachers.loaders import knows_its_classes, load_teacher
 class EvaluateConfig:
     """Evaluate a tagger on a clip store."""
 
+    help_groups: ClassVar[HelpGroups] = {
+        "Tagger and clips": ("tagger", "clips", "split", "folds"),
+        "Classes": ("class_names", "tagger_class_names", "class_map", "label_map"),
+    }
+
     tagger: str
-    """A run folder, NAME@WEIGHTS (as mn04@mn04_as_mAP_432.pt), FILE.onnx, ast:FOLDER_OR_NAME or module:function."""
+    """A run folder, NAME@WEIGHTS (such as mn04@mn04_as_mAP_432.pt), FILE.onnx, ast:FOLDER_OR_NAME or module:function."""
     clips: Path
     """Clip store to evaluate on."""
     split: str | None = None
@@ -37,14 +44,15 @@ class EvaluateConfig:
     folds: tuple[int, ...] = ()
     """Only the clips of these folds."""
     class_names: Path | None = None
-    """Class list for weights or stores that carry none (AudioSet's class_labels_indices.csv, or one name a line)."""
+    """Class list for weights or clip stores without one (AudioSet's class_labels_indices.csv, or one name per line)."""
     tagger_class_names: Path | None = None
-    """Class list of a tagger that carries none, where it is not that of the clips (see class_map)."""
+    """Class list of a tagger that has none of its own, if it differs from the clips' (see --class-map)."""
     class_map: Path | None = None
-    """CSV file (columns teacher_class, class) for a tagger whose classes are not those of the clips: each class of the clips
-    is the maximum over the tagger's classes that are mapped to it."""
+    """CSV file (columns teacher_class, class) that maps the tagger's classes to those of the clips. A class of the clips gets the
+    maximum over the tagger's classes that are mapped to it."""
     label_map: str | None = None
-    """Also give the accuracy of choosing the manifest's category whose class names score highest: a map's file or name."""
+    """Also report category accuracy: choose the manifest's category whose class names score highest. A map's file or name
+    (esc50_to_audioset)."""
     clip_seconds: float | None = None
     """Seconds of each clip that are heard (the tagger's own if left out)."""
     batch_size: int = 32
@@ -52,7 +60,7 @@ class EvaluateConfig:
     workers: int = 2
     """Data-loading processes for each process."""
     on_bad_clip: OnBadClip = "refuse"
-    """A clip that cannot be decoded: refuse stops with its name; skip evaluates without it and lists it."""
+    """A clip that cannot be decoded: refuse stops and names it; skip leaves it out and lists it."""
     out: Path | None = None
     """Write the results as JSON to this file."""
 
@@ -64,7 +72,7 @@ class EvaluateConfig:
 
 
 def evaluate(config: EvaluateConfig) -> dict:
-    """Runs the evaluation, prints it on the main process, and returns the results.
+    """Runs the evaluation, prints the results on the main process, and returns them.
 
     Raises:
         ValueError: files that are missing or of another kind, class lists that differ, clips without labels.
@@ -113,16 +121,16 @@ def evaluate(config: EvaluateConfig) -> dict:
 
 
 def open_inputs(config: EvaluateConfig) -> tuple[ClipStore, Teacher]:
-    """The clip store, and the tagger with the classes of the clips. ValueError for a setting that would not be used."""
+    """The clip store, and the tagger with the classes of the clips. ValueError for an option that has no effect."""
     class_names = read_class_names(config.class_names) if config.class_names else None
     clips = ClipStore.open(config.clips, class_names=class_names)
     names = read_class_names(config.tagger_class_names) if config.tagger_class_names else clips.class_names
     class_map = read_class_map(config.class_map) if config.class_map else None
     tagger = with_classes_of_clips(load_teacher(config.tagger, names), config.tagger, clips, class_map)
     if config.class_map is not None and not isinstance(tagger, MappedTeacher):
-        raise ValueError("--class-map would not be used: the tagger has the classes of the clips; leave it out")
+        raise ValueError("--class-map has no effect: the tagger has the classes of the clips; leave it out")
     if config.tagger_class_names is not None and knows_its_classes(config.tagger):
-        raise ValueError("--tagger-class-names would not be used: the tagger knows its own classes; leave it out")
+        raise ValueError("--tagger-class-names has no effect: the tagger knows its own classes; leave it out")
     return clips, tagger
 
 
@@ -173,7 +181,9 @@ def manifest_categories(clips: ClipStore, rows) -> list[str]:
     labels = manifest.column("source_labels").to_pylist()
     for row in rows:
         if labels[row] is None or len(labels[row]) != 1:
-            raise ValueError(f"clip {clips.clip_id(int(row))!r} has the labels {labels[row]}; one category is needed")
+            raise ValueError(
+                f"--label-map needs clips with exactly one category; clip {clips.clip_id(int(row))!r} has {labels[row]}"
+            )
     return [labels[row][0] for row in rows]
 
 

@@ -47,11 +47,11 @@ SHOWN_QUANTILES = (0.01, 0.99)
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """Look inside a trained DyMN: disturb its dynamic parts one at a time and see what mAP is left (a table and a chart), and
-    draw what its dynamic ReLUs make of their inputs."""
+    """Measure what the dynamic parts of a trained DyMN contribute: disturb one part at a time and report the mAP that remains, as a
+    table and a chart. Also plot the outputs of its dynamic ReLUs over their inputs."""
 
     tagger: str
-    """A run folder or NAME@WEIGHTS (as dymn10@dymn10_as.pt) of a DyMN."""
+    """Run folder, or NAME@WEIGHTS (such as dymn10@dymn10_as.pt), of a DyMN."""
     clips: Path
     """Clip store to evaluate on."""
     out: Path
@@ -61,23 +61,24 @@ class InspectConfig:
     folds: tuple[int, ...] = ()
     """Only the clips of these folds."""
     class_names: Path | None = None
-    """Class list for weights or stores that carry none (AudioSet's class_labels_indices.csv, or one name a line)."""
+    """Class list for weights or clip stores without one (AudioSet's class_labels_indices.csv, or one name per line)."""
     clip_seconds: float | None = None
-    """Seconds of each clip that are heard (the tagger's own if left out)."""
+    """Seconds of each clip that the tagger hears (default: its own input length)."""
     repeats: int = 3
-    """How often each shuffle is drawn anew; the table has the mean."""
+    """Number of random draws for each shuffle; the table shows the mean."""
     blocks: tuple[int, ...] = ()
-    """Blocks whose dynamic ReLU is drawn, from 1 to 15 (first, third, third from the end and last if left out)."""
+    """Blocks whose dynamic ReLU is plotted, from 1 to 15 (default: the first, the third, the third from the end and the last)."""
     points: int = 10_000
-    """Inputs of each dynamic ReLU that are drawn, from all clips."""
+    """Number of points to plot for each dynamic ReLU."""
     seed: int = 0
-    """Of the order of the clips, the shuffles and the choice of points."""
+    """Seed of the order of the clips, the shuffles and the choice of points."""
     batch_size: int = 32
-    """Clips in a batch: among them, contexts are exchanged."""
+    """Clips in a batch. Clips exchange contexts within a batch."""
     workers: int = 2
     """Data-loading processes."""
     on_bad_clip: OnBadClip = "refuse"
-    """Stop at a clip that cannot be used, or do without it; those are found in a pass of their own before the first."""
+    """A clip that cannot be decoded: refuse stops and names it; skip leaves it out and lists it. An extra pass first finds such
+    clips."""
 
     def __post_init__(self) -> None:
         for name, least in (("repeats", 1), ("points", 1), ("seed", 0), ("batch_size", 2), ("workers", 0)):
@@ -124,7 +125,7 @@ def inspect_student(config: InspectConfig) -> dict:
     rows = select_rows(clips, split=config.split, folds=config.folds or None)
     rows, skipped = usable(clips, rows, tagger, config)
     if len(rows) < 2:
-        raise ValueError(f"clips exchange their contexts, so there must be at least two; found {len(rows)}")
+        raise ValueError(f"kd inspect needs at least two clips, which exchange contexts; found {len(rows)}")
 
     runs = [UNTOUCHED]
     for part, method in methods:
@@ -172,7 +173,7 @@ def open_inputs(config: InspectConfig) -> tuple[ClipStore, StudentTeacher, list[
     clips = ClipStore.open(config.clips, class_names=class_names)
     tagger = load_teacher(config.tagger, class_names=class_names or clips.class_names, clip_seconds=config.clip_seconds)
     if not isinstance(tagger, StudentTeacher):
-        raise ValueError(f"kd inspect looks inside a DyMN of the catalog; {config.tagger} is a {type(tagger).__name__}")
+        raise ValueError(f"kd inspect needs a DyMN from the catalog; {config.tagger} is a {type(tagger).__name__}")
     try:
         methods = methods_for(tagger.student)
         places = chosen_relus(tagger.student, config.blocks)
@@ -201,7 +202,7 @@ def write_results(
     if points:
         draw_relu_chart(points, config.out / RELU_CHART_FILE, f"Dy-ReLU, {title}")
     else:
-        print("this DyMN has no dynamic ReLU, so none is drawn")
+        print("this DyMN has no dynamic ReLUs to plot")
 
 
 def _numbers(row: Row, untouched: float) -> dict:
@@ -228,9 +229,7 @@ def chosen_relus(student: Student, blocks: Sequence[int]) -> list[ReLUPlace]:
     having = list(dict.fromkeys(place.block for place in relus))
     for block in blocks:
         if block not in having:
-            raise ValueError(
-                f"block {block} has no dynamic ReLU; choices: {', '.join(map(str, having)) or 'none, for no block has one'}"
-            )
+            raise ValueError(f"block {block} has no dynamic ReLU; choices: {', '.join(map(str, having)) or 'none'}")
     wanted = blocks or {*having[0::2][:2], *having[::-1][0::2][:2]}
     return [place for place in relus if place.block in wanted]
 

@@ -1,8 +1,8 @@
-"""Runs a batch whose loss was not finite once more.
+"""Runs a batch again whose loss was not finite.
 
     python kd/non_finite.py runs/mn10/non_finite/step-00001234-process-0
 
-gives its losses again, and names the first input, layer or loss that is not finite (``kd.training.batch_dump``).
+prints its losses and names the first input, layer or loss that is not finite (``kd.training.batch_dump``).
 """
 
 import sys
@@ -19,12 +19,12 @@ from kd.training.batch_dump import DUMP_FILE, run_dump
 
 @dataclass(frozen=True)
 class NonFiniteConfig:
-    """Run a batch again whose loss was not finite in kd pretrain or kd finetune."""
+    """Run a batch of kd pretrain or kd finetune again whose loss was not finite."""
 
     dump: tyro.conf.Positional[Path]
-    """Folder inside the run's non_finite/."""
+    """Folder of the batch, inside the run's non_finite/."""
     trust: tuple[str, ...] = ()
-    """Students and objectives of your own, each MODULE:CLASS, that the dump may load."""
+    """Your own students and objectives, each MODULE:CLASS, that the dump may load."""
 
 
 def report(config: NonFiniteConfig) -> None:
@@ -33,7 +33,7 @@ def report(config: NonFiniteConfig) -> None:
     print(f"epoch {card['epoch']}, step {card['step']}. {card['clips']}")
     for name, value in findings.losses.items():
         print(f"{name}: {value} (in the run: {card['losses'].get(name)})")
-    print(f"first that is not finite: {findings.first or 'nothing: the step came out finite this time'}")
+    print(f"first that is not finite: {findings.first or 'nothing: this time the step was finite'}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -41,22 +41,22 @@ WARM_UP_PASSES = 2
 
 @dataclass(frozen=True)
 class ProfileConfig:
-    """Show what students cost for one clip: as a table, and with --chart as a chart of MACs against parameters."""
+    """Measure what students cost for one clip, as a table and, with --chart, as a chart of MACs against parameters."""
 
     student: tuple[str, ...] = ()
-    """Names in the catalog, or folders of trained students; all of the catalog if left out."""
+    """Names from the catalog, or folders of trained students (default: the whole catalog)."""
     student_options: tuple[str, ...] = ()
-    """Options of all students named in the catalog, each NAME=VALUE."""
+    """Options of the students from the catalog, each NAME=VALUE."""
     num_classes: int = 527
-    """Classes of the students named in the catalog."""
+    """Number of classes of the students from the catalog."""
     clip_seconds: float = 10.0
     """Length of the clip."""
     repeats: int = 10
-    """Measured passes of a batch of one, of which the median counts; 0 measures no time."""
+    """Number of timed passes with a batch of one; the median is reported. 0: no timing."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where time is measured."""
+    """Device to time on."""
     threads: int | None = None
-    """Threads that the CPU computes with (PyTorch's choice if left out)."""
+    """Number of CPU threads (default: PyTorch's choice)."""
     chart: Path | None = None
     """Draw MACs against parameters into this file (.png, .svg or .pdf)."""
     out: Path | None = None
@@ -71,7 +71,7 @@ class ProfileConfig:
                 f"repeats must be at least 0 and threads at least 1; found {self.repeats} and {self.threads}"
             )
         if self.chart is not None and self.chart.suffix not in CHART_FORMATS:
-            raise ValueError(f"a chart is a file with one of {', '.join(CHART_FORMATS)}; found {self.chart}")
+            raise ValueError(f"--chart must end in {' or '.join(CHART_FORMATS)}; found {self.chart}")
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def student_builder(name: str, config: ProfileConfig) -> Callable[[], tuple[Stud
     """What gives the student of a name or folder and its front end; ValueError if nothing can."""
     if (Path(name) / CARD_FILE).is_file():
         if config.student_options:
-            raise ValueError(f"--student-options are for students of the catalog; {name} is a trained one")
+            raise ValueError(f"--student-options apply to students from the catalog; {name} is a trained student")
 
         def load() -> tuple[Student, LogMelConfig]:
             student = load_student(name)

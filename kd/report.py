@@ -40,7 +40,8 @@ class ReportConfig:
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder of kd finetune or kd pretrain."""
     audio: Path | None = None
-    """Clip store, or folder of audio files named by clip id, to play mistakes from (the run's own files if left out)."""
+    """Where to find the audio of mistakes: a clip store, or a folder of files named by clip id (default: the files that the run
+    used)."""
 
 
 def write_report(run: Path, audio: Audio | None = None) -> Path:

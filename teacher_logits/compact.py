@@ -13,14 +13,14 @@ from teacher_logits.store import ROWS_PER_BLOCK, LogitStore, write_logit_store
 
 @dataclass(frozen=True)
 class CompactConfig:
-    """Keep only the largest logits of each clip, and one floor for each class in place of the rest."""
+    """Keep only the largest logits of each clip, and one floor value per class in place of the rest."""
 
     logits: Path
     """Logit store with all logits."""
     out: Path
     """Logit store to write."""
     keep: int
-    """How many logits to keep of each clip (of each view, where there are several)."""
+    """Number of logits to keep for each clip (or for each view of a clip)."""
     replace: bool = False
     """Replace --out if it exists."""
 
@@ -47,19 +47,19 @@ def compact(config: CompactConfig) -> None:
     dense = LogitStore.open(config.logits)
     if dense.keep is not None:
         raise ValueError(
-            f"{dense.path} already keeps only {dense.keep} logits of each clip; start from the dense store"
+            f"{dense.path} already keeps only {dense.keep} logits of each clip; use the store with all logits"
         )
     if config.out.exists() and (not config.replace or config.out.samefile(config.logits)):
         raise ValueError(
-            f"{config.out} exists; choose another --out, or --replace to replace a store other than --logits"
+            f"{config.out} exists; choose another --out, or replace it with --replace (it must not be --logits itself)"
         )
     write_compact(dense, config.out, config.keep)
     before, after = config.logits.stat().st_size, config.out.stat().st_size
     error = storage_error(dense, LogitStore.open(config.out))
     print(f"{config.out} written: {after / 1e6:,.2f} MB instead of {before / 1e6:,.2f} MB ({before / after:.1f}×)")
     print(
-        f"probabilities are off by {error.probability:.2e} on average; a student that reproduces them has a cross entropy of "
-        f"{error.entropy + error.cross_entropy:.6f} instead of {error.entropy:.6f}"
+        f"mean error of the stored probabilities: {error.probability:.2e}; cross entropy of a student that reproduces them: "
+        f"{error.entropy + error.cross_entropy:.6f} ({error.entropy:.6f} with all logits)"
     )
 
 

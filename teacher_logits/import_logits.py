@@ -40,31 +40,31 @@ SMALLEST_PROBABILITY = 1e-7
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """Put published predictions (an array, and a list of file names) into a logit store."""
+    """Import published predictions (an array and a list of file names) into a logit store."""
 
     logits: Path
-    """The array: .npy with one row per clip and one column per class. Read in blocks, never as a whole."""
+    """The predictions: a .npy array with one row per clip and one column per class. It is read in blocks."""
     index: Path
-    """Which row is which file: file name -> row number, as a pickled dict (read without executing anything), JSON or CSV."""
+    """Which row belongs to which file: file name -> row number, as a pickled dict (read without executing anything), JSON or CSV."""
     out: Path
-    """The logit store to write."""
+    """Logit store to write."""
     class_names: Path | None = None
-    """What the columns mean: AudioSet's class_labels_indices.csv, JSON, or one name a line; else as in --clips."""
+    """Class names of the columns: AudioSet's class_labels_indices.csv, JSON, or one name per line (default: those of --clips)."""
     clips: tuple[Path, ...] = ()
-    """Clip stores that the logits are for. Their ids are taken over, and clips that they do not have are left out."""
+    """Clip stores that the logits are for. The logits get these stores' clip ids; rows of other clips are left out."""
     ids: Literal["stem", "name"] = "stem"
     """Names are compared without folder and suffix, and AudioSet's also without the Y in front, so that 00/Yxxxxxxxxxxx.mp3, Yxxxxxxxxxxx and
     xxxxxxxxxxx are one clip; or as they are."""
     probabilities: bool = False
-    """The array holds probabilities; their logits are stored."""
+    """The array holds probabilities, which are converted to logits."""
     teacher_name: str | None = None
-    """Name of the teacher; the array's file name if left out."""
+    """Name of the teacher (default: the array's file name)."""
     overwrite: bool = False
     """Replace a logit store that is already there."""
 
     def __post_init__(self) -> None:
         if self.class_names is None and not self.clips:
-            raise ValueError("say what the columns mean: give --class-names or --clips")
+            raise ValueError("the class names of the columns are missing; give --class-names or --clips")
 
 
 def import_logits(config: ImportConfig) -> LogitStore:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 
 from audio_datasets.audio.bad_clips import ClipList, OnBadClip, summary
 from audio_datasets.audio.views import ViewConfig
+from audio_datasets.command_line.help_pages import HelpGroups
 from audio_datasets.stores.class_lists import read_class_names
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.manifest import read_manifest
@@ -44,56 +45,66 @@ from teacher_logits.teachers.loaders import knows_its_classes, load_teacher
 
 @dataclass(frozen=True)
 class TeachConfig:
-    """Run one or more teachers over a clip store and keep their logits.
+    """Run one or more teachers over a clip store and store their logits.
 
-    A run that was killed goes on when the same command is given again.
+    The same command continues a run that was killed.
     """
 
+    help_groups: ClassVar[HelpGroups] = {
+        "Teachers and clips": ("clips", "teacher", "out", "name", "cross_fitted"),
+        "Classes": ("class_names", "teacher_class_names", "class_map"),
+        "Computing": ("clip_seconds", "batch_size", "mixed_precision", "workers", "shard_clips"),
+        "Logit stores": ("keep", "on_bad_clip", "restart"),
+    }
+    main_options: ClassVar[tuple[str, ...]] = (
+        *("clips", "teacher", "out", "name", "class_names", "class_map", "batch_size", "mixed_precision", "workers"),
+        *("keep", "on_bad_clip", "restart", "views"),
+    )
+
     clips: Path
-    """Clip store with the clips to hear, or a folder of sounds without labels (every audio file in it, at any depth)."""
+    """Clip store, or a folder of unlabelled sounds (every audio file in it, at any depth)."""
     teacher: tuple[str, ...]
-    """One or more of: a run folder, NAME@WEIGHTS (as mn04@mn04_as_mAP_432.pt or passt@passt-s.pt), FILE.onnx,
+    """One or more of: a run folder, NAME@WEIGHTS (such as mn04@mn04_as_mAP_432.pt or passt@passt-s.pt), FILE.onnx,
     ast:FOLDER_OR_NAME, module:function."""
     out: Path
     """Folder for the logit stores, one file NAME.h5 for each teacher."""
     name: tuple[str, ...] = ()
-    """Names of the teachers, as many as there are teachers; their own if left out."""
+    """One name for each teacher (default: its own)."""
     class_names: Path | None = None
-    """Class list for weights or clips that carry none (AudioSet's class_labels_indices.csv, or one name a line)."""
+    """Class list for weights or clips without one (AudioSet's class_labels_indices.csv, or one name per line)."""
     teacher_class_names: Path | None = None
-    """Class list of teachers that carry none, where it is not that of the clips (see class_map)."""
+    """Class list of teachers that have none of their own, if it differs from the clips' (see --class-map)."""
     cross_fitted: bool = False
-    """Of a run with several students, as of folds, let each clip be taught only by those that were not trained on its labels.
-    Clips that all were trained on get no logits."""
+    """For a run with several students, such as one per fold: only the students that were not trained on a clip's labels teach it.
+    Clips that all of them were trained on get no logits."""
     class_map: Path | None = None
-    """CSV file (columns teacher_class, class) for teachers whose classes are not those of the clips: each class of the clips
-    is the maximum over the teacher's classes that are mapped to it."""
+    """CSV file (columns teacher_class, class) that maps the teachers' classes to those of the clips. A class of the clips gets the
+    maximum over the teacher's classes that are mapped to it."""
     clip_seconds: float | None = None
-    """Length of clip that the teachers hear, in seconds; their own (mostly 10) if left out."""
+    """Seconds of each clip that the teachers hear (default: the teacher's own input length, usually 10)."""
     batch_size: int = 32
     """Clips in a batch of one process."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Precision in which the teachers compute; logits are stored as float16 in any case."""
+    """Precision of the teachers' computation. Logits are always stored as float16."""
     workers: int = 2
     """Data-loading processes for each process."""
     shard_clips: int = 4096
-    """Clips in a shard, which is what a process loses at most when it is killed."""
+    """Clips in a shard: the most work that a killed process loses."""
     keep: int | None = None
-    """Store only so many logits of each clip, the largest, with one floor for each class in place of the rest (all if left
-    out)."""
+    """Store only the N largest logits of each clip, and one floor value per class in place of the rest (default: store all)."""
     views: Annotated[ViewConfig, tyro.conf.arg(name="")] = field(default_factory=ViewConfig)
     on_bad_clip: OnBadClip = "refuse"
-    """A clip that cannot be decoded: refuse stops with its name; skip leaves it out of the logit stores and lists it."""
+    """A clip that cannot be decoded: refuse stops and names it; skip leaves it out of the logit stores and lists it."""
     restart: bool = False
-    """Give up unfinished work, and replace a finished store, that was made with other settings or of other clips."""
+    """Delete unfinished work, or a finished store, that was made with other settings or from other clips, and start over."""
 
     def __post_init__(self) -> None:
         if not self.teacher:
             raise ValueError("give at least one --teacher")
         if self.name and len(self.name) != len(self.teacher):
-            raise ValueError(f"as many names as teachers are needed; found {len(self.name)} for {len(self.teacher)}")
+            raise ValueError(f"--name needs one name for each teacher; found {len(self.name)} for {len(self.teacher)}")
         if len(set(self.name)) < len(self.name):
-            raise ValueError(f"names of teachers must differ; found {list(self.name)}")
+            raise ValueError(f"the names of the teachers must differ; found {list(self.name)}")
         if min(self.batch_size, self.shard_clips) < 1 or self.workers < 0:
             raise ValueError(
                 "batch_size and shard_clips must be at least 1 and workers at least 0; "
@@ -120,9 +131,9 @@ def teach(config: TeachConfig) -> list[Path]:
     # Load all of them before the first one runs, so that a mistake in the last one shows now and not after hours.
     teachers = [_load(accelerator, config, spec, clips) for spec in config.teacher]
     if config.class_map is not None and not any(isinstance(teacher, MappedTeacher) for teacher in teachers):
-        raise ValueError("--class-map would not be used: all teachers have the classes of the clips; leave it out")
+        raise ValueError("--class-map has no effect: all teachers have the classes of the clips; leave it out")
     if config.teacher_class_names is not None and all(map(knows_its_classes, config.teacher)):
-        raise ValueError("--teacher-class-names would not be used: all teachers know their own classes; leave it out")
+        raise ValueError("--teacher-class-names has no effect: all teachers know their own classes; leave it out")
     for teacher, name in zip(teachers, config.name, strict=False):
         teacher.name = name
     names = unique_names([teacher.name for teacher in teachers])

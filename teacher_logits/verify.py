@@ -19,44 +19,44 @@ from teacher_logits.teachers.class_mapping import load_teacher_as_stored
 
 @dataclass(frozen=True)
 class VerifyConfig:
-    """Check logit stores against a clip store: coverage, duplicates, class lists, fingerprints, finite values; and mAP."""
+    """Check logit stores against a clip store: coverage, duplicates, class lists, fingerprints and finite values. Compute mAP."""
 
     logits: tuple[str, ...]
     """Logit stores, each PATH or PATH:WEIGHT."""
     clips: tuple[Path, ...]
-    """Clip store that the logits are meant for; several count as one."""
+    """Clip stores that the logits are for; several are treated as one."""
     ensemble: MeanOf = "logits"
-    """What the ensemble is the weighted mean of."""
+    """Several teachers: average their logits or their probabilities."""
     classes: bool = False
-    """Also print the average precision of every class: of each store, of the ensemble, and without each store."""
+    """Also print the average precision of each class: for each store, for the ensemble, and for the ensemble without each store."""
     table: Path | None = None
-    """Write the same as CSV to this file."""
+    """Write the table of --classes to this CSV file."""
     average_precision: bool = True
-    """Compute average precisions at all, which takes longer than the checks."""
+    """Compute average precisions, which takes longer than the checks."""
     teacher: tuple[str, ...] = ()
-    """Also check that the logits are of these teachers, one for each logit store, named as for kd teach."""
+    """Also check that the logits come from these teachers: one for each logit store, in the form that kd teach takes."""
     class_names: Path | None = None
-    """Class list for clip stores that carry none (AudioSet's class_labels_indices.csv, or one name a line)."""
+    """Class list for clip stores without one (AudioSet's class_labels_indices.csv, or one name per line)."""
     allow_missing: bool = False
     """Allow clips without logits."""
     other_clip_store: bool = False
-    """Allow logits made from another clip store (a larger one, say), as long as every clip's audio is known to agree."""
+    """Allow logits made from another clip store (such as a larger one) if the audio of every clip is known to be the same."""
 
     def __post_init__(self) -> None:
         if not self.logits:
             raise ValueError("give at least one logit store with --logits")
         if self.teacher and len(self.teacher) != len(self.logits):
             raise ValueError(
-                f"one teacher for each logit store is needed; found {len(self.teacher)} for {len(self.logits)}"
+                f"--teacher needs one teacher for each logit store; found {len(self.teacher)} for {len(self.logits)}"
             )
         if not self.average_precision and (self.classes or self.table):
-            raise ValueError("--classes and --table show average precisions, which --no-average-precision leaves out")
+            raise ValueError("--classes and --table need average precisions; leave out --no-average-precision")
 
 
 def verify(config: VerifyConfig) -> None:
-    """Prints what was checked and the mAP of each store and of their ensemble.
+    """Checks the stores and prints the mAP of each and of their ensemble.
 
-    Raises ValueError that lists all mismatches, one a line.
+    Raises ValueError that lists all mismatches, one per line.
     """
     class_names = read_class_names(config.class_names) if config.class_names else None
     clips = open_clips(config.clips, class_names)

@@ -10,13 +10,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import tyro
 
 from audio_datasets.audio import codec as audio_codec
 from audio_datasets.audio.bad_clips import ClipList, OnBadClip, summary
+from audio_datasets.command_line.help_pages import HelpGroups
 from audio_datasets.pack_plan import (
     LabelledClip,
     open_work_folder,
@@ -48,49 +49,57 @@ SOURCE_DIGEST = "source_digest"
 
 @dataclass(frozen=True)
 class PackConfig:
-    """Packs audio files into a clip store (HDF5) with a manifest (Parquet) beside it.
+    """Pack audio files into a clip store (HDF5) with a manifest (Parquet) beside it.
 
     SOURCE is a data set in its official layout (AudioSet, ESC-50, FSD50K, OpenMIC-2018, DCASE20), a folder with one sub-folder
-    per class, PANNs' waveforms.h5, or a CSV or Parquet manifest with the columns clip_id, path, labels (separated by ";") and perhaps split, fold,
-    group, device. A run that was killed goes on when the same command is given again.
+    per class, PANNs' waveforms.h5, or a CSV or Parquet manifest with the columns clip_id, path, labels (separated by ";") and,
+    optionally, split, fold, group, device. The same command continues a run that was killed.
     """
 
+    help_groups: ClassVar[HelpGroups] = {
+        "Source and result": ("source", "out", "layout", "task", "audio", "sample_rate_hz"),
+        "Labels": ("class_names", "label_map"),
+        "AudioSet": ("audio_root", "segments"),
+        "Bad files": ("on_bad_clip", "allow_outside"),
+        "Running": ("workers", "shard_clips", "restart", "overwrite"),
+    }
+
     source: tyro.conf.Positional[Path]
-    """Folder or manifest file."""
+    """SOURCE: a folder or a manifest file."""
     out: Path
-    """The clip store to write, for example clips.h5."""
+    """Clip store to write, for example clips.h5."""
     audio: Literal["keep", "mp3", "flac", "pcm16"] = "keep"
-    """keep: each file's bytes as they are. mp3, flac, pcm16: mono at --sample-rate-hz, encoded or as int16 samples."""
+    """keep: store each file's bytes unchanged. mp3, flac, pcm16: convert to mono at --sample-rate-hz, encoded or as 16-bit samples."""
     sample_rate_hz: int | None = None
-    """Rate for mp3, flac and pcm16; 32000 unless given. Files that are kept keep their own."""
+    """Sample rate for mp3, flac and pcm16 (default: 32000). With --audio keep, files keep their own rate."""
     class_names: Path | None = None
-    """The class list: AudioSet's CSV, JSON, or text with one name per line. Without it: the labels that occur."""
+    """Class list: AudioSet's CSV, JSON, or text with one name per line (default: the labels that occur)."""
     label_map: str | None = None
-    """From the source's labels to class names: a CSV of two columns, or a built-in map (esc50_to_audioset)."""
+    """Map from the source's labels to class names: a CSV file with two columns, or the built-in esc50_to_audioset."""
     layout: str = "auto"
-    """Source layout (default: detected automatically): folders, or the name of a task, as esc50 or audioset."""
+    """Layout of SOURCE: auto detects it; folders, or the name of a task, such as esc50 or audioset."""
     task: str | None = None
-    """Pack the clips, classes and splits that `kd finetune` with this --task uses: its name, or module:NAME for one of your own."""
+    """Pack the clips, classes and splits that `kd finetune` uses for this task: its name, or module:NAME for your own."""
     audio_root: Path | None = None
-    """AudioSet: folder with the audio files, at any depth, named by YouTube id; SOURCE unless given."""
+    """Folder with the audio files, at any depth, named by YouTube id (default: SOURCE)."""
     segments: tuple[str, ...] = ()
-    """AudioSet: lists to take, as balanced_train (of balanced_train_segments.csv); all in SOURCE unless given."""
+    """Segment lists to pack, such as balanced_train (for balanced_train_segments.csv; default: all lists in SOURCE)."""
     on_bad_clip: OnBadClip = "skip"
-    """skip: leave out files that are broken, empty or missing, and list them; refuse: stop, naming them."""
+    """Files that are broken, empty or missing: skip leaves them out and lists them; refuse stops and names them."""
     allow_outside: bool = False
-    """Manifests: also take paths that are absolute or lead out of the manifest's folder."""
+    """Allow a manifest to name files outside its own folder, by an absolute path or through ".."."""
     workers: int = 0
-    """Processes; 0: one per core."""
+    """Number of processes; 0: one per core."""
     shard_clips: int = 128
-    """Clips per shard, the unit of work that a killed run can lose. The result does not depend on it."""
+    """Clips in a shard: the most work that a killed run loses. The result does not depend on it."""
     restart: bool = False
-    """Discard the unfinished work of an earlier run with another source or other options."""
+    """Delete unfinished work of an earlier run that had another source or other options."""
     overwrite: bool = False
-    """Replace a clip store that is already there."""
+    """Replace an existing clip store."""
 
     def __post_init__(self) -> None:
         if self.out.suffix.lower() not in STORE_SUFFIXES:
-            raise ValueError(f"--out must end in one of {STORE_SUFFIXES}; found {self.out}")
+            raise ValueError(f"--out must end in {' or '.join(STORE_SUFFIXES)}; found {self.out}")
         if self.audio == "keep" and self.sample_rate_hz is not None:
             raise ValueError("--sample-rate-hz has no effect with --audio keep; choose mp3, flac or pcm16")
         if self.sample_rate_hz is not None and self.sample_rate_hz <= 0:
@@ -150,8 +159,8 @@ def _pack(config: PackConfig, show_progress: bool) -> PackResult:
     listing, label_space = _read(config)
     if config.on_bad_clip == "refuse" and listing.missing:
         raise ValueError(
-            f"there is no audio for {len(listing.missing)} of the clips that {config.source} lists: "
-            f"{listed(listing.missing)}; do without them by --on-bad-clip skip"
+            f"{len(listing.missing)} clips that {config.source} lists have no audio: "
+            f"{listed(listing.missing)}; leave them out with --on-bad-clip skip"
         )
     if config.on_bad_clip == "refuse":
         refuse_unusable(listing, config.source)
@@ -176,7 +185,7 @@ def _pack(config: PackConfig, show_progress: bool) -> PackResult:
         result = _already_packed(config.out, source_digest, len(listing.missing))
         if result is None:
             raise ValueError(
-                f"{config.out} exists, with other content than this command makes; replace it with --overwrite"
+                f"{config.out} exists and has other content than this command would write; replace it with --overwrite"
             )
         _refuse_skipped(config, result.clips, result.skipped)
         shutil.rmtree(work, ignore_errors=True)

@@ -40,7 +40,7 @@ def test_good_data(tiny_store: Path, tiny_logits: Path, tmp_path: Path, capsys: 
 def test_without_data_it_makes_some_up_and_tells_people_what_to_do(capsys: pytest.CaptureFixture) -> None:
     assert main(QUICK) == 0
     told = capsys.readouterr().out
-    assert "MP3 clips of noise" in told
+    assert "synthetic MP3 clips" in told
     assert "→ give --clips" in told
     assert "0 problems" in told
 
@@ -109,4 +109,4 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["--every-clip"])
     assert stopped.value.code == 2
-    assert "give --clips" in capsys.readouterr().err
+    assert "needs --clips" in capsys.readouterr().err

@@ -124,4 +124,6 @@ def test_wrong_input(
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(weights.read_bytes()[:-100])
     assert "damaged.safetensors" in fails("--tagger", f"mn01@{damaged}", "--clips", tiny_store)
-    assert "one category is needed" in fails("--tagger", run, "--clips", tiny_store, "--label-map", "esc50_to_audioset")
+    assert "needs clips with exactly one category" in fails(
+        "--tagger", run, "--clips", tiny_store, "--label-map", "esc50_to_audioset"
+    )

@@ -32,7 +32,7 @@ def test_a_store_is_made_compact_and_the_loss_is_told(dense, tmp_path, capsys):
     divergence = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
     assert error.cross_entropy == pytest.approx(divergence.mean(), rel=1e-6)
     assert error.entropy == pytest.approx((-p * np.log(p) - (1 - p) * np.log(1 - p)).mean(), rel=1e-6)
-    assert f"off by {error.probability:.2e}" in printed
+    assert f"mean error of the stored probabilities: {error.probability:.2e};" in printed
 
     assert main(command) == 2
     assert "--replace" in capsys.readouterr().err
@@ -70,5 +70,5 @@ def test_a_teacher_can_keep_the_largest_only(clips: ClipStore, own_teachers, tmp
     teach(TeachConfig(clips.path, spec, tmp_path / "kept", workers=0, keep=1))  # complete: nothing to do
     with pytest.raises(ValueError, match="made with another teacher or other settings"):
         teach(TeachConfig(clips.path, spec, tmp_path / "kept", workers=0, keep=2))
-    with pytest.raises(ValueError, match="from 1 to 2 of 3 logits"):
+    with pytest.raises(ValueError, match="from 1 to 2 of 3"):
         teach(TeachConfig(clips.path, spec, tmp_path / "other", workers=0, keep=3))

@@ -181,7 +181,7 @@ def _normal_classes(listing: Listing, clips: Sequence[Clip]) -> Listing:
 def refuse_unusable(listing: Listing, path: Path) -> None:
     """ValueError, naming them, if there are files or folders that cannot be used."""
     if listing.unusable:
-        raise ValueError(f"{path}: {describe_unusable(listing)}; do without them by --on-bad-clip skip")
+        raise ValueError(f"{path}: {describe_unusable(listing)}; leave them out with --on-bad-clip skip")
 
 
 def describe_unusable(listing: Listing) -> str:
