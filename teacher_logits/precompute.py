@@ -28,7 +28,7 @@ from audio_datasets.command_line.help_pages import HelpGroups
 from audio_datasets.stores.class_lists import read_class_names
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.manifest import read_manifest
-from audio_datasets.system.command import parse, run_command
+from audio_datasets.system.command import parse, progress, run_command
 from audio_datasets.system.disk_space import require_space
 from audio_datasets.system.stop_signals import StopSignals
 from audio_datasets.tasks.task import usable_durations
@@ -351,7 +351,8 @@ def _load(accelerator: Accelerator, config: TeachConfig, spec: str, clips: Heard
 def _count_longer(clips: HeardClips, seconds: float) -> int:
     """The number of longer clips, according to the manifest or the headers of the files; 0 without a manifest."""
     if isinstance(clips, SoundFolder):
-        durations = usable_durations(clips, "skip")
+        with progress(total=len(clips), desc="lengths", unit="clip", leave=False) as bar:
+            durations = usable_durations(clips, "skip", before_clip=bar.update)
         return sum(duration > seconds + 0.05 for duration in durations)
     manifest = read_manifest(clips.path, ["duration_seconds"])
     if manifest is None:

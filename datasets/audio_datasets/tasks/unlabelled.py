@@ -1,6 +1,7 @@
 """Audio without labels, read as clips: a folder of sounds, or a clip store whose labels are not used."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ class SoundFolder(TaskClips):
         self.note = "; ".join((self.note, *listing.notes))
         super().__init__(folder, class_names, listing.clips, LabelSpace.single(class_names, exclusive=False))
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """32 hexadecimal digits over ids and sizes of the files."""
         sizes = np.array([clip.path.stat().st_size for clip in self.clips], dtype="<i8")
