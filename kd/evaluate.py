@@ -94,7 +94,7 @@ def evaluate(config: EvaluateConfig) -> dict:
         accelerator,
         clips,
         rows,
-        Window(tagger.sample_rate_hz, config.clip_seconds or tagger.clip_seconds),
+        Window(tagger.sample_rate_hz, config.clip_seconds or tagger.clip_seconds, tagger.short_clips),
         batch_size=config.batch_size,
         workers=config.workers,
         description="evaluate",

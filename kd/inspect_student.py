@@ -244,7 +244,7 @@ def usable(
     """
     if config.on_bad_clip == "refuse":
         return rows, {}
-    window = Window(tagger.sample_rate_hz, tagger.clip_seconds)
+    window = Window(tagger.sample_rate_hz, tagger.clip_seconds, tagger.short_clips)
     dataset = EvaluationWindows(clips, rows, window, on_bad_clip="skip", whole_clips=False)
     loader = DataLoader(dataset, config.batch_size, num_workers=config.workers)
     bad = [
@@ -267,14 +267,14 @@ def disturbed_logits(
 ) -> tuple[np.ndarray, dict[ReLUPlace, np.ndarray]]:
     """Logits of every run, (runs, N, K), and inputs and outputs of the untouched student's Dy-ReLUs, (points, 2) each.
 
-    The clips come in a random order, since stores are often sorted: a clip then exchanges its context with any other. A
-    batch is decoded once and goes through all runs.
+    The clips come in random order, since stores are often sorted. A batch is decoded once and goes through all runs.
     """
     device = next(tagger.parameters()).device
     order = generator(config.seed, "inspect order").permutation(len(rows))
-    # Alike in size, and none with a single clip: for that, an odd number in twos has a batch of three.
+    # Alike in size and never a single clip, so an odd number in twos has a batch of three.
     batches = np.array_split(order, min(math.ceil(len(rows) / config.batch_size), len(rows) // 2))
-    dataset = EvaluationWindows(clips, rows, Window(tagger.sample_rate_hz, tagger.clip_seconds), whole_clips=False)
+    window = Window(tagger.sample_rate_hz, tagger.clip_seconds, tagger.short_clips)
+    dataset = EvaluationWindows(clips, rows, window, whole_clips=False)
     loader = DataLoader(dataset, batch_sampler=[batch.tolist() for batch in batches], num_workers=config.workers)
     logits = np.zeros((len(runs), len(rows), len(tagger.class_names)), dtype=np.float32)
     points: dict[ReLUPlace, list[np.ndarray]] = {place: [] for place in places}

@@ -13,7 +13,7 @@ from typing import Any
 
 import students.families as families
 from students.frontend import LogMelConfig
-from students.interface import Student, StudentConfig
+from students.interface import LEFT_OUT_AT_DEFAULT, Student, StudentConfig
 from students.outside import is_outside, outside_family
 
 
@@ -96,7 +96,7 @@ def family_of(name: str) -> type[Student]:
 
 def default_options(name: str) -> dict[str, Any]:
     """The options that a student takes, each with its default. Raises ValueError for an unknown name."""
-    return _plain(_variant(name).options)
+    return _plain(_variant(name).options, whole=True)
 
 
 def options_for(
@@ -151,8 +151,20 @@ def _chosen(variant: Variant, options: Mapping[str, Any]) -> Any:
         ) from error
 
 
-def _plain(options: Any) -> dict[str, Any]:
-    """An options dataclass as it would come back from JSON: with lists in place of tuples."""
+def _plain(options: Any, whole: bool = False) -> dict[str, Any]:
+    """An options dataclass as it would come back from JSON: with lists in place of tuples.
+
+    ``whole``: also options that are otherwise left out at their default (``LEFT_OUT_AT_DEFAULT``).
+    """
+    left_out = {
+        option.name
+        for option in dataclasses.fields(options)
+        if not whole
+        and LEFT_OUT_AT_DEFAULT.items() <= option.metadata.items()
+        and getattr(options, option.name) == option.default
+    }
     return {
-        key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(options).items()
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in dataclasses.asdict(options).items()
+        if key not in left_out
     }

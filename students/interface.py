@@ -17,6 +17,10 @@ from students.layers.folding import fold_pairs
 
 StateDict = dict[str, Tensor]
 
+LEFT_OUT_AT_DEFAULT = {"left_out_at_default": True}
+"""Metadata of an option that a family got after its first release. ``StudentConfig.options`` leaves it out at its default, so
+that the fingerprints of older teachers stay what they were."""
+
 
 class StudentOutput(NamedTuple):
     """What a student returns: ``logits`` (B, K) before the sigmoid or softmax, and ``embedding`` (B, E)."""

@@ -144,6 +144,7 @@ class ClipBatches(Dataset[dict[str, Any]]):
         self.batches = batches
         self.sample_rate_hz = teacher.sample_rate_hz
         self.clip_seconds = teacher.clip_seconds
+        self.short_clips = teacher.short_clips
         self.frontend = teacher.log_mel.config if teacher.log_mel else None
         self.views = views
         self.silent_about: dict[int, str] = {}
@@ -176,7 +177,10 @@ class ClipBatches(Dataset[dict[str, Any]]):
         """The teacher's inputs for one clip: all its views, or its beginning."""
         if self.views is None:
             samples = round(self.clip_seconds * self.sample_rate_hz)
-            waveform = fit_length(self.clips.waveform(row, self.sample_rate_hz, seconds=self.clip_seconds), samples)
+            waveform = self.clips.waveform(row, self.sample_rate_hz, seconds=self.clip_seconds)
+            if self.short_clips == "repeat" and 0 < len(waveform) < samples:
+                waveform = np.resize(waveform, samples)
+            waveform = fit_length(waveform, samples)
             return {"waveform": torch.from_numpy(waveform)[None]}
         return heard_views(
             self.clips,

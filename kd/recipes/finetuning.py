@@ -35,6 +35,9 @@ def dymn(config: FinetuneConfig, task: Task, epochs: int | None) -> FinetuneConf
     """DyMN paper, Section V-B: 80 epochs of Adam, roll, gain, mixup on waveforms and spectrograms, mel jitter.
 
     The phases of the learning rate are 10, 65 and 5 of 80 epochs; a run of another length has the same shares.
+
+    Your own sounds have lengths of their own. Short ones are repeated rather than followed by silence, which would be most of
+    what the student hears.
     """
     epochs = epochs or EPOCHS
     published = family_of(config.student).fine_tuning.get(task.name) or as_mn(task)
@@ -44,6 +47,7 @@ def dymn(config: FinetuneConfig, task: Task, epochs: int | None) -> FinetuneConf
         loop=replace(config.loop, epochs=epochs, batch_size=published.batch_size),
         optimizer=OptimizerConfig(learning_rate=learning_rate),
         schedule=shared_schedule(epochs),
+        short_clips="pad" if task.clip_seconds is not None else "repeat",
     )
 
 
@@ -115,7 +119,8 @@ def recipe_config(
 ) -> FinetuneConfig:
     """The configuration that a recipe gives a task and a student; ``settings`` are further fields of it.
 
-    ``views`` is what the command line gives: with stored ones a recipe neither augments nor repeats clips.
+    ``views`` is what the command line gives: with stored ones a recipe neither augments nor repeats clips. A student with trained
+    weights gets a linear probe first.
     ``frontend`` is the one that ``init`` was trained with; without it a MergeNet hears what MergeNet was published with.
 
     Raises:
@@ -140,4 +145,4 @@ def recipe_config(
     if views == "stored":  # clips are shown as the teachers heard them
         only_mixup = AugmentConfig(mixup_alpha=config.augment.mixup_alpha, mel_jitter=False)
         config = replace(config, augment=only_mixup, short_clips="pad")
-    return replace(config, **settings)
+    return replace(config, **{"probe": config.is_pretrained, **settings})

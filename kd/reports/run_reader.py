@@ -20,6 +20,7 @@ from kd.run_folder.evaluations import HEADLINE_METRIC, Evaluation, read_evaluati
 from kd.run_folder.metrics_log import read_metrics
 from kd.run_folder.predictions import PREDICTIONS_FILE, VALIDATION_FILE, Predictions
 from kd.run_folder.results import (
+    PROBE_FOLDER,
     RESULTS_FILE,
     Headline,
     Results,
@@ -32,7 +33,6 @@ from kd.run_folder.results import (
 from students.card import CARD_FILE, StudentCard, read_card
 
 CONFIG_FILE = "config.json"
-PROBE_FOLDER = "probe"
 METRICS_FILE = "metrics.jsonl"
 
 PART_PATTERNS = ("fold*", "seed*", "seed*/fold*")
@@ -125,6 +125,8 @@ class RunFolder:
     """For pretraining: what kd evaluate wrote into the folder."""
     evaluation: Evaluation | None = None
     """The evaluation that the headline is from."""
+    warnings: tuple[str, ...] = ()
+    """What the run warned of."""
 
     @classmethod
     def read(cls, path: str | Path) -> "RunFolder":
@@ -195,6 +197,7 @@ def _with_results(path: Path, config: dict[str, Any], results: Results) -> RunFo
         versions=results.versions,
         what=results.what,
         label_space=results.label_space,
+        warnings=results.warnings,
     )
 
 

@@ -1,8 +1,8 @@
 """``results.json`` of a run with several folds or seeds, and ``result.json`` of each of them. Writer and reader.
 
 ``results.json`` contains ``task``, ``what`` was done, ``label_groups`` and ``class_names``, the ``headline``, the ``runs`` (seed,
-fold, folder relative to that of the file, metrics), ``command`` and ``versions``. Version 0.1 wrote ``labels``, "one" or
-"several", instead of ``label_groups``.
+fold, folder relative to that of the file, metrics, baselines), ``warnings``, ``command`` and ``versions``. Version 0.1 wrote
+``labels``, "one" or "several", instead of ``label_groups``.
 """
 
 import shlex
@@ -22,7 +22,15 @@ from audio_datasets.tasks.label_space import LabelSpace
 
 RESULTS_FILE = "results.json"
 RESULT_FILE = "result.json"
+PROBE_FOLDER = "probe"
+"""Folder of the linear probe in a run folder: a run folder itself."""
 LARGEST_NUMBER = 1e300
+
+CHANCE = "chance"
+"""What uniform guessing comes to; for mAP, a random order."""
+MAJORITY = "majority"
+"""What the best constant answer comes to: the share of the most frequent class."""
+BASELINE_NAMES = (CHANCE, MAJORITY)
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,8 @@ class Headline:
     """Sample standard deviation of the values; None for one."""
     over: str | None = None
     """Whether the values are over "folds" or "seeds", if known."""
+    baseline: Mapping[str, float] = field(default_factory=dict)
+    """``chance`` and ``majority``: the metric without listening (``kd.evaluation.baselines``). Empty if not known."""
 
     @classmethod
     def of(cls, metric: str, runs: Sequence["RunResult"]) -> "Headline":
@@ -61,7 +71,8 @@ class Headline:
         else:
             values, over = next(iter(by_seed.values())), "folds"
         std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        return cls(metric, tuple(values), float(np.mean(values)), std, over if std is not None else None)
+        baseline = mean_baseline(metric, [run.baselines for run in runs])
+        return cls(metric, tuple(values), float(np.mean(values)), std, over if std is not None else None, baseline)
 
 
 @dataclass(frozen=True)
@@ -77,16 +88,39 @@ class RunResult:
     skipped_clips: int = 0
     accepted_changes: int = 0
     """How many changes of settings the run had accepted before."""
+    baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Chance and majority of each metric. Empty in older files."""
+    test_clips: int | None = None
+    """Number of test clips that were evaluated. None in older files."""
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "metrics": dict(self.metrics)}
+        return {**vars(self), "metrics": dict(self.metrics), "baselines": dict(self.baselines)}
 
     @classmethod
     def from_json(cls, content: Any) -> "RunResult":
         """The reverse of ``to_json``. ValueError for other content."""
         counts = {name: value_of(content, name, int | None) or 0 for name in ("skipped_clips", "accepted_changes")}
         seed, fold = (value_of(content, name, int | None) for name in ("seed", "fold"))
-        return cls(seed, fold, value_of(content, "folder", str), value_of(content, "metrics", dict), **counts)
+        baselines = {
+            name: _baseline(value) for name, value in (value_of(content, "baselines", dict | None) or {}).items()
+        }
+        return cls(
+            seed,
+            fold,
+            value_of(content, "folder", str),
+            value_of(content, "metrics", dict),
+            **counts,
+            baselines=baselines,
+            test_clips=value_of(content, "test_clips", int | None),
+        )
+
+
+def mean_baseline(metric: str, of_runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, float]:
+    """The baselines of one metric, averaged over runs; empty if a run does not have them."""
+    found = [run.get(metric) for run in of_runs]
+    if not found or not all(found):
+        return {}
+    return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
 
 
 @dataclass(frozen=True)
@@ -104,6 +138,8 @@ class Results:
     command: str | None = None
     """The user's command line."""
     versions: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    """What the run warned of: a result near chance, or below the linear probe's."""
 
     def write(self, folder: Path) -> None:
         """Writes ``results.json`` into ``folder``."""
@@ -121,7 +157,9 @@ class Results:
                     "std": headline.std,
                     "values": list(headline.values),
                     "spread_over": headline.over,
+                    **headline.baseline,
                 },
+                "warnings": list(self.warnings),
                 "runs": [run.to_json() for run in self.runs],
                 "command": self.command,
                 "versions": dict(self.versions),
@@ -147,6 +185,7 @@ class Results:
                 what=value_of(content, "what", str | None),
                 command=command_line(content.get("command")),
                 versions=versions_of(content),
+                warnings=_texts(value_of(content, "warnings", list | None) or []),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is incomplete or damaged: {type(error).__name__}: {error}") from error
@@ -181,7 +220,20 @@ def _headline(content: dict[str, Any]) -> Headline:
         _finite(content["mean"], "the headline's mean"),
         _finite(std, "the headline's std") if len(values) > 1 and std is not None else None,
         over,
+        _baseline({name: content[name] for name in BASELINE_NAMES if content.get(name) is not None}),
     )
+
+
+def _baseline(content: Any) -> dict[str, float]:
+    if not isinstance(content, dict) or not content.keys() <= set(BASELINE_NAMES):
+        raise ValueError(f"a baseline has {' and '.join(BASELINE_NAMES)}; found {brief(content)}")
+    return {name: _finite(value, f"the baseline {name}") for name, value in content.items()}
+
+
+def _texts(content: list[Any]) -> tuple[str, ...]:
+    if not all(isinstance(text, str) and is_writable(text) for text in content):
+        raise ValueError(f"warnings are texts; found {brief(content)}")
+    return tuple(content)
 
 
 def _label_space(content: dict[str, Any], class_names: tuple[str, ...]) -> LabelSpace | None:

@@ -329,6 +329,7 @@ def provenance(
         "config": as_configured,
         "accepted_changes": accepted_changes,
         "clip_seconds": built.config.clip_seconds,
+        "short_clips": built.config.short_clips,
         "clips": built.data.clips.fingerprint,
         "training_clips": {"labelled": len(built.batches.labelled), "unlabelled": len(built.batches.unlabelled)},
         "teachers": teachers.describe() if teachers is not None else [],

@@ -1,6 +1,6 @@
 """The runs of one fine-tuning command: a student for each fold and seed, and their combined results."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,18 @@ from audio_datasets.audio.bad_clips import summary
 from audio_datasets.system.files import digest_of, write_json
 from audio_datasets.system.stop_signals import Stopped
 from kd.data.splits import Partition
+from kd.evaluation.baselines import baselines, beside, warnings_of
 from kd.evaluation.label_metrics import metric_names
 from kd.evaluation.predict import drop_skipped
-from kd.evaluation.probe import probe_logits
+from kd.evaluation.probe import clips_to_fit, fit_probe
 from kd.run_folder.config import as_json
 from kd.run_folder.predictions import PREDICTIONS_FILE
-from kd.run_folder.results import RESULT_FILE, RESULTS_FILE, Headline, Results, RunResult, read_result
+from kd.run_folder.results import PROBE_FOLDER, RESULT_FILE, RESULTS_FILE, Headline, Results, RunResult, read_result
 from kd.run_folder.start import EnteredRun
 from kd.stages.build_run import TrainingData, package_versions
 from kd.stages.finetuning_setup import FinetuneSetup
 from kd.stages.fold import train_fold
-from kd.stages.fold_results import fold_metrics, write_fold_predictions
+from kd.stages.fold_results import fold_metrics, save_probe, write_fold_predictions
 from students.frontend import LogMel
 from teacher_logits.processes import any_process
 
@@ -78,9 +79,15 @@ class CrossValidation:
         """The seed and partition of each run, in order."""
         return [(seed, part) for seed in self.setup.config.seeds for part in self.parts]
 
+    @property
+    def has_probe(self) -> bool:
+        """Whether the call asks for a linear probe, and there are labels to fit one to."""
+        config = self.setup.config
+        return config.probe_only or (config.probe and all(len(self.labelled(part.train)) for part in self.parts))
+
     def results(self) -> list[str]:
         """The files of a finished run, relative to the run folder."""
-        names = [f"probe/{RESULTS_FILE}"] if self.setup.config.probe or self.setup.config.probe_only else []
+        names = [f"{PROBE_FOLDER}/{RESULTS_FILE}"] if self.has_probe else []
         if not self.setup.config.probe_only:
             names += [f"{folder_name(part, self.setup.config.seeds, seed)}/{RESULT_FILE}" for seed, part in self.runs()]
             names += [RESULTS_FILE, *(["report.html", "report.md"] if self.setup.config.report else [])]
@@ -89,7 +96,7 @@ class CrossValidation:
     def run(self, entered: EnteredRun, command: str) -> None:
         """Runs everything that was requested and is not finished yet. Raises the same errors as ``train_fold``."""
         self.accepted_changes = entered.description.get("accepted_changes", [])
-        if self.setup.config.probe or self.setup.config.probe_only:
+        if self.has_probe:
             self.probe(command)
         if not self.setup.config.probe_only:
             self.train_all(command)
@@ -119,40 +126,63 @@ class CrossValidation:
         return result if result is not None and result.accepted_changes == len(self.accepted_changes) else None
 
     def probe(self, command: str) -> None:
-        """Fits the linear probe for each part and writes its results to ``probe/``."""
-        seed, folder = self.setup.config.seeds[0], self.setup.config.out / "probe"
-
-        def stop_if_asked() -> None:
-            if any_process(self.setup.accelerator, self.setup.signals.requested)[0]:
-                reason = self.setup.signals.reason or "another process was asked to stop"
-                raise Stopped(f"{reason} during the linear probe; the same command fits it again")
-
+        """Fits the linear probe for each part and writes it, as a student, with its results into ``probe/``."""
+        seed, folder = self.setup.config.seeds[0], self.setup.config.out / PROBE_FOLDER
         folders = [folder / folder_name(part, [seed], seed) for part in self.parts]
         results = [self.finished(place) for place in folders]
         if not all(results):
-            embeddings = self._embeddings(seed, stop_if_asked)
-            results = []
-            for place, whole in zip(folders, self.parts, strict=True):
-                train_rows, _ = drop_skipped(whole.train, embeddings[whole.train], "training")
-                test_rows, _ = drop_skipped(whole.test, embeddings[whole.test], "test")
-                logits = np.full((len(whole.test), len(self.setup.clips.class_names)), np.nan, dtype=np.float32)
-                logits[np.isin(whole.test, test_rows)] = probe_logits(
-                    self.setup.clips,
-                    self.setup.label_space,
-                    replace(whole, train=train_rows, test=test_rows),
-                    embeddings,
-                    self.setup.config.probe_regularization,
-                    stop_if_asked,
-                )
-                results.append(self.keep(place, whole, seed, logits))
+            to_fit = [clips_to_fit(self.labelled(part.train), seed) for part in self.parts]
+            embeddings = self._embeddings(seed, [*to_fit, *(part.test for part in self.parts)])
+            results = [
+                self._probe_part(place, part, rows, embeddings, seed)
+                for place, part, rows in zip(folders, self.parts, to_fit, strict=True)
+            ]
         self.summarize(folder, results, command, "linear probe")
 
-    def _embeddings(self, seed: int, before_batch: Callable[[], None]) -> np.ndarray:
-        """(clips, embedding size): the initial student's embedding of each clip."""
+    def labelled(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of clips with at least one known label."""
+        return rows[self.setup.clips.mask(rows).any(axis=1)]
+
+    def _probe_part(
+        self, folder: Path, part: Partition, to_fit: np.ndarray, embeddings: np.ndarray, seed: int
+    ) -> RunResult:
+        """Fits the probe on some training clips of a part, saves it and keeps its result."""
+        config, accelerator = self.setup.config, self.setup.accelerator
+        train, _ = drop_skipped(to_fit, embeddings[to_fit], "training")
+        if len(to_fit) < len(part.train):
+            accelerator.print(f"the probe is fitted on {len(to_fit):,} of {len(part.train):,} training clips")
+        shown = accelerator.is_main_process
+        probe = fit_probe(
+            self.setup.clips,
+            self.setup.label_space,
+            train,
+            embeddings,
+            config.probe_regularization,
+            self._stop_the_probe,
+            shown,
+        )
+        if accelerator.is_main_process:
+            save_probe(folder, self.setup, probe, part, seed)
+        return self.keep(folder, part, seed, probe.logits(embeddings[part.test]))
+
+    def _stop_the_probe(self) -> None:
+        if any_process(self.setup.accelerator, self.setup.signals.requested)[0]:
+            reason = self.setup.signals.reason or "another process was asked to stop"
+            raise Stopped(f"{reason} during the linear probe; the same command fits it again")
+
+    def _embeddings(self, seed: int, of_rows: Sequence[np.ndarray]) -> np.ndarray:
+        """Embeddings of some clips by the student before training, (clips, embedding size) float32; NaN for all other clips."""
         student = self.setup.starting_student(seed).to(self.setup.accelerator.device).eval()
         frontend = LogMel(self.setup.config.frontend).to(self.setup.accelerator.device)
-        every_clip = self.setup.evaluator(np.arange(len(self.setup.clips)), "embed")
-        return self.setup.predict(every_clip, lambda waveform: student(frontend(waveform)).embedding, before_batch)
+        rows = np.unique(np.concatenate(of_rows))
+        found = self.setup.predict(
+            self.setup.evaluator(rows, "embed"),
+            lambda waveform: student(frontend(waveform)).embedding,
+            self._stop_the_probe,
+        )
+        embeddings = np.full((len(self.setup.clips), found.shape[1]), np.nan, dtype=np.float32)
+        embeddings[rows] = found
+        return embeddings
 
     # -- Results
 
@@ -167,13 +197,13 @@ class CrossValidation:
             metrics=fold_metrics(self.setup.clips, part, rows, logits),
             skipped_clips=len(part.test) - len(rows),
             accepted_changes=len(self.accepted_changes),
+            baselines=baselines(self.setup.label_space, self.setup.clips.targets(rows), self.setup.clips.mask(rows)),
+            test_clips=len(rows),
         )
         if self.setup.accelerator.is_main_process:
             write_fold_predictions(folder / PREDICTIONS_FILE, self.setup.clips, part, rows, logits)
             write_json(folder / RESULT_FILE, result.to_json())
-            shown = " ".join(
-                f"{name} {value:.4f}" for name, value in result.metrics.items() if isinstance(value, float)
-            )
+            shown = metrics_in_words(result)
             print(shown if place == "." else f"{place}: {shown}")
         self.setup.accelerator.wait_for_everyone()
         return result
@@ -185,6 +215,7 @@ class CrossValidation:
         """
         config = self.setup.config
         headline = Headline.of(self.setup.task.metric or metric_names(self.setup.label_space)[0], runs)
+        warnings = self._warnings(folder, headline, runs)
         if self.setup.accelerator.is_main_process:
             if folder != config.out:
                 write_json(folder / "config.json", as_json(config))
@@ -198,20 +229,44 @@ class CrossValidation:
                 what=what,
                 command=command,
                 versions=package_versions(),
+                warnings=tuple(warnings),
             )
             results.write(folder)
             spread = f" ± {headline.std:.4f} over {headline.over}" if headline.std is not None else ""
-            print(f"{what}: {headline.metric} {headline.mean:.4f}{spread} ({folder / RESULTS_FILE})")
+            level = f", {beside(headline.baseline)}" if headline.baseline else ""
+            print(f"{what}: {headline.metric} {headline.mean:.4f}{spread}{level} ({folder / RESULTS_FILE})")
+            for text in warnings:
+                print(f"warning: {text}")
             if config.report:
                 from kd.report import write_report  # here, because it imports matplotlib
 
                 print(f"report: {write_report(folder, self._audio)}")
         self.setup.accelerator.wait_for_everyone()
 
+    def _warnings(self, folder: Path, headline: Headline, runs: Sequence[RunResult]) -> list[str]:
+        """Warnings about the results of a folder: near chance, or worse than the probe on the same folds."""
+        place = self.setup.config.out / PROBE_FOLDER
+        probe = Results.read(place) if folder != place and (place / RESULTS_FILE).is_file() else None
+        if probe is not None and {run.fold for run in probe.runs} != {run.fold for run in runs}:
+            probe = None
+        clips = sum(run.test_clips or 0 for run in runs if run.seed == runs[0].seed)
+        value = None if probe is None else probe.headline.mean
+        return warnings_of(headline.metric, headline.mean, clips, headline.baseline, value, str(place))
+
     def _audio(self, clip_id: str) -> bytes | None:
         """The content of a clip's file, for the players in the report; None if the file no longer exists."""
         path = self.setup.clips.clips[self.setup.clips.rows([clip_id])[0]].path
         return path.read_bytes() if path.is_file() else None
+
+
+def metrics_in_words(result: RunResult) -> str:
+    """The metrics of a result as text, accuracies and mAP with their baselines."""
+    words = []
+    for name, value in result.metrics.items():
+        if isinstance(value, float):
+            level = beside(result.baselines.get(name, {}))
+            words.append(f"{name} {value:.4f} ({level})" if level else f"{name} {value:.4f}")
+    return " ".join(words)
 
 
 def folder_name(part: Partition, seeds: Sequence[int], seed: int) -> str:

@@ -16,7 +16,7 @@ from kd.run_folder.config import parse_options
 from kd.run_folder.start import LOCK_FILE
 from kd.stages.build_run import enter
 from kd.stages.cross_validation import CrossValidation
-from kd.stages.finetuning_config import ASKS_FOR, CHANGES_NOTHING, FinetuneConfig, decided_by_data
+from kd.stages.finetuning_config import ASKS_FOR, CHANGES_NOTHING, FinetuneConfig, decided_by_data, window_note
 from kd.stages.finetuning_setup import FinetuneSetup
 from kd.stages.teachers import open_teachers
 from kd.training.threads import leave_a_core_to_the_workers
@@ -49,6 +49,7 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
     task = get_task(config.task)
     how = {"allow_outside": config.allow_outside, "on_bad_clip": config.on_bad_clip}
     clips, notes = read_task(task, config.data, config.missing_audio, **how)
+    chooses_window = config.clip_seconds is None and task.clip_seconds is None
     config = decided_by_data(config, task, clips)
     parts, told = partitions(clips, folds=config.fold, test_share=config.test_share, valid_share=config.valid_share)
     every_part, _ = partitions(clips, test_share=config.test_share, valid_share=config.valid_share)
@@ -59,7 +60,7 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
     )
     runs = CrossValidation(setup, parts)
     loss = config.loss.loss or "cross-entropy or bce, by group"
-    notes = (*notes, *unpublished_settings(config, task))
+    notes = (*notes, *([window_note(config, clips)] if chooses_window else []), *unpublished_settings(config, task))
     for note in (*notes, told, f"{len(clips)} clips, {config.clip_seconds:g} s each, loss {loss}"):
         accelerator.print(note)
     if not config.is_pretrained:

@@ -9,9 +9,11 @@ from typing import Annotated, ClassVar
 import numpy as np
 
 from audio_datasets.audio.augment import AugmentConfig
+from audio_datasets.audio.bad_clips import OnBadClip
 from audio_datasets.command_line.help_pages import HelpGroups
 from audio_datasets.tasks.task import MissingAudio, Task, TaskClips, usable_durations
 from kd.data.sampling import SamplingConfig, are_labelled
+from kd.data.windows import WINDOW_TOLERANCE, ShortClips
 from kd.evaluation.label_metrics import metric_names
 from kd.objectives.label_losses import loss_space
 from kd.objectives.settings import DistillationConfig
@@ -22,8 +24,13 @@ from kd.training.optimization import OptimizerConfig
 from kd.training.schedule import ScheduleConfig
 from kd.training.transfer import Freeze
 
-LONGEST_CLIP_SECONDS = 10.0
-"""Own sounds longer than this are cropped to it unless told otherwise: what the public weights were trained on."""
+LONGEST_WINDOW_SECONDS = 10.0
+"""Your own sounds are heard in windows of at most this length unless told otherwise: the public weights were trained on it."""
+SHORTEST_WINDOW_SECONDS = 1.0
+"""Your own sounds are repeated up to at least this length: shorter maps leave the last layers of a student a single position."""
+WINDOW_PERCENTILE = 90
+"""Percentage of your own sounds that fit into a window. With the longest as window, a few long sounds would make almost all of
+what a student hears of the others silence, or the same sound over and over."""
 
 
 def shared_schedule(epochs: int) -> ScheduleConfig:
@@ -77,8 +84,8 @@ class FinetuneConfig(StageConfig):
     valid_share: float = 0.0
     """Share of the training clips held out for validation, if the task has no validation clips of its own."""
     clip_seconds: float | None = None
-    """Length that training clips are cropped or padded to, and of the windows that are averaged in evaluation (the task's
-    if left out; for own sounds that of the longest clip, at most 10)."""
+    """Length that training clips are cropped or filled up to, and of the windows that evaluation averages (default: the task's;
+    for your own sounds the length that 90 % of them do not exceed, from 1 to 10 s)."""
     freeze: Freeze = "none"
     """backbone: train only the classifier (the layers after the last feature map). batch-norm: keep the running statistics of
     all batch norms except the first."""
@@ -89,7 +96,7 @@ class FinetuneConfig(StageConfig):
     patience: int = 10
     """Early stopping: number of validations without improvement before training stops."""
     probe: bool = False
-    """First fit a linear probe on the frozen embeddings, a check that takes seconds."""
+    """First fit a linear probe on the frozen embeddings, a check that takes seconds (default: with --weights or --init)."""
     probe_only: bool = False
     """Fit the linear probe only; do not train."""
     probe_regularization: float = 1.0
@@ -161,17 +168,40 @@ def decided_by_data(config: FinetuneConfig, task: Task, clips: TaskClips) -> Fin
         raise ValueError(f"the metric of task {task.name} must be one of {', '.join(allowed)}; found {task.metric!r}")
     seconds = config.clip_seconds or task.clip_seconds
     if seconds is None:
-        every = np.arange(len(clips))
-        # Audio without labels may be of any length.
-        durations = usable_durations(clips, config.on_bad_clip, rows=every[are_labelled(clips, every)])
+        durations = _labelled_durations(clips, config.on_bad_clip)
         if not durations:
             raise ValueError(f"{clips.path}: none of the {len(clips)} clips can be used")
-        longest = max(durations)
-        seconds = min(LONGEST_CLIP_SECONDS, max(0.01, round(longest, 2)))
+        seconds = window_for(durations, config.short_clips)
     loss = config.loss.loss
     if loss is None and len({group.exclusive for group in label_space.groups}) == 1:
         loss = "cross-entropy" if label_space.exclusive else "bce"
     return replace(config, loss=replace(config.loss, loss=loss), clip_seconds=seconds)
+
+
+def window_for(durations: Sequence[float], short_clips: ShortClips) -> float:
+    """The window in seconds for sounds of these lengths: the length that ``WINDOW_PERCENTILE`` of them do not exceed, in bounds."""
+    shortest = SHORTEST_WINDOW_SECONDS if short_clips == "repeat" else 0.01
+    seconds = round(float(np.percentile(durations, WINDOW_PERCENTILE)), 2)
+    return min(LONGEST_WINDOW_SECONDS, max(shortest, seconds))
+
+
+def _labelled_durations(clips: TaskClips, on_bad_clip: OnBadClip) -> list[float]:
+    """The lengths of the clips with labels, in seconds. Audio without labels may be of any length."""
+    every = np.arange(len(clips))
+    return usable_durations(clips, on_bad_clip, rows=every[are_labelled(clips, every)])
+
+
+def window_note(config: FinetuneConfig, clips: TaskClips) -> str:
+    """What the window means for clips whose lengths it was chosen from."""
+    durations, seconds = _labelled_durations(clips, "skip"), config.clip_seconds
+    shorter = sum(duration < seconds for duration in durations)
+    longer = sum(duration > seconds * (1 + WINDOW_TOLERANCE) for duration in durations)
+    filled = "repeated to fill it" if config.short_clips == "repeat" else "filled up with silence"
+    return (
+        f"clips are {min(durations):.2g} to {max(durations):.2g} s long (median {np.median(durations):.2g} s) and heard in windows "
+        f"of {seconds:g} s: {shorter} shorter ones are {filled}; {longer} longer ones are cropped at random in training, and "
+        "tested window by window (--clip-seconds and --short-clips change this)"
+    )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The results of one fold of a fine-tuning run: its metrics and its predictions.
+"""The results of one fold of a fine-tuning run: its metrics, its predictions, and its linear probe as a student.
 
 Shapes: n clips, C classes.
 """
@@ -7,11 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from audio_datasets.tasks.task import TaskClips
 from kd.data.splits import Partition
 from kd.evaluation.label_metrics import device_metrics, label_metrics
+from kd.evaluation.probe import LinearProbe
+from kd.run_folder.config import as_json
 from kd.run_folder.predictions import write_predictions
+from kd.stages.build_run import package_versions
+from kd.stages.finetuning_setup import FinetuneSetup
+from students.card import save_student
+from students.linear_head import with_linear_head
 
 
 def fold_metrics(clips: TaskClips, part: Partition, rows: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
@@ -48,3 +55,30 @@ def write_fold_predictions(path: Path, clips: TaskClips, part: Partition, rows: 
 def devices_of(clips: TaskClips, rows: np.ndarray) -> set[str]:
     """The devices that occur among ``rows``."""
     return {device for row in rows if (device := clips.clips[row].device) is not None}
+
+
+def save_probe(folder: Path, setup: FinetuneSetup, probe: LinearProbe, part: Partition, seed: int) -> None:
+    """Saves a linear probe as a student: the one that the run starts from, with the probe in place of its head.
+
+    Says so if the student's head cannot be replaced by a linear layer; then nothing is saved.
+    """
+    config = setup.config
+    weight, bias = torch.from_numpy(probe.weight), torch.from_numpy(probe.bias)
+    try:
+        student = with_linear_head(setup.starting_student(seed), weight, bias, config.frontend.n_mels)
+    except ValueError as error:
+        print(f"the linear probe is not saved as a student: {error}")
+        return
+    about = {
+        "made_by": "linear probe",
+        "config": as_json(config),
+        "clip_seconds": config.clip_seconds,
+        "short_clips": config.short_clips,
+        "clips": setup.clips.fingerprint,
+        "task": setup.task.name,
+        "licence_of_the_data": setup.task.licence,
+        "seed": seed,
+        "test_fold": part.fold,
+        "versions": package_versions(),
+    }
+    save_student(folder, student, setup.clips.class_names, config.frontend, about)

@@ -110,7 +110,7 @@ class DyMNOptions:
     temperature_epochs: int = TEMPERATURE_EPOCHS
     """Epochs of training from scratch over which τ falls linearly; 0 keeps it constant at ``temperature``."""
     head: str = "mlp"
-    """"mlp", "fully_convolutional" or "attention_pooling"."""
+    """"mlp", "fully_convolutional", "attention_pooling" or "linear"."""
     strides: tuple[int, int, int, int] = (2, 2, 2, 2)
     """Strides of the four stages that shrink the map, after the stem's 2."""
     n_mels: int = 128

@@ -66,7 +66,7 @@ class MNOptions:
     width: float = 1.0
     """Multiplies the number of channels of every layer; mn04 has 0.4."""
     head: str = "mlp"
-    """"mlp", "fully_convolutional" or "attention_pooling"."""
+    """"mlp", "fully_convolutional", "attention_pooling" or "linear"."""
     se_dims: str = "c"
     """Axes with squeeze-excitation: any of "c" (channel), "f" (frequency), "t" (time) in this order, or "none". This option and
     ``se_agg`` apply to ``attention`` "baseline" and "se"."""

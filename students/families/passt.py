@@ -9,7 +9,7 @@ Shapes: B batch, E width, F frequency positions, T time positions of the patch g
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 from students.catalog import register
 from students.frontend import LogMelConfig
-from students.interface import StateDict, Student, StudentConfig, StudentOutput, checked_mel
+from students.interface import (
+    LEFT_OUT_AT_DEFAULT,
+    StateDict,
+    Student,
+    StudentConfig,
+    StudentOutput,
+    checked_mel,
+)
 from students.layers.keyed import KeyedModule
 
 PATCH = 16
@@ -57,6 +64,8 @@ class PasstOptions:
     """Structured patchout: columns of patches (time positions) left out in training; the paper's t, 40 for AudioSet."""
     patchout_patches: int = 0
     """Unstructured patchout: number of single patches left out in training, after structured patchout."""
+    head: str = field(default="norm", metadata=LEFT_OUT_AT_DEFAULT)
+    """"norm": layer norm and a linear layer on the embedding, as published. "linear": the linear layer alone."""
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "n_mels", "time_positions"):
@@ -67,6 +76,8 @@ class PasstOptions:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ValueError(f"{name} must be a whole number, at least 0; found {value!r}")
+        if self.head not in ("norm", "linear"):
+            raise ValueError(f"unknown head {self.head!r}; choices: norm, linear")
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads; found {self.width} and {self.heads}")
         if self.stride not in STRIDES:
@@ -185,7 +196,8 @@ class Passt(Student):
             *(Block(width, options.heads, qkv_bias=True, norm_layer=norm) for _ in range(options.depth))
         )
         self.norm = norm(width)
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_classes))
+        head_norm = [nn.LayerNorm(width)] if options.head == "norm" else []
+        self.head = nn.Sequential(*head_norm, nn.Linear(width, num_classes))
         self.head_dist = UnusedHead(width, num_classes)
         _initialize(self)
 

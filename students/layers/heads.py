@@ -59,7 +59,12 @@ class AttentionPoolingHead(nn.Module):
         return self.subspace_proj.bias.unflatten(0, (2, self.heads, -1))[1]
 
 
-HEADS = ("mlp", "fully_convolutional", "attention_pooling")
+def linear_head(in_channels: int, num_classes: int) -> nn.Sequential:
+    """Mean over the map, linear; (B, C, F, T) -> (B, K). What a linear probe is saved as."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(in_channels, num_classes))
+
+
+HEADS = ("mlp", "fully_convolutional", "attention_pooling", "linear")
 
 
 def create_head(head: str, in_channels: int, hidden: int, num_classes: int, dropout: float) -> nn.Module:
@@ -68,6 +73,8 @@ def create_head(head: str, in_channels: int, hidden: int, num_classes: int, drop
         return mlp_head(in_channels, hidden, num_classes, dropout)
     if head == "fully_convolutional":
         return fully_convolutional_head(in_channels, num_classes)
+    if head == "linear":
+        return linear_head(in_channels, num_classes)
     assert head == "attention_pooling", head
     return AttentionPoolingHead(in_channels, num_classes)
 

@@ -23,7 +23,8 @@ class Teacher(nn.Module):
         name: used for the name of the store's file; not part of the fingerprint.
         class_names: the classes of the logits' columns.
         sample_rate_hz: sample rate of the input waveforms.
-        clip_seconds: length of the input waveforms; shorter clips are padded with zeros, longer ones cut.
+        clip_seconds: length of the input waveforms; shorter clips are filled up, longer ones cut.
+        short_clips: what shorter clips are filled up with: "pad" zeros, or "repeat" the clip, as a student was trained.
         frontend: settings between waveform and network, for the fingerprint and for people. Must be valid JSON.
         architecture: everything else that distinguishes this teacher from another with equal weights. Must be valid JSON.
         log_mel: our front end, for a teacher that uses it and also defines ``logits_of_mel``; None for others. Needed for views
@@ -38,6 +39,7 @@ class Teacher(nn.Module):
         *,
         sample_rate_hz: int,
         clip_seconds: float = DEFAULT_CLIP_SECONDS,
+        short_clips: str = "pad",
         frontend: dict[str, Any] | None = None,
         architecture: dict[str, Any] | None = None,
     ) -> None:
@@ -50,6 +52,9 @@ class Teacher(nn.Module):
         self.class_names = check_class_names(class_names)
         self.sample_rate_hz = sample_rate_hz
         self.clip_seconds = float(clip_seconds)
+        if short_clips not in ("pad", "repeat"):
+            raise ValueError(f"a teacher's short_clips is 'pad' or 'repeat'; found {short_clips!r}")
+        self.short_clips = short_clips
         self.frontend = frontend or {}
         self.log_mel: LogMel | None = None
         self.is_choosy = False
@@ -105,4 +110,6 @@ class Teacher(nn.Module):
             "clip_seconds": self.clip_seconds,
             "frontend": self.frontend,
             "architecture": self.architecture,
+            # Only where it is not silence, so that fingerprints of older teachers stay what they were.
+            **({"short_clips": self.short_clips} if self.short_clips != "pad" else {}),
         }

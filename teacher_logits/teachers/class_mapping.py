@@ -85,6 +85,7 @@ class MappedTeacher(Teacher):
             names,
             sample_rate_hz=teacher.sample_rate_hz,
             clip_seconds=teacher.clip_seconds,
+            short_clips=teacher.short_clips,
             frontend=teacher.frontend,
             architecture={
                 "teacher": teacher.architecture,

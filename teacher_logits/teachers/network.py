@@ -25,12 +25,14 @@ class StudentTeacher(Teacher):
         student: Student,
         frontend: LogMelConfig,
         clip_seconds: float = DEFAULT_CLIP_SECONDS,
+        short_clips: str = "pad",
     ) -> None:
         super().__init__(
             name,
             class_names,
             sample_rate_hz=frontend.sample_rate_hz,
             clip_seconds=clip_seconds,
+            short_clips=short_clips,
             frontend=frontend.to_dict(),
             architecture=dataclasses.asdict(student.config),
         )
@@ -52,7 +54,8 @@ def teacher_from_run(folder: Path) -> Teacher:
     student = load_student(folder)
     card = student.card
     clip_seconds = card.provenance.get("clip_seconds", DEFAULT_CLIP_SECONDS)
-    return StudentTeacher(folder.resolve().name, card.class_names, student, card.frontend, clip_seconds)
+    short_clips = card.provenance.get("short_clips", "pad")
+    return StudentTeacher(folder.resolve().name, card.class_names, student, card.frontend, clip_seconds, short_clips)
 
 
 def other_classes(weights: str, in_file: int, given: int) -> str:

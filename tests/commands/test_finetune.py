@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from audio_datasets.audio.bad_clips import ClipList
+from audio_datasets.pack import main as pack
 from audio_datasets.system.command import STOPPED
 from audio_datasets.system.locks import locked
 from audio_datasets.tasks.catalog import get_task
@@ -31,7 +32,8 @@ from students import create_student
 from students.card import load_student, save_student
 from students.families.dymn import DyMN
 from students.frontend import LogMel, LogMelConfig
-from teacher_logits.store import write_logit_store
+from teacher_logits.precompute import main as teach
+from teacher_logits.store import LogitStore, write_logit_store
 
 FINETUNE = str(Path(__file__).parents[2] / "kd" / "finetune.py")
 
@@ -223,6 +225,80 @@ def test_a_student_of_another_task_is_carried_over(make_task_folder: Callable[..
     probe = json.loads((out / "probe" / "results.json").read_text())
     assert probe["runs"][0]["metrics"]["accuracy"] >= 0.0
     assert (out / "probe" / probe["runs"][0]["folder"] / "predictions.npz").exists()
+
+
+def test_the_probe_of_a_trained_student_is_a_student_too(
+    make_task_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Fitted without being asked for; its folder is evaluated, is a start, and teaches; all alike, whatever the clips' lengths."""
+    source, data, out = tmp_path / "pretrained", make_task_folder("folder", clips=6), tmp_path / "run"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_student(source, create_student("mn01", 7), [f"class {index}" for index in range(7)], LogMelConfig())
+    given = ["--task", "folder", "--data", str(data), "--workers", "0", "--no-report", "--init", str(source)]
+    assert main([*given, "--out", str(out), "--epochs", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "linear probe: accuracy" in shown
+    assert "chance 0.5000, most frequent class 0.5000" in shown
+    config = json.loads((out / "config.json").read_text())
+    assert (config["clip_seconds"], config["short_clips"]) == (1.87, "repeat")
+
+    probe = load_student(out / "probe")
+    assert probe.card.class_names == ("fan", "pump")
+    assert probe.card.provenance["made_by"] == "linear probe"
+    with np.load(out / "probe" / "predictions.npz", allow_pickle=False) as arrays:
+        predicted = dict(zip(arrays["clip_ids"], arrays["logits"], strict=True))
+    assert pack([str(data), "--task", "folder", "--out", str(tmp_path / "clips.h5"), "--workers", "1"]) == 0
+    assert teach(["--clips", str(tmp_path / "clips.h5"), "--teacher", str(out / "probe"), "--out", str(tmp_path)]) == 0
+    taught = LogitStore.open(tmp_path / "probe.h5").read(list(predicted))
+    np.testing.assert_allclose(taught, np.stack(list(predicted.values())), atol=0.05, rtol=1e-2)
+    again = [
+        *given[:-1],
+        str(out / "probe"),
+        "--out",
+        str(tmp_path / "again"),
+        "--epochs",
+        "1",
+        "--learning-rate",
+        "1e-9",
+    ]
+    assert main(again) == 0
+    started = load_student(tmp_path / "again")
+    torch.testing.assert_close(started.classifier[-1].weight, probe.classifier[-1].weight, atol=1e-5, rtol=1e-5)
+
+
+def test_a_run_near_chance_and_below_its_probe_says_so_and_keeps_it(
+    make_task_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    data, out = make_task_folder("folder"), tmp_path / "run"
+    with torch.random.fork_rng():
+        save_student(tmp_path / "old", create_student("mn01", 2), ("x", "y"), LogMelConfig())
+    # All test clips are called "fan" by the trained student; the probe is right on all.
+    monkeypatch.setattr(
+        "kd.stages.cross_validation.train_fold",
+        lambda setup, folder, part, *rest: np.tile(np.float32([1, 0]), (len(part.test), 1)),
+    )
+    monkeypatch.setattr(
+        "kd.evaluation.probe.LinearProbe.logits", lambda probe, values: 9 * np.eye(2, dtype=np.float32)[[0, 1]]
+    )
+    given = arguments("folder", data, out, "--init", str(tmp_path / "old"))
+    assert main([option for option in given if option not in ("--student", "mn01", "--no-report")]) == 0
+    found = results(out)
+    assert found["headline"]["mean"] == 0.5
+    assert (found["headline"]["chance"], found["headline"]["majority"]) == (0.5, 0.5)
+    assert found["runs"][0]["baselines"]["accuracy"] == {"chance": 0.5, "majority": 0.5}
+    shown = capsys.readouterr().out
+    near, below = found["warnings"]
+    assert "on 2 test clips is not clearly better than guessing" in near
+    assert "accuracy 0.5000 is worse than the linear probe's 1.0000" in below
+    assert f"warning: {near}" in shown
+    assert f"warning: {below}" in shown
+    page = (out / "report.md").read_text()
+    assert near in page.replace("\\", "")
+    assert "chance 50.0%, always the most frequent class 50.0%" in page
 
 
 def test_a_dymn_anneals_its_temperature_if_it_starts_from_scratch(

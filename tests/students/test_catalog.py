@@ -140,7 +140,7 @@ def test_exports_without_a_graph_break(student: Student) -> None:
 def test_its_configuration_survives_json_and_builds_it_again(student: Student) -> None:
     config = StudentConfig(**json.loads(json.dumps(student.config.__dict__)))
     assert config == student.config
-    assert config.options == default_options(config.name)
+    assert default_options(config.name) | config.options == default_options(config.name)
     again = create_student(config.name, config.num_classes, **config.options)
     assert again.config == student.config
     assert [v.shape for v in again.state_dict().values()] == [v.shape for v in student.state_dict().values()]
@@ -188,7 +188,7 @@ def test_a_student_needs_a_class(num_classes: object) -> None:
     [
         ({"width": 0}, "width must be above 0; found 0"),
         ({"width": "wide"}, "value of the wrong type"),
-        ({"head": "linear"}, "unknown head 'linear'; choices: mlp, fully_convolutional, attention_pooling"),
+        ({"head": "conv"}, "unknown head 'conv'; choices: mlp, fully_convolutional, attention_pooling, linear"),
         ({"se_dims": ""}, "unknown se_dims"),
         ({"se_dims": "cc"}, "unknown se_dims"),
         ({"se_dims": "cx"}, "unknown se_dims 'cx'; choices: 'none' or any of 'c', 'f', 't'"),

@@ -5,7 +5,7 @@ from torch import nn
 from students import create_student
 
 
-@pytest.mark.parametrize("head", ["mlp", "fully_convolutional", "attention_pooling"])
+@pytest.mark.parametrize("head", ["mlp", "fully_convolutional", "attention_pooling", "linear"])
 def test_a_student_that_hears_nothing_predicts_the_class_frequencies(head: str) -> None:
     student = create_student("mn01", 3, head=head).eval()
     frequencies = torch.tensor([0.5, 0.02, 0.0])

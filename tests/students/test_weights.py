@@ -86,7 +86,7 @@ def test_new_classes_may_be_as_many_as_the_old_ones(checkpoint: Path) -> None:
     assert torch.equal(student.state_dict()["classifier.2.weight"], stored["classifier.2.weight"])
 
 
-@pytest.mark.parametrize("head", ["mlp", "fully_convolutional", "attention_pooling"])
+@pytest.mark.parametrize("head", ["mlp", "fully_convolutional", "attention_pooling", "linear"])
 def test_new_classes_work_for_every_head(tmp_path: Path, head: str) -> None:
     source = create_student("mn01", num_classes=1, head=head)
     torch.save(source.state_dict(), tmp_path / "w.pt")

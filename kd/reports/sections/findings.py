@@ -10,7 +10,8 @@ from kd.reports.sections.training import training_sections
 
 def finding_sections(run: RunFolder) -> list[Section]:
     """All sections on measurements. A section without content is left out."""
-    sections = training_sections(run)
+    sections = [Section("Warnings", tuple(Text(text) for text in run.warnings))] if run.warnings else []
+    sections += training_sections(run)
     if not run.predictions:
         text = "There are no predictions of test clips, so results for single classes and clips are not available."
         return [*sections, Section("Classes", (Text(text),))]

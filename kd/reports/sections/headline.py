@@ -2,6 +2,7 @@
 
 from scipy.stats import binomtest
 
+from kd.evaluation.baselines import baselines
 from kd.reports.run_reader import RunFolder
 from kd.reports.sections.cost import student_cost
 from kd.reports.sections.wording import (
@@ -13,6 +14,7 @@ from kd.reports.sections.wording import (
     parts_in_words,
     student_name,
 )
+from kd.run_folder.results import CHANCE, MAJORITY, mean_baseline
 
 
 def title_and_headline(run: RunFolder) -> tuple[str, str, tuple[tuple[str, str, str], ...]]:
@@ -25,7 +27,7 @@ def title_and_headline(run: RunFolder) -> tuple[str, str, tuple[tuple[str, str, 
     numbers = []
     if run.headline is not None:
         name = capitalised(metric_name(run.headline.metric))
-        numbers.append((name, headline_value(run.headline), headline_note(run)))
+        numbers.append((name, headline_value(run.headline), headline_note(run) + baseline_note(run)))
     if (probe := run.probe) is not None:
         note = f"{metric_name(probe.headline.metric)}, on frozen embeddings before any training"
         numbers.append(("Linear probe", headline_value(probe.headline), note))
@@ -58,3 +60,14 @@ def headline_note(run: RunFolder) -> str:
     clips = len(run.predictions[0][1].clip_ids)
     interval = binomtest(round(headline.mean * clips), clips).proportion_ci(method="wilson")
     return f"a single training; 95% interval for {clips:,} clips: {interval.low:.1%} to {interval.high:.1%}"
+
+
+def baseline_note(run: RunFolder) -> str:
+    """The baselines of the headline metric, as the end of a note. Empty if they are not known."""
+    baseline = run.headline.baseline
+    if not baseline and run.label_space is not None and run.predictions:  # a run of an earlier version
+        found = [baselines(run.label_space, part.targets, part.known) for _, part in run.predictions]
+        baseline = mean_baseline(run.headline.metric, found)
+    words = {CHANCE: "chance", MAJORITY: "always the most frequent class"}
+    told = [f"{words[name]} {format_metric(run.headline.metric, value)}" for name, value in baseline.items()]
+    return f"; {', '.join(told)}" if told else ""

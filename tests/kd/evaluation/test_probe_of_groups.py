@@ -1,5 +1,7 @@
 """The linear probe on several groups of classes, each against scikit-learn on its own columns."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -7,14 +9,17 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from audio_datasets.tasks.label_space import LabelGroup, LabelSpace
-from kd.data.splits import Partition
-from kd.evaluation.probe import probe_logits
+from kd.data.windows import Clips
+from kd.evaluation.probe import RARE, fit_probe
 
 VERBS = LabelGroup("verb", ("cut", "wash", "open"), exclusive=True)
 SOUNDS = LabelGroup("sound", ("click", "hiss"), exclusive=False)
 SPACE = LabelSpace((VERBS, SOUNDS))
 TRAIN, TEST = np.arange(60), np.arange(60, 80)
-PART = Partition(None, TRAIN, np.arange(0), TEST)
+
+
+def probe_logits(clips: Clips, embeddings: np.ndarray, **settings: Any) -> np.ndarray:
+    return fit_probe(clips, SPACE, TRAIN, embeddings, **settings).logits(embeddings[TEST])
 
 
 @pytest.fixture
@@ -35,7 +40,7 @@ def test_each_group_is_scikit_learns_regression_of_its_own(
 ) -> None:
     verb, sounds = labels
     targets = np.concatenate([np.eye(3)[verb], sounds], axis=1)
-    found = probe_logits(numbered_clips(SPACE.class_names, targets), SPACE, PART, embeddings, regularization=0.3)
+    found = probe_logits(numbered_clips(SPACE.class_names, targets), embeddings, regularization=0.3)
     regression = make_pipeline(StandardScaler(), LogisticRegression(C=0.3, max_iter=1000))
     expected = regression.fit(embeddings[TRAIN], verb[TRAIN]).predict_proba(embeddings[TEST])
     softmax = np.exp(found[:, :3]) / np.exp(found[:, :3]).sum(axis=1, keepdims=True)
@@ -53,7 +58,7 @@ def test_only_known_labels_are_fitted(
     mask = np.ones(targets.shape, dtype=bool)
     mask[:20, 1] = False
     mask[30:50, 3] = False
-    found = probe_logits(numbered_clips(SPACE.class_names, targets, mask=mask), SPACE, PART, embeddings)
+    found = probe_logits(numbered_clips(SPACE.class_names, targets, mask=mask), embeddings)
     scaler = StandardScaler().fit(embeddings[TRAIN])  # from all training clips
     scaled = scaler.transform(embeddings)
     rows = np.arange(20, 60)
@@ -63,7 +68,7 @@ def test_only_known_labels_are_fitted(
     expected = LogisticRegression(max_iter=1000).fit(scaled[rows], sounds[rows, 0]).decision_function(scaled[TEST])
     np.testing.assert_allclose(found[:, 3], expected, atol=1e-4)
     wrong = np.where(mask, targets, 1 - targets)
-    again = probe_logits(numbered_clips(SPACE.class_names, wrong, mask=mask), SPACE, PART, embeddings)
+    again = probe_logits(numbered_clips(SPACE.class_names, wrong, mask=mask), embeddings)
     np.testing.assert_array_equal(found, again)
 
 
@@ -72,20 +77,17 @@ def test_classes_without_training_clips_are_never_chosen(numbered_clips: type, e
     verb = np.where(embeddings[:, 0] > 5, 0, 2)
     targets = np.concatenate([np.eye(3)[verb], np.ones((80, 1)), np.zeros((80, 1))], axis=1)
     calls: list[int] = []
-    found = probe_logits(
-        numbered_clips(SPACE.class_names, targets), SPACE, PART, embeddings, before_fit=lambda: calls.append(1)
-    )
+    found = probe_logits(numbered_clips(SPACE.class_names, targets), embeddings, before_fit=lambda: calls.append(1))
     scaled = StandardScaler().fit(embeddings[TRAIN]).transform(embeddings)
     score = LogisticRegression(max_iter=1000).fit(scaled[TRAIN], verb[TRAIN]).decision_function(scaled[TEST])
     np.testing.assert_allclose(found[:, 2] - found[:, 0], score, atol=1e-4)
     assert (found[:, 1] < -500).all()
-    assert not found[:, 3:].any()  # everywhere or nowhere: nothing to learn
+    # Everywhere or nowhere: nothing to learn.
+    np.testing.assert_allclose(1 / (1 + np.exp(-found[:, 3:])), np.tile([1 - RARE, RARE], (20, 1)), rtol=1e-4)
     assert len(calls) == 1
 
     targets[:, :3] = np.eye(3)[np.ones(80, dtype=int)]
     calls.clear()
-    found = probe_logits(
-        numbered_clips(SPACE.class_names, targets), SPACE, PART, embeddings, before_fit=lambda: calls.append(1)
-    )
+    found = probe_logits(numbered_clips(SPACE.class_names, targets), embeddings, before_fit=lambda: calls.append(1))
     assert (found[:, :3].argmax(axis=1) == 1).all()
     assert not calls

@@ -13,12 +13,14 @@ from audio_datasets.audio.augment import AugmentConfig
 from audio_datasets.tasks.label_space import LabelGroup, LabelSpace
 from kd.objectives.settings import DistillationConfig, LossConfig
 from kd.stages.finetuning_config import (
-    LONGEST_CLIP_SECONDS,
+    LONGEST_WINDOW_SECONDS,
+    SHORTEST_WINDOW_SECONDS,
     Deciding,
     FinetuneConfig,
     decided_by_data,
     read_deciding,
     shared_schedule,
+    window_note,
 )
 from kd.stages.pretraining_config import PretrainConfig
 from kd.stages.stage_config import NOT_IN_STORED_VIEWS, StageConfig
@@ -217,14 +219,28 @@ def test_the_metric_of_a_task_is_one_of_its_labels() -> None:
         decided_by_data(tuning(), task(1.0, "mAP"), Lengths([1.0], ONE))
 
 
-def test_the_length_is_the_given_one_the_tasks_or_that_of_the_longest_clip() -> None:
+def test_the_window_is_the_given_one_the_tasks_or_one_that_most_clips_fit_into() -> None:
+    """A few long clips do not make most of what is heard of the others silence."""
     assert decided(tuning(clip_seconds=2.0), ONE, [7.0], own=4.0).clip_seconds == 2.0
     assert decided(tuning(), ONE, [7.0], own=4.0).clip_seconds == 4.0
-    assert decided(tuning(), ONE, [1.0, 7.126, 3.0]).clip_seconds == 7.13
-    assert decided(tuning(), ONE, [70.0]).clip_seconds == LONGEST_CLIP_SECONDS
+    assert decided(tuning(), ONE, [7.126, 7.126]).clip_seconds == 7.13
+    short = [0.85] * 46 + [1.5] * 50 + [5.5] * 4
+    assert decided(tuning(), ONE, short).clip_seconds == 1.5
+    assert decided(tuning(), ONE, [70.0]).clip_seconds == LONGEST_WINDOW_SECONDS
     assert decided(tuning(), ONE, [0.001]).clip_seconds == 0.01
+    assert decided(tuning(short_clips="repeat"), ONE, [0.2]).clip_seconds == SHORTEST_WINDOW_SECONDS
     with pytest.raises(ValueError, match="none of the 0 clips can be used"):
         decided(tuning(), ONE, [])
+
+
+def test_the_note_on_the_window_counts_what_is_filled_up_and_cropped() -> None:
+    clips = Lengths([0.5] * 5 + [2.0] * 4 + [8.0], ONE)
+    config = decided_by_data(tuning(short_clips="repeat"), task(), clips)
+    note = window_note(config, clips)
+    assert note.startswith("clips are 0.5 to 8 s long (median 1.2 s) and heard in windows of 2.6 s: ")
+    assert "9 shorter ones are repeated to fill it; 1 longer ones are cropped at random" in note
+    padded = window_note(decided_by_data(tuning(), task(), clips), clips)
+    assert "filled up with silence" in padded
 
 
 # -- The command line --------------------------------------------------------------------------------------------------

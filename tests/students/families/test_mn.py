@@ -125,7 +125,7 @@ def test_dropout_changes_training_and_not_inference() -> None:
     assert not torch.equal(without.train()(mel).logits, with_dropout.train()(mel).logits)
 
 
-@pytest.mark.parametrize("head", ["mlp", "fully_convolutional", "attention_pooling"])
+@pytest.mark.parametrize("head", ["mlp", "fully_convolutional", "attention_pooling", "linear"])
 @pytest.mark.parametrize("se_dims", ["none", "t", "cf", "cft"])
 def test_every_head_and_axis_trains_on_odd_sizes(head: str, se_dims: str) -> None:
     student = create_student("mn01", num_classes=1, head=head, se_dims=se_dims, se_agg="avg", n_mels=40)
