@@ -158,7 +158,7 @@ def test_an_epoch_is_cut_into_equal_even_batches(make_runs: Callable[..., CrossV
 def test_early_stopping_without_validation_clips_is_refused_before_anything_runs(
     make_runs: Callable[..., CrossValidation],
 ) -> None:
-    with pytest.raises(ValueError, match="needs validation clips, and esc50 has none; add --valid-share"):
+    with pytest.raises(ValueError, match="needs validation clips, but esc50 has none; add --valid-share"):
         make_runs("esc50", early_stopping="accuracy").check()
     make_runs("esc50", early_stopping="accuracy", valid_share=0.5).check()
     with pytest.raises(ValueError, match="12 training clips are too few"):
