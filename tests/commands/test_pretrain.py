@@ -252,7 +252,7 @@ def test_clips_and_logits_in_several_stores_train_as_in_one(
     card = load_student(tmp_path / "two").card
     assert card.provenance["config"]["clips"] == [str(path) for path in clip_parts]
     assert main(arguments(tiny_store, tmp_path / "three", "--logits", joined, *options, *[str(clip_parts[0])] * 2)) == 2
-    assert "both hold the clips 'clip-0000'" in capsys.readouterr().err
+    assert "both contain the clips 'clip-0000'" in capsys.readouterr().err
 
 
 def test_tracker(tiny_store: Path, tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_missing_logits(
     store = make_tiny_store("clips.h5")
     logits = make_tiny_logits("logits.h5", store, rows=range(9))
     assert main(arguments(store, tmp_path / "run", "--logits", str(logits))) == 2
-    assert "3 of 12 training clips have no teacher logits (as 'clip-0009'" in capsys.readouterr().err
+    assert "3 of 12 training clips have no teacher logits (such as 'clip-0009'" in capsys.readouterr().err
     assert main(arguments(store, tmp_path / "run", "--logits", str(logits), "--missing-logits", "label-only")) == 0
     assert "trained on their labels only" in capsys.readouterr().out
 

@@ -1,1 +1,1 @@
-"""Clips on disk: the clip store, several as one, and what lies beside it."""
+"""Clips on disk: the clip store, joined stores, and the files beside them."""

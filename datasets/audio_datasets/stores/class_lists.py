@@ -15,11 +15,11 @@ from audio_datasets.system.messages import brief, listed
 
 BUILTIN_LABEL_MAPS = ("esc50_to_audioset",)
 LINE_END = re.compile(r"\r\n|\r|\n")
-"""Not ``splitlines``, which also cuts a name in two at characters that no editor shows as the end of a line."""
+"""We do not use ``splitlines``, which also splits at characters that no editor shows as the end of a line."""
 
 
 def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
-    """``class_names`` as a tuple; ValueError if there are none, or one is empty, no text, or there twice."""
+    """``class_names`` as a tuple; ValueError if there are none, or one is empty, not text, or repeated."""
     names = tuple(class_names)
     if not names:
         raise ValueError("the class list is empty")
@@ -36,7 +36,7 @@ def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
 def class_list_difference(
     first: Sequence[str], second: Sequence[str], first_name: str = "one", second_name: str = "the other"
 ) -> str | None:
-    """Where two class lists first differ, as words for a message; None if they are the same, in whichever Unicode form."""
+    """The first difference between two class lists, as text for a message; None if they are the same in any Unicode form."""
     for index, (one, other) in enumerate(zip(first, second, strict=False)):
         if one != other and normal(one) != normal(other):
             return f"class {index} is {brief(one)} in {first_name} and {brief(other)} in {second_name}"
@@ -46,7 +46,7 @@ def class_list_difference(
 
 
 def check_same_classes(first: Sequence[str], second: Sequence[str], first_name: str, second_name: str) -> None:
-    """Raises ValueError with the first difference unless both class lists hold the same names in the same order."""
+    """Raises ValueError with the first difference unless both class lists have the same names in the same order."""
     difference = class_list_difference(first, second, first_name, second_name)
     if difference:
         raise ValueError(f"class lists differ: {difference}")
@@ -55,7 +55,7 @@ def check_same_classes(first: Sequence[str], second: Sequence[str], first_name: 
 def read_class_names(path: Path) -> tuple[str, ...]:
     """The class names of a file, in the order of their index and in Unicode's form C.
 
-    Three kinds of file are understood: AudioSet's ``class_labels_indices.csv`` (columns ``index``, ``mid``,
+    Three kinds of files are supported: AudioSet's ``class_labels_indices.csv`` (columns ``index``, ``mid``,
     ``display_name``), which is recognised by its header whatever the file is called, JSON (a list of names, or an object of name
     -> index), and plain text with one name per line.
 
@@ -77,7 +77,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
 
 def _is_audiosets(text: str) -> bool:
-    """Whether a text begins with the header of AudioSet's class list."""
+    """Whether a text starts with the header of AudioSet's class list."""
     header = next(csv.reader([LINE_END.split(text, maxsplit=1)[0]]), [])
     return {"index", "display_name"} <= {name.strip() for name in header}
 
@@ -88,7 +88,7 @@ def _names_from_json(text: str) -> list[str]:
         return content
     if isinstance(content, dict) and all(type(index) is int for index in content.values()):
         return _in_order_of_index(list(content.items()))
-    raise ValueError("JSON class lists are a list of names, or an object of name -> index")
+    raise ValueError("a JSON class list must be a list of names, or an object of name -> index")
 
 
 def _names_from_csv(text: str) -> list[str]:
@@ -110,13 +110,13 @@ def _names_from_csv(text: str) -> list[str]:
 
 
 def _refuse_ragged(row: dict, rows: csv.DictReader) -> NoReturn:
-    """ValueError for a line with other fields than the header has, which would cut a name with a comma short."""
+    """Raises ValueError for a line with another number of fields than the header, such as an unquoted name with a comma."""
     extra = row.get(None, [])
     fields = [value for name, value in row.items() if name is not None and value is not None]
     found = f"line {rows.line_num} has {len(fields) + len(extra)} fields, the header has {len(rows.fieldnames)}"
     if extra:
         name = ",".join([fields[-1], *extra])
-        raise ValueError(f'{found}: a name with a comma must stand in quotes, as "{brief(name)[1:-1]}"')
+        raise ValueError(f'{found}: a name with a comma must be in quotes, as in "{brief(name)[1:-1]}"')
     raise ValueError(f"{found}: too few columns")
 
 
@@ -124,7 +124,7 @@ def _index(text: str, line: int) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"line {line}: an index is a whole number; found {brief(text)}") from None
+        raise ValueError(f"line {line}: an index must be a whole number; found {brief(text)}") from None
 
 
 def _in_order_of_index(pairs: list[tuple[str, int]]) -> list[str]:
@@ -166,7 +166,7 @@ def _label_map(text: str, origin: str) -> dict[str, tuple[str, ...]]:
                 raise ValueError(f"{origin}, line {rows.line_num}: expected a label and a class name; found {row}")
             label, class_name = normal(row[0].strip()), normal(row[1].strip())
             if class_name in label_map.get(label, ()):
-                raise ValueError(f"{origin}, line {rows.line_num}: {label!r} -> {class_name!r} is there twice")
+                raise ValueError(f"{origin}, line {rows.line_num}: {label!r} -> {class_name!r} occurs twice")
             label_map[label] = (*label_map.get(label, ()), class_name)
     except csv.Error as error:
         raise ValueError(f"{origin}, line {rows.line_num}: {error}") from error

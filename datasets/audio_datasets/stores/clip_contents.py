@@ -1,6 +1,6 @@
-"""Our own layout of a clip store as it lies in the file, and what every layout gives to a ``ClipStore`` (docs/clip_store.md).
+"""Our own file layout of a clip store, and the interface that every layout provides to ``ClipStore`` (docs/clip_store.md).
 
-Shapes: n clips, C classes, k rows asked for.
+Shapes: n clips, C classes, k requested rows.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from audio_datasets.tasks.label_space import LabelGroup, LabelSpace
 FORMAT = "kd-clip-store"
 FORMAT_VERSION = 2
 MASKED_VERSION = 3
-"""Of stores in which some labels are unknown, and of no others: programs that read version 2 would take those for absent."""
+"""Only for stores with unknown labels, which programs that read version 2 would treat as absent."""
 READABLE_VERSIONS = (1, FORMAT_VERSION, MASKED_VERSION)  # version 1 has no digest of its index
 AUDIO_KINDS = {"encoded": np.dtype("uint8"), "pcm16": np.dtype("<i2")}
 DIGEST_BYTES = 16
@@ -32,7 +32,7 @@ LABEL_GROUPS = "label_groups"
 
 
 class Contents(Protocol):
-    """What an open file of any layout gives to a ``ClipStore``."""
+    """The interface of an open file, in any layout, for ``ClipStore``."""
 
     class_names: tuple[str, ...]
     label_space: LabelSpace
@@ -51,7 +51,7 @@ class Contents(Protocol):
     def audio(
         self, row: int, first: int = 0, end: int | None = None
     ) -> np.ndarray: ...  # uint8 or int16 (end - first,)
-    def check(self) -> None: ...  # what takes a pass over all clips, done once and not by every worker: ValueError
+    def check(self) -> None: ...  # checks over all clips, done once and not in every worker; raises ValueError
 
 
 class NativeContents:
@@ -69,7 +69,7 @@ class NativeContents:
         if class_names is not None:
             difference = class_list_difference(self.class_names, class_names)
             if difference:
-                raise ValueError(f"{path} has another class list than the one asked for: {difference}")
+                raise ValueError(f"{path} has another class list than the requested one: {difference}")
         self.audio_kind = string_attribute(file, "audio_kind")
         if self.audio_kind not in AUDIO_KINDS:
             raise ValueError(f"{path} has audio kind {brief(self.audio_kind)}; known: {sorted(AUDIO_KINDS)}")
@@ -103,7 +103,7 @@ class NativeContents:
         for name, (array, shape, kind) in expected.items():
             if array.shape != shape or array.dtype.kind != kind:
                 raise ValueError(
-                    f"{path} is a damaged clip store: {name} is {array.dtype} {array.shape}, expected kind {kind} {shape}"
+                    f"{path} is a damaged clip store: {name} must be of kind {kind} {shape}; found {array.dtype} {array.shape}"
                 )
 
     def check(self) -> None:
@@ -150,7 +150,7 @@ class NativeContents:
 
 
 def _label_space(file: h5py.File, class_names: tuple[str, ...]) -> LabelSpace:
-    """The label space that the file gives; one non-exclusive group if it gives none."""
+    """The label space in the file; one non-exclusive group if there is none."""
     text = string_attribute(file, LABEL_GROUPS)
     if text is None:
         if LABEL_GROUPS in file.attrs:
@@ -162,7 +162,7 @@ def _label_space(file: h5py.File, class_names: tuple[str, ...]) -> LabelSpace:
             groups.append(LabelGroup(str(name), class_names[start : start + int(classes)], exclusive is True))
             start += int(classes)
         if start != len(class_names):
-            raise ValueError(f"its groups have {start} classes and the class list {len(class_names)}")
+            raise ValueError(f"its groups have {start} classes, but the class list has {len(class_names)}")
         return LabelSpace(tuple(groups))
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(
@@ -171,7 +171,7 @@ def _label_space(file: h5py.File, class_names: tuple[str, ...]) -> LabelSpace:
 
 
 def label_groups_attribute(label_space: LabelSpace) -> str | None:
-    """What a store's attribute ``label_groups`` holds; None for one non-exclusive group, which needs no attribute."""
+    """The value of a store's attribute ``label_groups``; None for one non-exclusive group, which needs no attribute."""
     if len(label_space.groups) == 1 and label_space == LabelSpace.single(label_space.class_names, exclusive=False):
         return None
     groups = [[group.name, len(group.class_names), group.exclusive] for group in label_space.groups]
@@ -190,11 +190,11 @@ def audio_digest(audio: np.ndarray) -> np.ndarray:
 
 
 def digest_of_index(class_names: Sequence[str], audio_kind: str, sample_rate_hz: int, *arrays: np.ndarray) -> str:
-    """32 hexadecimal digits over everything that a clip store holds besides its audio and further attributes."""
+    """Digest of everything in a clip store except its audio and additional attributes, 32 hexadecimal digits."""
     state = hashlib.blake2b(json.dumps([class_names, audio_kind, int(sample_rate_hz)]).encode(), digest_size=16)
     for array in arrays:
         state.update(f"{array.dtype} {array.shape}".encode())
-        state.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))  # no copy of what is mapped
+        state.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))  # does not copy mapped arrays
     return state.hexdigest()
 
 

@@ -1,6 +1,6 @@
 """The clip store: many audio clips with their ids and targets in one HDF5 file. The format is described in docs/clip_store.md.
 
-Shapes: n clips, C classes, k rows asked for.
+Shapes: n clips, C classes, k requested rows.
 """
 
 import os
@@ -27,9 +27,9 @@ ROWS_AT_ONCE = 8_192
 class ClipStore:
     """Reads clips, targets and ids of one clip store, by row number; ``rows`` finds a row by clip id.
 
-    The file is opened on first use in each process. A store can be pickled and survives a fork. What there is for every
-    clip besides its audio is memory-mapped, so that processes share it; audio is read at its offset. Also reads the HDF5
-    layout of PaSST and EfficientAT (``audio_name``, ``mp3``, ``target``).
+    The file is opened on first use in each process. A store can be pickled and survives a fork. All data except audio are
+    memory-mapped, so that processes share them; audio is read at its offset. Also reads the HDF5 layout of PaSST and EfficientAT
+    (``audio_name``, ``mp3``, ``target``).
     """
 
     def __init__(self, path: Path, class_names: tuple[str, ...] | None):
@@ -41,13 +41,13 @@ class ClipStore:
 
     @classmethod
     def open(cls, path: str | Path, class_names: Sequence[str] | None = None) -> "ClipStore":
-        """The store at ``path``, checked as far as that is cheap.
+        """The store at ``path``. Everything that is cheap to check is checked.
 
-        ``class_names`` are those that the targets must have. They are needed for a file in the layout of PaSST and
-        EfficientAT, which does not hold them, unless a ``class_labels_indices.csv`` lies beside it.
+        ``class_names`` are the classes that the targets must have. Files in the layout of PaSST and EfficientAT contain no class
+        names, so for them ``class_names`` are required unless there is a ``class_labels_indices.csv`` beside the file.
 
-        Raises ValueError, with the path, if the file is missing, truncated, no clip store or of another class list, or if
-        ids, targets or offsets are not those that were written (``verify_audio`` tells that of a clip's audio).
+        Raises ValueError, with the path, if the file is missing, truncated, not a clip store or has another class list, or if
+        ids, targets or offsets have changed since they were written (``verify_audio`` checks a clip's audio).
         """
         store = cls(Path(path), None if class_names is None else check_class_names(class_names))
         store.contents.check()
@@ -64,7 +64,7 @@ class ClipStore:
 
     @property
     def contents(self) -> Contents:
-        """What the open file gives; the file is opened first if this process has not done so."""
+        """The open file. Opens it if this process has not done so yet."""
         # An HDF5 handle inherited by a forked process shares its file position with the parent's: never use it.
         if self._opened is None or self._process_id != os.getpid():
             self._opened = _open_contents(self._path, self._class_names_given)
@@ -85,7 +85,7 @@ class ClipStore:
 
     @property
     def label_space(self) -> LabelSpace:
-        """What the classes mean together; one non-exclusive group unless the file says otherwise."""
+        """The groups of classes; one non-exclusive group unless the file says otherwise."""
         return self.contents.label_space
 
     @property
@@ -105,7 +105,7 @@ class ClipStore:
 
     @property
     def attributes(self) -> dict[str, str]:
-        """Further text attributes, as given when the store was written."""
+        """Additional text attributes, as given when the store was written."""
         return dict(self.contents.attributes)
 
     # -- Ids and targets
@@ -136,12 +136,12 @@ class ClipStore:
         return all_found(self.find(clip_ids), clip_ids, self.path)
 
     def targets(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """float32 (k, C): 1.0 where the clip has the class; of no meaning where ``mask`` is false."""
+        """float32 (k, C): 1.0 where the clip has the class; meaningless where ``mask`` is false."""
         bits = np.unpackbits(self.contents.packed_targets(np.asarray(rows, dtype=np.int64)), axis=1)
         classes = len(self.class_names)
         if bits[:, classes:].any():
             raise ValueError(
-                f"{self.path} has targets beyond its {classes} class names: the class list is not the file's"
+                f"{self.path} has targets beyond its {classes} class names: the class list does not belong to the file"
             )
         return bits[:, :classes].astype(np.float32)
 
@@ -160,26 +160,26 @@ class ClipStore:
         return counts
 
     def audio_digests(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """uint8 (k, 16): BLAKE2b-128 of each clip's stored audio; zeros where the file has none (foreign layout)."""
+        """uint8 (k, 16): BLAKE2b-128 of each clip's stored audio; zeros if the file has none (PaSST layout)."""
         return self.contents.audio_digests(np.asarray(rows, dtype=np.int64))
 
     def verify_audio(self, row: int) -> None:
-        """Raises BadClipError if a clip's audio is not what was written, where the file tells (not in the foreign layout)."""
+        """Raises BadClipError if a clip's audio has changed since it was written. Files in the PaSST layout cannot be checked."""
         stored = self.audio_digests([row])
         if stored.any() and not np.array_equal(audio_digest(self.contents.audio(row)), stored[0]):
             raise self._bad_clip(row, "its audio has changed since it was packed: the file is damaged")
 
     @property
     def fingerprint(self) -> str:
-        """32 hexadecimal digits over class names, ids, audio and its kind; not over targets and attributes."""
+        """Digest of class names, ids, audio and its kind, but not of targets and attributes, 32 hexadecimal digits."""
         return self.contents.fingerprint
 
     def manifest(self, columns: Sequence[str] | None = None) -> pyarrow.Table | None:
         """The manifest beside the store, one row per clip in the same order; None if there is none.
 
-        ``columns`` besides the clip's id are those needed (default: all); labels of millions of clips take gigabytes.
+        ``columns`` are the columns to read in addition to the clip id (default: all). Labels of millions of clips take gigabytes.
 
-        Raises ValueError if the manifest is of other clips.
+        Raises ValueError if the manifest belongs to other clips.
         """
         table = read_manifest(self.path, None if columns is None else ["clip_id", *columns])
         if table is None:
@@ -189,7 +189,7 @@ class ClipStore:
             same &= batch.column(0).to_pylist() == decode_ids(self.contents.ids[row : row + len(batch)])
             row += len(batch)
         if not same:
-            raise ValueError(f"the manifest beside {self.path} lists other clips than the store holds; pack again")
+            raise ValueError(f"the manifest beside {self.path} lists other clips than the store; pack again")
         return table
 
     # -- Audio
@@ -197,11 +197,11 @@ class ClipStore:
     def encoded(self, row: int) -> bytes:
         """One clip's encoded file. ValueError for a store of PCM."""
         if self.audio_kind != "encoded":
-            raise ValueError(f"{self.path} holds {self.audio_kind} samples, not encoded files; use waveform()")
+            raise ValueError(f"{self.path} contains {self.audio_kind} samples, not encoded files; use waveform()")
         return self.contents.audio(row).tobytes()
 
     def duration_seconds(self, row: int) -> float:
-        """One clip's length; for encoded audio, what the file's header says."""
+        """One clip's length; for encoded audio, according to the file's header."""
         if self.audio_kind == "pcm16":
             return self.contents.audio_length(row) / self.sample_rate_hz
         try:
@@ -214,8 +214,8 @@ class ClipStore:
     ) -> np.ndarray:
         """One clip as a mono waveform at ``sample_rate_hz``, float32 (samples,).
 
-        ``start_seconds`` and ``seconds`` choose a part, which is shorter where the clip ends earlier (pad with
-        ``audio.fit_length``). From PCM only that part is read. Raises BadClipError, a ValueError with the clip's id, for
+        ``start_seconds`` and ``seconds`` select a part, which is shorter if the clip ends earlier (pad with
+        ``audio.fit_length``). For PCM only that part is read. Raises BadClipError, a ValueError with the clip's id, for
         audio that cannot be used.
         """
         try:
@@ -236,7 +236,7 @@ class ClipStore:
 
 
 def all_found(rows: np.ndarray, clip_ids: Sequence[str], path: Path | str) -> np.ndarray:
-    """``rows`` as ``find`` gives them for ``clip_ids``; ValueError that names the ids that are not there."""
+    """Returns ``rows``, the result of ``find`` for ``clip_ids``. ValueError that names ids that were not found."""
     if (rows < 0).any():
         missing = [clip_ids[index] for index in np.flatnonzero(rows < 0)]
         raise ValueError(f"{len(missing)} of {len(rows)} clip ids are not in {path}: {listed(missing)}")
@@ -250,7 +250,7 @@ def _open_contents(path: Path, class_names: tuple[str, ...] | None) -> Contents:
             if kind == FORMAT:
                 return NativeContents(file, class_names)
             foreign = kind is None and all(name in file for name in passt_layout.DATASETS)
-            found = f"its format is {brief(kind)}" if kind else f"it holds {brief(sorted(file), 200)}"
+            found = f"its format is {brief(kind)}" if kind else f"it contains {brief(sorted(file), 200)}"
         if foreign:
             return passt_layout.PasstContents(path, class_names)
     raise ValueError(

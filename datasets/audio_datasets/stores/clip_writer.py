@@ -1,4 +1,4 @@
-"""Writing clip stores: from clips in memory, and from other stores, shards for example (docs/clip_store.md).
+"""Writes clip stores, from clips in memory or from other stores such as shards (docs/clip_store.md).
 
 Shapes: n clips, C classes.
 """
@@ -45,7 +45,7 @@ BYTES_AT_ONCE = 16 * 2**20
 
 @dataclass(frozen=True)
 class ClipRecord:
-    """One clip to be written: its id, its audio and the names of its classes."""
+    """One clip to write: its id, its audio and the names of its classes."""
 
     clip_id: str
     audio: bytes | np.ndarray
@@ -65,17 +65,17 @@ def write_clip_store(
     label_space: LabelSpace | None = None,
     attributes: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a clip store aside and renames it into place. All clips are held in memory: meant for shards and small sets.
+    """Writes a clip store under a temporary name and renames it. Keeps all clips in memory: for shards and small sets.
 
-    ``sample_rate_hz`` 0 says that each encoded clip keeps its own rate; PCM needs a rate. ``label_space`` None stands for one
-    non-exclusive group. ``attributes`` are further texts to keep with the store. Equal input gives equal bytes.
+    ``sample_rate_hz`` 0 means that each encoded clip keeps its own rate; PCM needs a rate. ``label_space`` None means one
+    non-exclusive group. ``attributes`` are additional texts to store. Equal input gives equal bytes.
 
-    Raises ValueError for ids that repeat, labels that are no class, or audio of another kind than ``audio_kind``.
+    Raises ValueError for repeated ids, labels that are not classes, or audio of another kind than ``audio_kind``.
     """
     names = _check_settings(class_names, audio_kind, sample_rate_hz)
     space = LabelSpace.single(names, exclusive=False) if label_space is None else label_space
     if space.class_names != names:
-        raise ValueError("the label groups hold other classes than the class list")
+        raise ValueError("the label groups and the class list have different classes")
     clips = list(clips)
     dtype = AUDIO_KINDS[audio_kind]
     targets = _matrix(clips, [clip.labels for clip in clips], names)
@@ -127,7 +127,7 @@ def _matrix(clips: Sequence[ClipRecord], names_of_clips: Sequence[Sequence[str]]
 
 
 def _merged(blocks: Sequence[np.ndarray], bytes_at_once: int) -> Iterator[np.ndarray]:
-    """The same in few long arrays: HDF5 takes longer to begin writing a short clip than to write it."""
+    """The same data in fewer, longer arrays, because each write has an overhead."""
     group: list[np.ndarray] = []
     size = 0
     for block in blocks:
@@ -147,10 +147,10 @@ def concatenate(
     attributes: Mapping[str, str] | None = None,
     report: Callable[[int], None] = lambda clips: None,
 ) -> None:
-    """Writes the clips of several stores into one, in order. Audio is copied in blocks: memory does not grow with it.
+    """Writes the clips of several stores into one, in order. Audio is copied in blocks, so memory stays bounded.
 
     ``report`` is called with the number of clips just copied. Raises ValueError if the stores differ in class list, label
-    space, audio kind or rate, or share a clip id.
+    space, audio kind or rate, or have a clip id in common.
     """
     if not stores:
         raise ValueError("no stores to concatenate")
@@ -161,11 +161,11 @@ def concatenate(
         store = ClipStore.open(part, first.class_names)
         if (store.audio_kind, store.sample_rate_hz) != (first.audio_kind, first.sample_rate_hz):
             raise ValueError(
-                f"{part} holds {store.audio_kind} at {store.sample_rate_hz} Hz, and {stores[0]} {first.audio_kind} at "
+                f"{part} has {store.audio_kind} at {store.sample_rate_hz} Hz, but {stores[0]} has {first.audio_kind} at "
                 f"{first.sample_rate_hz} Hz"
             )
         if store.label_space != first.label_space:
-            raise ValueError(f"{part} and {stores[0]} have other groups of classes")
+            raise ValueError(f"{part} and {stores[0]} have different groups of classes")
         contents = store.contents
         if not isinstance(contents, NativeContents):
             raise ValueError(
@@ -205,11 +205,11 @@ def concatenate(
 def _check_settings(class_names: Sequence[str], audio_kind: str, sample_rate_hz: int) -> tuple[str, ...]:
     names = check_class_names(class_names)
     if len(json.dumps(names, ensure_ascii=False).encode()) > LARGEST_CLASS_LIST_BYTES:
-        raise ValueError(f"the class list is too long: its names may take {LARGEST_CLASS_LIST_BYTES} bytes")
+        raise ValueError(f"the class list is too long: its names may take at most {LARGEST_CLASS_LIST_BYTES} bytes")
     if audio_kind not in AUDIO_KINDS:
         raise ValueError(f"audio_kind must be one of {sorted(AUDIO_KINDS)}; found {audio_kind!r}")
     if sample_rate_hz < 0 or (audio_kind == "pcm16" and sample_rate_hz == 0):
-        raise ValueError(f"pcm16 needs a sample rate in Hz, and none is negative; found {sample_rate_hz}")
+        raise ValueError(f"a sample rate must not be negative, and pcm16 needs one above 0; found {sample_rate_hz}")
     return names
 
 
@@ -238,7 +238,7 @@ def _write_arrays(
     digests: np.ndarray,
     audio_dtype: np.dtype,
 ) -> ArrayWriter:
-    """Writes all arrays but the audio, whose dataset it returns to be filled."""
+    """Writes all arrays except the audio, and returns the dataset for the audio."""
     offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
     index = {
         "clip_id": ids,

@@ -1,13 +1,13 @@
-"""HDF5 files whose arrays can be memory-mapped, and a look-up of rows by clip id that needs no Python dict.
+"""HDF5 files whose arrays can be memory-mapped, and a way to look up rows by clip id that needs no Python dict.
 
-What the clip store and the logit store share. Arrays are contiguous (not chunked, not compressed) and aligned, so that a
-reader maps them and closes the HDF5 file: pages are shared between processes, nothing has to survive a fork, and a
-handle is never pickled.
+Clip stores and logit stores share this code. Arrays are contiguous (not chunked, not compressed) and aligned, so that a
+reader can map them and close the HDF5 file. Pages are then shared between processes, nothing has to survive a fork, and
+handles are never pickled.
 
-Why a seal and digests of our own (measured with HDF5 2.0 on 20 clips and 10 classes, one bit flipped in each byte besides
-audio and logits; a flip is unnoticed if it gives other values or if reading hangs): clip store 0 of 20,447 unnoticed, logit
-store 320 of 16,114 (its audio digests, which ``kd verify`` checks). The same arrays written with ``libver="latest"`` alone:
-668 of 8,241 and 552 of 6,464; with Fletcher-32 on every array, which rules out mapping, 140 and 232 (text attributes).
+Why we need our own seal and digests: we flipped one bit in each byte outside audio and logits (HDF5 2.0, 20 clips, 10 classes)
+and counted flips that went unnoticed, that is, gave other values or made reading hang. Clip store: 0 of 20,447. Logit store: 320
+of 16,114 (in its audio digests, which ``kd verify`` checks). The same arrays written only with ``libver="latest"``: 668 of 8,241
+and 552 of 6,464. With Fletcher-32 on every array, which prevents mapping: 140 and 232 (in text attributes).
 """
 
 import hashlib
@@ -40,7 +40,7 @@ ROOM_FOR_DESCRIPTION = 2**18  # more than HDF5 writes besides the arrays: attrib
 def create_hdf5(path: Path) -> Iterator["ArrayFile"]:
     """A new HDF5 file for contiguous, aligned arrays; equal content gives equal bytes (no timestamps).
 
-    Raises OSError for a disk that is full, before the arrays that it has no room for are written.
+    Raises OSError for a full disk, before any array that does not fit is written.
     """
     file = ArrayFile(path)
     yield file
@@ -51,10 +51,11 @@ def create_hdf5(path: Path) -> Iterator["ArrayFile"]:
 
 
 class ArrayFile:
-    """An HDF5 file in which HDF5 itself writes nothing but the description of the arrays.
+    """An HDF5 file in which HDF5 itself writes only the description of the arrays.
 
-    The library does not survive a full disk: it prints its inner state and may end the process. So space for each array
-    is reserved before anything is written into it, and values go through the operating system, whose errors are plain.
+    The HDF5 library does not survive a full disk: it prints its internal state and may end the process. Therefore space for each
+    array is reserved before anything is written into it, and values are written through the operating system, which reports
+    errors properly.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,14 +63,14 @@ class ArrayFile:
         self.attrs: dict[str, Any] = {}
         """Attributes of the file, written when it is closed."""
         self._places: list[tuple[int, int]] = []
-        path.write_bytes(bytes(ROOM_FOR_DESCRIPTION))  # fails here on a full disk, and not inside of HDF5
+        path.write_bytes(bytes(ROOM_FOR_DESCRIPTION))  # on a full disk this fails here, not inside HDF5
         with self._as_hdf5("w"):
             pass
 
     @contextmanager
     def changing(self, more_bytes: int = 0) -> Iterator[h5py.File]:
-        """The file as HDF5 sees it, for a change of its description, and room for so many bytes of arrays."""
-        # HDF5 gives back at the end what it has not used.
+        """Opens the file with HDF5 to change its description, with space reserved for ``more_bytes`` of arrays."""
+        # HDF5 releases unused space at the end.
         reserve(self.path, self.path.stat().st_size, more_bytes + ROOM_FOR_DESCRIPTION)
         with self._as_hdf5("r+") as file:
             yield file
@@ -80,7 +81,7 @@ class ArrayFile:
     def create_dataset(
         self, name: str, data: np.ndarray | None = None, shape: tuple[int, ...] | None = None, dtype: Any = None
     ) -> "ArrayWriter":
-        """A new array, with ``data``, or of a shape and type to be filled by assigning to its slices."""
+        """A new array with the given ``data``, or with a shape and type, to be filled by assigning to slices."""
         if data is not None:
             data = np.ascontiguousarray(data)
             shape, dtype = data.shape, data.dtype
@@ -112,7 +113,7 @@ class ArrayFile:
 
 @dataclass(frozen=True)
 class ArrayWriter:
-    """An array of an ``ArrayFile`` that takes values by slices of its first axis."""
+    """An array of an ``ArrayFile``, written by assigning to slices of its first axis."""
 
     path: Path
     offset: int | None
@@ -133,10 +134,10 @@ class ArrayWriter:
 
 
 def check_seal(path: Path) -> None:
-    """ValueError if what HDF5 would read of a sealed file, its arrays apart, is not what was written.
+    """Raises ValueError if anything in a sealed file except its arrays has changed.
 
-    HDF5 has no checksums there, and may crash or never come back from what damage makes of it. A file without a seal (older,
-    of another program, or changed through HDF5, which cuts a seal off) is left to HDF5.
+    HDF5 has no checksums for this part, and may crash or hang on a damaged file. A file without a seal (older, written by
+    another program, or changed through HDF5, which removes the seal) is not checked.
     """
     with open(path, "rb") as file:
         # "Superblock" of version 0, as h5py writes it: the end of what HDF5 uses is at byte 40.
@@ -151,7 +152,7 @@ def check_seal(path: Path) -> None:
         if end is not None:
             file.seek(end)
             seal = file.read(MOST_SEAL_BYTES)
-    # Damage may also move a seal, or spoil its beginning or what leads to it.
+    # Damage may also move the seal, or destroy its beginning or the pointer to it.
     if not (seal and seal.startswith(SEAL[: len(seal)])) and SEAL not in tail and _DIGEST not in tail:
         return
     try:
@@ -168,14 +169,14 @@ def check_seal(path: Path) -> None:
 
 
 def _digest_besides(path: Path, places: Sequence[Sequence[int]], end: int | None = None) -> str:
-    """32 hexadecimal digits over the bytes of a file up to ``end`` that are in none of the places (offset, bytes)."""
+    """Digest of all bytes of a file up to ``end`` except those in the given places (offset, bytes); 32 hexadecimal digits."""
     state = hashlib.blake2b(digest_size=16)
     end = path.stat().st_size if end is None else end
     position = 0
     with open(path, "rb") as file:
         for start, size in [*sorted(map(tuple, places)), (end, 0)]:
             if not position <= start <= end or size < 0 or start - position > MOST_SEALED_BYTES:
-                raise ValueError("the places of its arrays are none")
+                raise ValueError("the places of its arrays are invalid")
             file.seek(position)
             state.update(file.read(start - position))
             position = start + size
@@ -191,12 +192,12 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         raise ValueError(f"{path} is a folder, not an HDF5 file")
     check_seal(path)
     try:
-        # Stores are renamed into place and never changed: no lock, which some network file systems refuse.
+        # Stores are renamed into place and never changed, so we need no lock, which some network file systems refuse.
         file = h5py.File(path, "r", locking=False)
     except PermissionError:
         raise
     except (OSError, RuntimeError) as error:
-        found = "is truncated" if "truncated" in str(error) else "is not an HDF5 file, or a damaged one"
+        found = "is truncated" if "truncated" in str(error) else "is damaged or not an HDF5 file"
         raise ValueError(f"{path} {found} ({error})") from error
     with file:
         yield file
@@ -204,9 +205,9 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
 
 @contextmanager
 def plain_hdf5_errors(path: Path, what: str) -> Iterator[None]:
-    """Around code that takes an open file apart: what a damaged one raises there becomes a ValueError that names ``path``.
+    """Wraps code that reads an open file: turns the errors that a damaged file causes into a ValueError that names ``path``.
 
-    HDF5 finds damage only where it looks, and h5py has many errors for it.
+    HDF5 finds damage only where it reads, and h5py raises many kinds of errors for it.
     """
     try:
         yield
@@ -223,7 +224,7 @@ def plain_hdf5_errors(path: Path, what: str) -> Iterator[None]:
         MemoryError,
     ) as error:
         if isinstance(error, ValueError) and str(path) in str(error):
-            raise  # one of ours
+            raise  # one of our own errors
         raise ValueError(f"{path} is a damaged {what}: {error}") from error
 
 
@@ -236,28 +237,28 @@ def dataset_of(file: h5py.File, name: str) -> h5py.Dataset:
 
 
 def map_array(file: h5py.File, name: str) -> np.ndarray:
-    """The contiguous dataset ``name``, memory-mapped read-only; it stays valid after ``file`` is closed.
+    """The contiguous dataset ``name``, memory-mapped read-only. It stays valid after ``file`` is closed.
 
-    Raises ValueError if the dataset is missing, or laid out so that it cannot be mapped.
+    Raises ValueError if the dataset is missing, or has a layout that cannot be mapped.
     """
     dataset = dataset_of(file, name)
     if dataset.size == 0:
         return np.empty(dataset.shape, dataset.dtype)
     if not is_mappable(dataset):
         raise ValueError(f"dataset {name!r} of {file.filename} is chunked or compressed and cannot be memory-mapped")
-    # np.asarray: the same mapping without memmap's Python-level bookkeeping on every slice.
+    # np.asarray gives the same mapping without memmap's bookkeeping in Python for every slice.
     return np.asarray(np.memmap(file.filename, dataset.dtype, "r", offset=dataset.id.get_offset(), shape=dataset.shape))
 
 
 class BytesOfVaryingLength:
-    """The elements of a dataset of bytes of varying length, read without HDF5, which may never come back from a damaged one.
+    """Reads the elements of a dataset of variable-length bytes without HDF5, which may hang on a damaged one.
 
-    HDF5 keeps such elements in "global heaps" (HDF5 File Format Specification 1.1, III.E): the dataset holds for each its
-    length, and the address and index of an object in a heap.
+    HDF5 stores such elements in "global heaps" (HDF5 File Format Specification 1.1, III.E). For each element the dataset contains
+    its length, and the address and index of an object in a heap.
     """
 
     def __init__(self, path: Path, dataset: h5py.Dataset) -> None:
-        """Raises ValueError for a dataset that does not lie in the file as one plain block (``lies_plain`` tells)."""
+        """Raises ValueError for a dataset that is not stored as one plain block (see ``lies_plain``)."""
         if not self.lies_plain(dataset):
             raise ValueError(f"dataset {dataset.name!r} of {path} is chunked or compressed")
         self._base = dataset.file.userblock_size
@@ -268,7 +269,7 @@ class BytesOfVaryingLength:
 
     @staticmethod
     def lies_plain(dataset: h5py.Dataset) -> bool:
-        """Whether the references to the elements lie in the file as one block, of the size that HDF5 files mostly have."""
+        """Whether the references to the elements are stored as one block, with the usual size of references."""
         space = dataset.id.get_storage_size()
         return dataset.chunks is None and dataset.id.get_offset() is not None and space == 16 * dataset.size > 0
 
@@ -276,7 +277,7 @@ class BytesOfVaryingLength:
         return len(self._references)
 
     def __getitem__(self, row: int) -> np.ndarray:
-        """uint8 (bytes,). ValueError for a reference that leads nowhere."""
+        """uint8 (bytes,). ValueError for an invalid reference."""
         length, address, index = (int(value) for value in self._references[row])
         if length == 0:
             return np.empty(0, np.uint8)
@@ -297,17 +298,17 @@ class BytesOfVaryingLength:
         raise ValueError("the file is damaged: its bytes are not where they should be")
 
     def _read(self, position: int, count: int) -> bytes:
-        """Bytes of the file; fewer at its end. Not mapped, for the same reason as ``FileRows``."""
+        """Bytes of the file, fewer at its end. Not mapped, for the same reason as in ``FileRows``."""
         return os.pread(self._file.fileno(), count, position) if position < self._size else b""
 
 
 class FileRows:
-    """The rows of a contiguous dataset, read from the file at their offsets when they are asked for; never mapped.
+    """The rows of a contiguous dataset, read from the file at their offsets on demand and never mapped.
 
-    For arrays that are large beside the memory of a process. The kernel maps up to 2 MB around each row that is touched, so
-    that random reading would make a whole mapped array part of every worker's memory. Reading is also the faster of the
-    two (measured: rows of a 2 GB array, cached). Forked processes may share the object: the position in the file, which
-    they have in common, takes no part. It cannot be pickled.
+    For arrays that are large compared with a process's memory. The kernel maps up to 2 MB around each row that is read, so
+    random access would gradually make a whole mapped array part of every worker's memory. Reading is also faster
+    (measured with rows of a cached 2 GB array). Forked processes may share the object, because it does not use the file
+    position that they have in common. It cannot be pickled.
 
     Attributes:
         path: the HDF5 file.
@@ -315,7 +316,7 @@ class FileRows:
     """
 
     def __init__(self, path: Path, dataset: h5py.Dataset) -> None:
-        """Raises ValueError if the dataset does not lie in the file as one plain block."""
+        """Raises ValueError if the dataset is not stored as one plain block."""
         if dataset.size and not is_mappable(dataset):
             raise ValueError(
                 f"dataset {dataset.name!r} of {path} is chunked or compressed and cannot be read by offset"
@@ -350,35 +351,35 @@ class FileRows:
     def _read_into(self, result: np.ndarray, first: int) -> None:
         offset = self._offset + first * self._row_bytes
         found = os.preadv(self._file.fileno(), [result], offset)
-        while found < result.nbytes:  # more than 2 GB, or a file system that reads less than it was asked for
+        while found < result.nbytes:  # more than 2 GB, or a file system that returns less than requested
             rest = result.reshape(-1).view(np.uint8)[found:]
             more = os.preadv(self._file.fileno(), [rest], offset + found)
             if not more:
-                raise ValueError(f"{self.path} ends too early: it was cut after it was opened")
+                raise ValueError(f"{self.path} ends too early: it was truncated after it was opened")
             found += more
 
 
 def is_mappable(dataset: h5py.Dataset) -> bool:
-    """Whether the dataset lies in the file as one plain block."""
+    """Whether the dataset is stored as one plain block."""
     return dataset.chunks is None and not dataset.dtype.hasobject and dataset.id.get_offset() is not None
 
 
 def string_attribute(file: h5py.File, name: str) -> str | None:
-    """The text attribute ``name`` of the file, or None if it is missing or no text."""
+    """The text attribute ``name`` of the file, or None if it is missing or not text."""
     value: Any = file.attrs.get(name)
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="replace")
     if not isinstance(value, str) or any("\ud800" <= character <= "\udfff" for character in value):
-        return None  # h5py gives bytes that are not UTF-8 as surrogates
+        return None  # h5py returns bytes that are not UTF-8 as surrogates
     return value
 
 
 def encode_ids(clip_ids: Iterable[str] | np.ndarray) -> np.ndarray:
     """Clip ids as a NumPy array of fixed-width UTF-8 bytes, shape (n,), dtype S<longest>.
 
-    Ids of other stores may be given as they are encoded there: millions of Python strings take seconds and much memory.
+    Encoded ids of other stores are accepted, because millions of Python strings take seconds and much memory.
 
-    Raises ValueError for an id that is empty, holds NUL (the padding of the type) or appears twice.
+    Raises ValueError for an id that is empty, contains NUL (the padding of the type) or appears twice.
     """
     if isinstance(clip_ids, np.ndarray):
         assert clip_ids.dtype.kind == "S", clip_ids.dtype
@@ -407,14 +408,14 @@ def id_order(encoded: np.ndarray) -> np.ndarray:
 
 
 def find_ids(encoded: np.ndarray, order: np.ndarray, clip_ids: Sequence[str]) -> np.ndarray:
-    """Rows of ``clip_ids`` by binary search: int64 (k,), -1 where an id is not there.
+    """Rows of ``clip_ids``, found by binary search: int64 (k,), -1 for ids that are not there.
 
-    ``encoded`` (n,) S<width> and ``order`` (n,) may be memory-mapped: only the pages that the search visits are read.
+    ``encoded`` (n,) S<width> and ``order`` (n,) may be memory-mapped; only the pages that the search visits are read.
     """
     wanted = [clip_id.encode("utf-8") for clip_id in clip_ids]
     if not len(encoded) or not wanted:
         return np.full(len(wanted), -1, dtype=np.int64)
-    # The stored width: any other would make NumPy convert (and so copy) the whole stored array.
+    # Use the stored width: with any other, NumPy would convert and therefore copy the whole stored array.
     width = encoded.dtype.itemsize
     fits = np.array([0 < len(clip_id) <= width for clip_id in wanted])
     keys = np.array(wanted, dtype=encoded.dtype)

@@ -1,6 +1,6 @@
 """Several clip stores read as one, without copying them: AudioSet's balanced and unbalanced training sets, for example.
 
-Shapes: n clips of all stores together, C classes, k rows asked for.
+Shapes: n clips in all stores together, C classes, k requested rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,10 +19,10 @@ from audio_datasets.tasks.label_space import LabelSpace
 
 
 class JoinedClips:
-    """Clip stores one after the other; rows count through all of them. Read in the same way as a ``ClipStore``.
+    """Concatenated clip stores; rows are numbered through all of them. Has the same interface as ``ClipStore``.
 
-    Made by ``JoinedClips.open``. Like its stores it can be pickled and survives a fork, and each process opens a store's
-    file when it first reads from it. Besides them it holds one number per store.
+    Create it with ``JoinedClips.open``. Like its stores, it can be pickled and survives a fork, and each process opens a store's
+    file on first use.
     """
 
     def __init__(self, stores: Sequence[ClipStore]) -> None:
@@ -33,7 +33,7 @@ class JoinedClips:
     def open(cls, paths: Sequence[str | Path], class_names: Sequence[str] | None = None) -> "JoinedClips":
         """The stores at ``paths``; ``class_names`` as for ``ClipStore.open``.
 
-        Raises ValueError, besides where ``ClipStore.open`` does, for class lists or label spaces that differ and for a clip id
+        Raises ValueError as ``ClipStore.open`` does, and also for class lists or label spaces that differ and for a clip id
         that is in two stores.
         """
         stores = [ClipStore.open(path, class_names) for path in paths]
@@ -43,13 +43,13 @@ class JoinedClips:
             check_same_classes(stores[0].class_names, store.class_names, str(stores[0].path), str(store.path))
             if stores[0].label_space != store.label_space:
                 raise ValueError(
-                    f"{stores[0].path} and {store.path} have the same classes in other label groups "
+                    f"{stores[0].path} and {store.path} have the same classes in different label groups "
                     f"({_groups(stores[0])} and {_groups(store)}); pack both with --task, or both without"
                 )
         for one, other in combinations(stores, 2):
             shared = _shared_ids(one, other)
             if shared:
-                raise ValueError(f"{one.path} and {other.path} both hold the clips {listed(shared)}")
+                raise ValueError(f"{one.path} and {other.path} both contain the clips {listed(shared)}")
         return cls(stores)
 
     def __len__(self) -> int:
@@ -78,7 +78,7 @@ class JoinedClips:
 
     @property
     def fingerprint(self) -> str:
-        """32 hexadecimal digits over the stores' fingerprints, in whatever order they are joined."""
+        """Digest of the stores' fingerprints, 32 hexadecimal digits. Does not depend on the order of the stores."""
         return digest_of(*sorted(store.fingerprint for store in self.stores))
 
     # -- Ids and targets
@@ -106,7 +106,7 @@ class JoinedClips:
         return all_found(self.find(clip_ids), clip_ids, self.path)
 
     def targets(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """float32 (k, C): 1.0 where the clip has the class; of no meaning where ``mask`` is false."""
+        """float32 (k, C): 1.0 where the clip has the class; meaningless where ``mask`` is false."""
         return self._gather(rows, lambda store, part: store.targets(part), len(self.class_names), np.float32)
 
     def mask(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -118,17 +118,17 @@ class JoinedClips:
         return np.sum([store.class_counts() for store in self.stores], axis=0)
 
     def audio_digests(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """uint8 (k, 16): digest of each clip's stored audio; zeros where its file has none."""
+        """uint8 (k, 16): digest of each clip's stored audio; zeros if its file has none."""
         return self._gather(rows, lambda store, part: store.audio_digests(part), DIGEST_BYTES, np.uint8)
 
     def manifest(self, columns: Sequence[str] | None = None) -> pyarrow.Table | None:
-        """The stores' manifests, one after the other; None if no store has one. ValueError if only some have one."""
+        """The concatenated manifests of the stores; None if no store has one. ValueError if only some have one."""
         tables = [store.manifest(columns) for store in self.stores]
         without = [str(store.path) for store, table in zip(self.stores, tables, strict=True) if table is None]
         if len(without) == len(tables):
             return None
         if without:
-            raise ValueError(f"there is no manifest beside {listed(without)}, but the stores joined with it have one")
+            raise ValueError(f"there is no manifest beside {listed(without)}, but the other stores have one")
         return pyarrow.concat_tables(tables, promote_options="default")
 
     # -- Audio
@@ -145,10 +145,10 @@ class JoinedClips:
         store, row = self._locate(row)
         return store.waveform(row, sample_rate_hz, start_seconds, seconds)
 
-    # -- Rows of all stores and rows of one
+    # -- Row numbers
 
     def _locate(self, row: int) -> tuple[ClipStore, int]:
-        """The store that holds a row, and the row's number in it."""
+        """The store that contains a row, and the row's number in it."""
         row = range(len(self))[row]  # IndexError beyond the end, and negative rows count from it
         number = int(np.searchsorted(self._first_rows, row, side="right")) - 1
         return self.stores[number], row - int(self._first_rows[number])
@@ -160,7 +160,7 @@ class JoinedClips:
         columns: int,
         dtype: type[np.generic],
     ) -> np.ndarray:
-        """(k, columns): what ``read`` gives for each store's share of the rows, in the order of ``rows``."""
+        """(k, columns): the values that ``read`` returns for each store's rows, in the order of ``rows``."""
         rows = np.arange(len(self))[rows] if np.min(rows, initial=0) < 0 else np.asarray(rows, dtype=np.int64)
         if np.max(rows, initial=-1) >= len(self):
             raise IndexError(f"row {rows.max()} of {self.path}, which has {len(self)}")
@@ -173,11 +173,11 @@ class JoinedClips:
 
 
 AnyClips = ClipStore | JoinedClips
-"""What training and evaluation read clips from."""
+"""The sources of clips for training and evaluation."""
 
 
 def open_clips(paths: Sequence[str | Path], class_names: Sequence[str] | None = None) -> AnyClips:
-    """One store as it is, several as one; errors as for ``JoinedClips.open``."""
+    """A single store, or several joined; raises the same errors as ``JoinedClips.open``."""
     return ClipStore.open(paths[0], class_names) if len(paths) == 1 else JoinedClips.open(paths, class_names)
 
 
@@ -187,7 +187,7 @@ def _groups(store: ClipStore) -> str:
 
 
 def _shared_ids(one: ClipStore, other: ClipStore) -> list[str]:
-    """The first ids that are in both stores, of one block of rows at least."""
+    """Ids that are in both stores: those of the first block of rows that has any."""
     small, large = sorted((one, other), key=len)
     for start in range(0, len(small), ROWS_AT_ONCE):
         ids = [small.clip_id(row) for row in range(start, min(start + ROWS_AT_ONCE, len(small)))]

@@ -1,6 +1,6 @@
-"""The layout in which users of PaSST and EfficientAT have their clips, read as it is (docs/clip_store.md).
+"""Reads clip files in the layout of PaSST and EfficientAT unchanged (docs/clip_store.md).
 
-Shapes: n clips, C classes, k rows asked for.
+Shapes: n clips, C classes, k requested rows.
 """
 
 from functools import cached_property
@@ -28,15 +28,15 @@ class PasstContents:
         self.audio_kind = "encoded"
         self.sample_rate_hz = 0
         self.attributes = {}
-        # Kept open as long as this process uses it: arrays in chunks can only be read through HDF5.
+        # Kept open as long as this process uses it, because chunked arrays can only be read through HDF5.
         self._file = h5py.File(path, "r", locking=False)
         mp3, target = self._file["mp3"], self._file["target"]
         clips = len(mp3)
         packed = packed_bytes(len(self.class_names))
         if target.shape != (clips, packed) or target.dtype != np.uint8:
             raise ValueError(
-                f"{path}: target is {target.dtype} {target.shape}; expected packed bits for {clips} clips and "
-                f"{len(self.class_names)} classes, uint8 {(clips, packed)}"
+                f"{path}: target must be packed bits for {clips} clips and {len(self.class_names)} classes, "
+                f"uint8 {(clips, packed)}; found {target.dtype} {target.shape}"
             )
         if h5py.check_vlen_dtype(mp3.dtype) != np.uint8:
             raise ValueError(f"{path}: mp3 is {mp3.dtype}; expected uint8 of varying length")
@@ -54,7 +54,7 @@ class PasstContents:
         repeated = np.unique(in_order[1:][in_order[1:] == in_order[:-1]])
         if len(repeated):
             raise ValueError(
-                f"{self._path}: audio_name must hold each name once; found again: {listed(decode_ids(repeated))}"
+                f"{self._path}: names in audio_name must be unique; found more than once: {listed(decode_ids(repeated))}"
             )
 
     @cached_property
@@ -64,7 +64,7 @@ class PasstContents:
     def packed_targets(self, rows: np.ndarray) -> np.ndarray:
         if isinstance(self._targets, np.ndarray):
             return self._targets[rows]
-        # HDF5 wants rows in ascending order, each once.
+        # HDF5 requires rows in ascending order without repetitions.
         unique, inverse = np.unique(np.arange(len(self.ids))[rows], return_inverse=True)
         return self._targets[unique][inverse]
 
@@ -96,7 +96,7 @@ def _class_names(path: Path, class_names: tuple[str, ...] | None) -> tuple[str, 
     if beside.exists():
         return read_class_names(beside)
     raise ValueError(
-        f"{path} (layout of PaSST and EfficientAT) does not hold its class names: give a class list, or put AudioSet's "
+        f"{path} (layout of PaSST and EfficientAT) contains no class names: give a class list, or put AudioSet's "
         f"{beside.name} beside it"
     )
 

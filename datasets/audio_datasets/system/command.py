@@ -1,4 +1,4 @@
-"""What all our commands share: arguments from a dataclass, plain errors with exit code 2, and progress bars."""
+"""Code shared by all commands: arguments from a dataclass, plain errors with exit code 2, and progress bars."""
 
 import dataclasses
 import errno
@@ -24,7 +24,7 @@ Config = TypeVar("Config")
 
 USER_MISTAKE = 2
 STOPPED = 75
-"""Stopped on request, with what takes long to make saved: start it again. (EX_TEMPFAIL of sysexits.h: "try again later".)"""
+"""Stopped on request; long computations are saved, so start the command again. (EX_TEMPFAIL in sysexits.h: "try again later".)"""
 INTERRUPTED = 130
 
 
@@ -79,7 +79,7 @@ def without_box(message: str) -> str:
 
 
 def refuse_infinities(config: Any) -> None:
-    """ValueError if an option is infinite or not a number, which Python reads from "inf" and "nan"."""
+    """Raises ValueError for options that are infinite or NaN, because Python parses "inf" and "nan" as floats."""
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):
@@ -97,7 +97,7 @@ def run_command(function: Callable[[], Any]) -> int:
     command with exit code 75, whatever it is doing.
     """
     code, with_others = _run(function)
-    if with_others:  # here, where no exception's frames hold the group any more
+    if with_others:  # here, because no exception's frames refer to the group any more
         leave_process_group()
     return code
 
@@ -128,26 +128,26 @@ def _run(function: Callable[[], Any]) -> tuple[int, bool]:
 
 
 def leave_process_group() -> None:
-    """Ends this process's part in a group of several, if it is in one, and the group's threads with it.
+    """Leaves the process group, if there is one, and thereby ends its threads.
 
-    A thread that wants Python's lock while Python shuts down is ended there and then, which C++ answers by aborting the
-    process, after all is done. Not after an error: the group would wait for an exchange that the others may never enter.
+    A thread that requests Python's lock while Python shuts down is terminated, and C++ then aborts the process although all
+    work is done. Not called after an error, because the group would wait for an exchange that other processes may never enter.
     """
     if "torch.distributed" not in sys.modules:
         return
-    from torch import distributed  # here, since not every command needs it
+    from torch import distributed  # here, because not every command needs it
 
     if distributed.is_available() and distributed.is_initialized():
-        gc.collect()  # a wrapped student, which holds the group, is part of a cycle
+        gc.collect()  # a wrapped student refers to the group and is part of a reference cycle
         distributed.destroy_process_group()
 
 
 def plain_message(error: Exception) -> str:
-    """The error's own words. One raised in a data-loading worker arrives with the worker's traceback in front of them."""
+    """The error's own message. For errors from data-loading workers, the worker's traceback before it is removed."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename is not None else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return where + error.strerror + (". What was finished before is kept; free some and run again" if full else "")
+        return where + error.strerror + (". Finished work is kept; free some space and run again" if full else "")
     message = str(error)
     if not message.startswith("Caught "):
         return message
@@ -155,5 +155,5 @@ def plain_message(error: Exception) -> str:
 
 
 def progress(iterable: Iterable | None = None, *, shown: bool = True, **options: Any) -> tqdm:
-    """A tqdm bar on standard error with rate and time left; ``shown=False`` (other ranks) gives a silent one."""
+    """A tqdm bar on standard error with rate and remaining time; silent with ``shown=False`` (on other ranks)."""
     return tqdm(iterable, disable=not shown, dynamic_ncols=True, mininterval=0.5, **options)

@@ -1,4 +1,4 @@
-"""Room on disk: checked before long writes, reserved for large files."""
+"""Disk space: checks it before long writes, and reserves it for large files."""
 
 import os
 import shutil
@@ -10,36 +10,36 @@ UNITS = ("bytes", "KB", "MB", "GB", "TB")
 
 
 def require_space(folder: Path, needed_bytes: int, what: str) -> None:
-    """ValueError that says how much is needed and free, if ``folder`` (or what there is of its path) has too little room."""
+    """Raises ValueError, with the needed and the free space, if there is not enough for ``folder`` (which need not exist yet)."""
     there = folder.absolute()
     while not there.exists():
         there = there.parent
     free = shutil.disk_usage(there).free
     if needed_bytes > free:
         raise ValueError(
-            f"{what} needs about {readable_bytes(needed_bytes)} in {folder}, where {readable_bytes(free)} are free: free some, "
-            "or write to another disk"
+            f"{what} needs about {readable_bytes(needed_bytes)} in {folder}, but only {readable_bytes(free)} are free: free some "
+            "space, or write to another disk"
         )
 
 
 def reserve(path: Path, offset: int, size: int) -> None:
-    """Makes sure of room for ``size`` bytes of a file from ``offset`` on; OSError if the disk has not so much."""
+    """Reserves space for ``size`` bytes of a file, starting at ``offset``; OSError if the disk does not have enough."""
     if not hasattr(os, "posix_fallocate"):
         return
     descriptor = os.open(path, os.O_RDWR)
     try:
         os.posix_fallocate(descriptor, offset, size)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error  # which alone does not name the file
+        raise OSError(error.errno, error.strerror, str(path)) from error  # the original error does not name the file
     finally:
         os.close(descriptor)
 
 
 @contextmanager
 def told_as_os_error(folder: Path) -> Iterator[None]:
-    """Around code that does nothing but write into ``folder``: what torch.save and safetensors raise there becomes an OSError.
+    """Wraps code that writes into ``folder``: turns errors of torch.save and safetensors into an OSError.
 
-    They have errors of their own for a disk that is full or takes no files.
+    They raise their own errors for a full or read-only disk.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written aside, flushed to disk, renamed into place."""
+"""Files that are either complete or absent: written under a temporary name, flushed to disk, renamed into place."""
 
 import hashlib
 import json
@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 ASIDE = re.compile(r"\..+\.\d+\.tmp")
-"""Names of files that are being written aside: ".NAME.PROCESS.tmp"."""
+"""Temporary names of files that are being written: ".NAME.PROCESS.tmp"."""
 
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; on success it is flushed to disk and renamed to ``path``.
 
-    On an exception the temporary file is removed and ``path`` is left as it was. The temporary name carries the process
-    id, so that two processes which write the same file do not write into each other's.
+    On an exception the temporary file is removed and ``path`` is left unchanged. The temporary name contains the process
+    id, so that two processes that write the same file do not write into each other's temporary file.
     """
     make_folder(path.parent)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -37,14 +37,14 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 def remove_asides(folder: Path) -> None:
-    """Removes what killed processes were writing aside in a folder; for a folder in which nobody else is writing now."""
+    """Removes temporary files of killed processes. Only for a folder into which no other process is writing."""
     for file in folder.iterdir() if folder.is_dir() else ():
         if ASIDE.fullmatch(file.name):
             file.unlink()
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder, and those above it, so that they survive a power cut."""
+    """Creates a folder and its parents, so that they survive a power cut."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
@@ -61,23 +61,23 @@ def flush_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes text in UTF-8, aside and renamed."""
+    """Writes text in UTF-8 under a temporary name that is then renamed."""
     with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes ``content`` as indented JSON, aside and renamed. Numbers that are not finite become null."""
+    """Writes ``content`` as indented JSON, under a temporary name that is then renamed. Non-finite numbers become null."""
     write_text(path, json_text(content, indent=2) + "\n")
 
 
 def json_text(content: Any, indent: int | None = None) -> str:
-    """``content`` as JSON. Numbers that are not finite, for which JSON has no word, become null: "not defined"."""
+    """``content`` as JSON. Non-finite numbers, which JSON cannot represent, become null."""
     return json.dumps(finite_values(content), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def finite_values(content: Any) -> Any:
-    """A copy of what JSON can hold, with None for each number that is not finite."""
+    """A copy of JSON-like content, with None for each number that is not finite."""
     if isinstance(content, Mapping):
         return {key: finite_values(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -96,7 +96,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_text(path: Path) -> str:
-    """Reads a text file in UTF-8, with or without a byte order mark; ValueError with the path if it is missing or no such."""
+    """Reads a text file in UTF-8, with or without a byte order mark; ValueError with the path if it is missing or not UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -106,12 +106,12 @@ def read_text(path: Path) -> str:
 
 
 def read_arrays(path: Path, object_arrays: Callable[[bytes], Any] | None = None) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name.
+    """The arrays in an .npz file by name.
 
-    ``object_arrays`` makes an array's content of the pickle that NumPy writes for Python objects; without it such arrays
+    ``object_arrays`` converts the pickle that NumPy writes for Python objects into an array's content; without it such arrays
     are refused.
 
-    Raises ValueError with the path for a file that is missing, damaged or something else.
+    Raises ValueError with the path for a file that is missing, damaged or of another kind.
     """
     if not path.is_file():
         raise ValueError(f"no such file: {path}")
@@ -124,11 +124,11 @@ def read_arrays(path: Path, object_arrays: Callable[[bytes], Any] | None = None)
                 for name in file.files
             }
     except Exception as error:  # zipfile, zlib and NumPy have no common error for a damaged file
-        raise ValueError(f"{path} is damaged, or holds other things than plain arrays: {str(error)[:300]}") from error
+        raise ValueError(f"{path} is damaged, or contains more than plain arrays: {str(error)[:300]}") from error
 
 
 def _pickle_of(members: zipfile.ZipFile, name: str) -> bytes | None:
-    """The pickle in an array of Python objects; None if the array is of plain values."""
+    """The pickle in an array of Python objects; None for an array of plain values."""
     if name not in members.namelist():
         return None
     with members.open(name) as file:
@@ -138,7 +138,7 @@ def _pickle_of(members: zipfile.ZipFile, name: str) -> bytes | None:
 
 
 def digest_of(*parts: bytes | str) -> str:
-    """32 hexadecimal digits (BLAKE2b-128) over the parts and their boundaries."""
+    """Digest (BLAKE2b-128) of the parts and their boundaries, 32 hexadecimal digits."""
     state = hashlib.blake2b(digest_size=16)
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -148,7 +148,7 @@ def digest_of(*parts: bytes | str) -> str:
 
 
 def digest_of_pieces(pieces: Callable[[], Iterable[bytes]]) -> str:
-    """``digest_of`` one part that is too long to be held at once. ``pieces`` is called twice: a digest begins with the length."""
+    """``digest_of`` a part that does not fit into memory. ``pieces`` is called twice, because the digest starts with the length."""
     state = hashlib.blake2b(digest_size=16)
     state.update(sum(len(piece) for piece in pieces()).to_bytes(8, "little"))
     for piece in pieces():

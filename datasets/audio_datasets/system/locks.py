@@ -1,12 +1,12 @@
-"""One writer at a time: a lock file that names its owner, and is free again as soon as its owner is gone.
+"""Locks: a lock file that names its owner and is released as soon as its owner ends.
 
-The lock is ``flock``'s, which the kernel gives back when a process ends, however it ends. On file systems without it the
-file's existence is the lock, and one whose owner is known to be gone (same machine, no such process) is taken over.
+We use ``flock``, which the kernel releases when a process ends for whatever reason. On file systems without ``flock`` the
+file's existence is the lock. A lock whose owner is known to be gone (same machine, no such process) is taken over.
 
-Why not ``filelock`` (4.2.11, tried): it too frees a lock when its owner is killed, with forked children still alive. But where
-``flock`` fails with ENOLCK or EOPNOTSUPP, as on NFS without its lock service, it raises OSError: it falls back to a file's
-existence for ENOSYS only. The file of that fallback has its own content, with no room for since when and by which command.
-Its lock files stay behind. Owner, message, waiting, removal and a second fallback would remain here: most of this module.
+Why not ``filelock`` (4.2.11, tried): it also releases a lock when its owner is killed while forked children are still alive. But
+if ``flock`` fails with ENOLCK or EOPNOTSUPP, as on NFS without its lock service, it raises OSError, because it falls back to a
+file's existence only for ENOSYS. The file of that fallback cannot store start time and command. Its lock files are not removed.
+Owner, message, waiting, removal and a second fallback would remain here, which is most of this module.
 """
 
 import errno
@@ -35,14 +35,14 @@ _held: set[int] = set()
 
 @dataclass(frozen=True)
 class Owner:
-    """The process that holds a lock, as its file tells it."""
+    """The process that holds a lock, as described in the lock file."""
 
     host: str
     pid: int
     process_start: str
-    """What tells the process from an earlier or later one with its number; empty where the system does not say."""
+    """Distinguishes the process from others that had or will have the same id; empty if the system does not provide it."""
     since: str
-    """When it took the lock, local time."""
+    """When it acquired the lock, in local time."""
     command: str
 
     @classmethod
@@ -56,14 +56,14 @@ class Owner:
         )
 
     def is_gone(self) -> bool:
-        """Whether the process has surely ended; False for one on another machine, of which nothing is known."""
+        """Whether the process has certainly ended; False for processes on other machines, about which nothing is known."""
         if self.host != socket.gethostname():
             return False
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
             return True
-        except PermissionError:  # somebody else's process: it is there
+        except PermissionError:  # the process exists, but belongs to another user
             pass
         return process_start(self.pid) != self.process_start
 
@@ -72,9 +72,9 @@ class Owner:
 
 
 def process_start(pid: int) -> str:
-    """Boot and clock tick at which a process started, from Linux's /proc; empty where there is none."""
+    """The boot id and clock tick at which a process started, from Linux's /proc; empty on other systems."""
     try:
-        # After the process's name, which may itself hold brackets and spaces: state is field 3, the start is field 22.
+        # Read after the process's name, which may contain brackets and spaces. State is field 3, start time is field 22.
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text(encoding='ascii').strip()} {fields[22 - 3]}"
     except (OSError, IndexError):
@@ -82,21 +82,21 @@ def process_start(pid: int) -> str:
 
 
 class InUse(ValueError):
-    """Somebody else holds a lock."""
+    """Another process holds the lock."""
 
 
 @contextmanager
 def locked(path: Path, what: str, while_busy: Callable[[], None] | None = None) -> Iterator[None]:
-    """Holds the lock file ``path`` for as long as the context lasts; it is removed at the end.
+    """Holds the lock file ``path`` inside the context, and removes it at the end.
 
-    Processes forked meanwhile (data loaders) do not hold it: it is free when the process that took it is gone.
+    Processes forked inside it (data loaders) do not hold the lock: it is released when the process that acquired it ends.
 
     Args:
-        what: what the lock protects, for the message: "runs/mn10 is in use by …".
-        while_busy: wait for it, and call this again and again meanwhile; it may raise.
+        what: the thing that the lock protects, for the message: "runs/mn10 is in use by …".
+        while_busy: wait for the lock, and call this function repeatedly in the meantime; it may raise.
 
     Raises:
-        InUse: another process, or another part of this one, holds it; names the owner.
+        InUse: another process, or another part of this one, holds the lock; the message names the owner.
     """
     make_folder(path.parent)
     told = False
@@ -120,7 +120,7 @@ def locked(path: Path, what: str, while_busy: Callable[[], None] | None = None) 
 
 
 def _lock(path: Path, what: str) -> int:
-    """Descriptor of the lock file, locked and with our name in it."""
+    """The descriptor of the lock file, locked and with our description in it."""
     _close_in_forked_processes()
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -131,7 +131,7 @@ def _lock(path: Path, what: str) -> int:
                 os.ftruncate(descriptor, 0)  # what an owner that was killed left
                 os.write(descriptor, _our_name())
                 return descriptor
-            # Its owner removed the file after we had opened it: what we locked is nobody's. Once more.
+            # The owner removed the file after we had opened it, so our lock protects nothing. Try again.
         except BlockingIOError:
             _release(descriptor)
             raise InUse(_busy(what, path, _read_owner(path))) from None
@@ -144,12 +144,12 @@ def _lock(path: Path, what: str) -> int:
 
 
 def _create(path: Path, what: str) -> int:
-    """The lock without flock: the file belongs to whoever creates it, with a name in it from the first moment."""
+    """The lock without flock: whoever creates the file owns it. It contains the owner from the start."""
     aside = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
     aside.write_bytes(_our_name())
     try:
         owner = _read_owner(path)
-        if owner is None or owner.is_gone():  # an attempt to flock left it empty, or a process that was killed left it
+        if owner is None or owner.is_gone():  # left empty by an attempt to flock, or left by a killed process
             path.unlink(missing_ok=True)
         os.link(aside, path)
     except FileExistsError:
@@ -171,7 +171,7 @@ def _release(descriptor: int) -> None:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether ``path`` still names the file behind the descriptor."""
+    """Whether ``path`` still refers to the descriptor's file."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:
@@ -179,7 +179,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def _read_owner(path: Path) -> Owner | None:
-    """The owner as the file names it; None if it does not (yet)."""
+    """The owner described in the file; None if there is none (yet)."""
     try:
         return Owner(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -189,13 +189,13 @@ def _read_owner(path: Path) -> Owner | None:
 def _busy(what: str, path: Path, owner: Owner | None) -> str:
     return (
         f"{what} is in use by {owner or 'another process'}; wait for it or end it. "
-        f"(If it is surely gone, remove {path} and start again.)"
+        f"(If it has certainly ended, remove {path} and start again.)"
     )
 
 
 @cache
 def _close_in_forked_processes() -> None:
-    """A lock of flock's lasts until the last copy of its descriptor is closed; a child of a fork has a copy."""
+    """Closes lock descriptors in forked children, because flock holds a lock until the last copy of its descriptor is closed."""
     os.register_at_fork(after_in_child=_close_held)
 
 

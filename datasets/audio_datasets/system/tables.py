@@ -1,4 +1,4 @@
-"""Tables in text files, read strictly: a missing column or a ragged line is an error that names the file."""
+"""Strict reading of tables in text files: a missing column or a ragged line is an error that names the file."""
 
 import csv
 import math
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def read_csv_rows(file: Path, required: Sequence[str], delimiter: str = ",") -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, row) of a CSV file with a header.
+    """Yields (line number, row) for each row of a CSV file with a header.
 
     Raises:
         ValueError: a file that is not UTF-8, lacks a required column, or has a line of another length.
@@ -26,14 +26,14 @@ def read_csv_rows(file: Path, required: Sequence[str], delimiter: str = ",") -> 
 
 
 def require_columns(file: Path, required: Sequence[str], found: list[str]) -> None:
-    """ValueError, with what was found, unless a table has all required columns."""
+    """Raises ValueError, with the columns found, unless a table has all required columns."""
     missing = [name for name in required if name not in found]
     if missing:
         raise ValueError(f"{file} lacks the columns {missing}; found {found}")
 
 
 def whole_number(value: Any, where: str) -> int | None:
-    """A cell as a whole number; None where it is empty. Tables often hold whole numbers as floats, with NaN for none."""
+    """A cell as a whole number; None if it is empty. Tables often store whole numbers as floats, with NaN for empty cells."""
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return None
     try:

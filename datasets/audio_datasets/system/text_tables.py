@@ -6,15 +6,15 @@ Rows = Sequence[Sequence[str]]
 
 
 def text_table(rows: Rows, align: str = "<>") -> str:
-    """The rows with columns as wide as their longest cell, two spaces between them.
+    """The rows with columns as wide as their longest cell, separated by two spaces.
 
-    ``align`` has a ``<`` (left) or ``>`` (right) for each column; its last sign also counts for all further ones.
+    ``align`` has a ``<`` (left) or ``>`` (right) for each column; the last one also applies to all further columns.
     """
     return "\n".join("  ".join(cells).rstrip() for cells in _padded(rows, align))
 
 
 def markdown_table(rows: Rows, align: str = "<>") -> str:
-    """The rows as a table of GitHub-flavoured Markdown, aligned in the source too. Cells must be escaped already."""
+    """The rows as a GitHub-flavoured Markdown table, also aligned in the source. Cells must already be escaped."""
     heading, *others = _padded(rows, align, narrowest=2)
     right = _per_column(align, len(heading))
     rule = ["-" * (len(cell) - 1) + (":" if sign == ">" else "-") for cell, sign in zip(heading, right, strict=True)]

@@ -82,7 +82,7 @@ class Listing:
 
     def __post_init__(self) -> None:
         if self.label_space is not None and self.label_space.class_names != self.class_names:
-            raise ValueError("the label groups hold other classes than the class list")
+            raise ValueError("the label groups and the class list have different classes")
 
     @property
     def missing_share(self) -> float:

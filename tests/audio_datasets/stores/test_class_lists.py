@@ -102,9 +102,9 @@ def test_any_other_content_is_a_class_list_or_a_value_error(
         (
             "a.csv",
             "index,mid,display_name\n0,/m/1,Speech\n1,/m/2,Male speech, man speaking\n",
-            'line 3 has 4 fields, the header has 3: a name with a comma must stand in quotes, as "Male speech, man speaking"',
+            'line 3 has 4 fields, the header has 3: a name with a comma must be in quotes, as in "Male speech, man speaking"',
         ),
-        ("a.csv", "index,mid,display_name\nx,/m/1,Dog\n", "line 2: an index is a whole number; found 'x'"),
+        ("a.csv", "index,mid,display_name\nx,/m/1,Dog\n", "line 2: an index must be a whole number; found 'x'"),
         ("a.txt", "index,mid,display_name\n0,/m/1,Male speech, man speaking\n", "line 2 has 4 fields"),
         ("a.txt", "caf\u00e9\ncafe\u0301\n", "more than once"),
     ],

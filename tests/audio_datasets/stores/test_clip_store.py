@@ -267,7 +267,7 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
         "absent.h5": "no such file",
         ".": "folder",
         "text.h5": "not an HDF5 file",
-        "other.h5": r"not a clip store: it holds \['weights'\]",
+        "other.h5": r"not a clip store: it contains \['weights'\]",
         "logits.h5": "its format is 'kd-logit-store'",
     }.items():
         with pytest.raises(ValueError, match=message):
@@ -282,7 +282,7 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
         (lambda file: file.attrs.__setitem__("class_names", "[1,"), "class names"),
         (
             lambda file: file.attrs.__setitem__("class_names", json.dumps([str(i) for i in range(40)])),
-            "target is uint8",
+            "found uint8",
         ),
         (lambda file: file.attrs.__setitem__("audio_kind", "aac"), "aac"),
         (lambda file: file.__delitem__("target"), "no dataset 'target'"),
@@ -405,9 +405,9 @@ def test_groups_of_classes_are_kept(tmp_path: Path) -> None:
     single = LabelSpace.single(CLASSES, exclusive=True)
     write_clip_store(tmp_path / "single.h5", [], CLASSES, label_space=single)
     assert ClipStore.open(tmp_path / "single.h5").label_space == single
-    with pytest.raises(ValueError, match="other groups of classes"):
+    with pytest.raises(ValueError, match="different groups of classes"):
         concatenate([tmp_path / "one.h5", tmp_path / "single.h5"], tmp_path / "wrong.h5")
-    with pytest.raises(ValueError, match="other classes than the class list"):
+    with pytest.raises(ValueError, match="the label groups and the class list have different classes"):
         write_clip_store(tmp_path / "wrong.h5", [], CLASSES[:5], label_space=single)
 
 

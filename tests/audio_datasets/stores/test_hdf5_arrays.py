@@ -57,7 +57,7 @@ def test_what_cannot_be_read_by_offset(path: Path) -> None:
         end = file["pairs"].id.get_offset() + file["pairs"].nbytes
     os.truncate(path, end - 1)
     assert rows.read_run(0, 3).shape == (3, 2)
-    with pytest.raises(ValueError, match="cut after it was opened"):
+    with pytest.raises(ValueError, match="truncated after it was opened"):
         rows.read_run(0, 4)
     with h5py.File(path.with_name("b.h5"), "w") as file:
         file["rows"] = np.zeros(1000)

@@ -96,7 +96,7 @@ def test_one_store_stays_what_it_is(paths: list[Path]) -> None:
 
 def test_stores_that_do_not_belong_together_are_refused(paths: list[Path], tmp_path: Path) -> None:
     again = write_passt_file(tmp_path / "again.hdf", 2, 4)
-    with pytest.raises(ValueError, match=r"balanced_train.*again.hdf both hold the clips '02/Yabcdefgh002.mp3'"):
+    with pytest.raises(ValueError, match=r"balanced_train.*again.hdf both contain the clips '02/Yabcdefgh002.mp3'"):
         JoinedClips.open([*paths, again], CLASSES)
     other = tmp_path / "other.h5"
     write_clip_store(other, [], ["class 0", "class one"])
@@ -107,7 +107,7 @@ def test_stores_that_do_not_belong_together_are_refused(paths: list[Path], tmp_p
     names = np.array([b"00/Ya.mp3", b"00/Ya.mp3"], dtype="S20")
     with h5py.File(paths[0], "r+") as file:
         file["audio_name"][:2] = names
-    with pytest.raises(ValueError, match="audio_name must hold .*each (name )?once"):
+    with pytest.raises(ValueError, match="names in audio_name must be unique"):
         ClipStore.open(paths[0], CLASSES)
 
 
@@ -138,6 +138,8 @@ def test_unknown_labels_and_groups_of_classes_of_joined_stores(tmp_path: Path) -
     np.testing.assert_array_equal(joined.mask([3, 0]), [[False, True, False], [True, True, True]])
     exclusive = LabelSpace.single(names, exclusive=True)
     write_clip_store(tmp_path / "exclusive.h5", [ClipRecord("e", b"x", ("c",))], names, label_space=exclusive)
-    with pytest.raises(ValueError, match=r"other label groups \(not exclusive and exclusive\); pack both with --task"):
+    with pytest.raises(
+        ValueError, match=r"different label groups \(not exclusive and exclusive\); pack both with --task"
+    ):
         JoinedClips.open([tmp_path / "plain.h5", tmp_path / "exclusive.h5"])
     assert not JoinedClips.open([tmp_path / "plain.h5"]).is_masked
