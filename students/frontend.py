@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 Logarithm = Literal["ln", "db"]
 
-_DECIBELS_PER_LN = 10.0 / math.log(10.0)
+DECIBELS_PER_LN = 10.0 / math.log(10.0)
 
-_MINIMUM_DEVIATION = 1e-3
+MINIMUM_DEVIATION = 1e-3
 """Below this, a clip's log-mel spectrogram counts as constant and its deviation as rounding, so that silence stays 0."""
 
 
@@ -170,14 +170,14 @@ def mel_banks(config: LogMelConfig, band_edges: Tensor) -> Tensor:
     1127 ln(1 + f / 700), have height 1 and end at their neighbours' centres.
     """
     bin_hz = torch.arange(config.n_fft // 2, device=band_edges.device) * (config.sample_rate_hz / config.n_fft)
-    low, high = _mel(band_edges.float()).unsqueeze(-1).unbind(1)  # (B, 1) each
+    low, high = mel_of_hz(band_edges.float()).unsqueeze(-1).unbind(1)  # (B, 1) each
     # Position of each bin in units of bands: band m is centred at m + 1 and ends at m and m + 2.
-    position = (_mel(bin_hz) - low) * ((config.n_mels + 1) / (high - low))  # (B, K)
+    position = (mel_of_hz(bin_hz) - low) * ((config.n_mels + 1) / (high - low))  # (B, K)
     centre = torch.arange(1, config.n_mels + 1, device=band_edges.device, dtype=position.dtype)
     return (position[:, None, :] - centre[:, None]).abs_().neg_().add_(1.0).clamp_(min=0.0)
 
 
-def _mel(frequency_hz: Tensor) -> Tensor:
+def mel_of_hz(frequency_hz: Tensor) -> Tensor:
     return 1127.0 * torch.log1p(frequency_hz / 700.0)
 
 
@@ -266,11 +266,11 @@ class LogMel(nn.Module):
             bands = torch.matmul(banks, power.transpose(1, 2))
         logarithms = bands.add_(config.log_offset).log_()
         if config.logarithm == "db":
-            logarithms.mul_(_DECIBELS_PER_LN)
+            logarithms.mul_(DECIBELS_PER_LN)
         log_mel = logarithms.add_(config.shift).div_(config.scale)
         if config.standardize:
             deviation, mean = torch.std_mean(log_mel, dim=(1, 2), correction=0, keepdim=True)
-            log_mel = (log_mel - mean) / deviation.clamp(min=_MINIMUM_DEVIATION)
+            log_mel = (log_mel - mean) / deviation.clamp(min=MINIMUM_DEVIATION)
         if config.tile_seconds:
             frames = config.frames(waveform.shape[1])
             log_mel = log_mel.repeat(1, 1, -(-frames // log_mel.shape[2]))[:, :, :frames]

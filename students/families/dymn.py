@@ -290,8 +290,8 @@ class DynamicReLU(nn.Module):
         """x (B, C, F, T), context (B, H) -> (B, C, F, T)"""
         if self.own_context is not None:
             context = self.own_context(x)
-        slopes, intercepts = self.coefficients(context).to(x.dtype)
-        return max_of_linear_maps(x, slopes, intercepts)
+        coefficients = self.coefficients(context).to(x.dtype)
+        return max_of_linear_maps(x, coefficients[0], coefficients[1])
 
 
 class Recalibration(nn.Module):
@@ -369,9 +369,9 @@ class ContextGeneration(nn.Module):
         positions = x.permute(2, 3, 0, 1)  # (F, T, B, C)
         frequency, time = (positions.mean(axis).permute(2, 0, 1)[None] for axis in (1, 0))
         if self.time_conv is None:
-            lengths = (frequency.shape[2], time.shape[2])
+            frequencies = frequency.shape[2]
             joint = functional.hardswish(self.joint_norm(self.joint_conv(torch.cat((frequency, time), dim=2))))
-            frequency, time = joint.split(lengths, dim=2)
+            frequency, time = joint[:, :, :frequencies], joint[:, :, frequencies:]
         else:
             frequency = functional.hardswish(self.joint_norm(self.joint_conv(frequency)))
             time = functional.hardswish(self.time_norm(self.time_conv(time)))
