@@ -1,0 +1,1 @@
+"""What goes into an exported model file: front end, student, operators, stored weights."""
