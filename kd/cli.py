@@ -16,6 +16,7 @@ COMMANDS = {
     "pretrain": ("kd.pretrain", "train a student on labels and teacher logits"),
     "finetune": ("kd.finetune", "fine-tune a student on ESC-50, FSD50K, OpenMIC, DCASE20 or your own sounds"),
     "evaluate": ("kd.evaluate", "evaluate a run, a checkpoint or a teacher on a clip store"),
+    "export": ("kd.export", "export a student as a folder that runs without PyTorch"),
     "inspect": ("kd.inspect_student", "measure what the dynamic parts of a trained DyMN contribute"),
     "report": ("kd.report", "write the report of a run, as a web page and as text"),
     "compare": ("kd.compare", "compare runs side by side"),

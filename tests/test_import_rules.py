@@ -22,11 +22,25 @@ ALLOWED = {
 }
 LIBRARIES = {
     "kd": {
-        *("accelerate", "jinja2", "matplotlib", "numpy", "packaging", "safetensors", "scipy", "sklearn", "timm"),
+        *(
+            "accelerate",
+            "jinja2",
+            "matplotlib",
+            "numpy",
+            "onnx",
+            "onnxruntime",
+            "onnxscript",
+            "packaging",
+            "safetensors",
+            "scipy",
+            "sklearn",
+            "soundfile",
+            "timm",
+        ),
         *("torch", "tyro"),
     },
     "teacher_logits": {
-        *("accelerate", "h5py", "numpy", "onnxruntime", "scipy", "torch", "torchaudio", "transformers", "tyro"),
+        *("accelerate", "h5py", "numpy", "onnx", "onnxruntime", "scipy", "torch", "torchaudio", "transformers", "tyro"),
     },
     "students": {"numpy", "safetensors", "timm", "torch", "torchaudio"},
     "audio_datasets": {

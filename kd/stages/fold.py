@@ -71,7 +71,7 @@ def train_fold(
     logits = setup.predict(setup.evaluator(part.test, "test"), built.tagger(best), progress.stop_if_asked)
     if accelerator.is_main_process:
         about = {"task": setup.task.name, "licence_of_the_data": setup.task.licence}
-        about |= {"seed": seed, "test_fold": part.fold}
+        about |= {"seed": seed, "test_fold": part.fold, "label_groups": setup.label_space.to_json()}
         written = provenance(built, as_json(config), accepted_changes, **about)
         write_trained_on(folder, [built.data.clips.clip_id(int(row)) for row in built.batches.labelled])
         save_student(folder, best, setup.clips.class_names, config.frontend, written)

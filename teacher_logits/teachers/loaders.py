@@ -1,6 +1,7 @@
 """Loads the teacher named on a command line, in one of these forms:
 
 runs/mn10                        a run folder: ``student.safetensors`` and ``student.json``, or one for each fold and seed
+exports/mn10                     a folder that ``kd export`` wrote
 mn04@mn04_as_mAP_432.pt          a student of the catalog with weights that have no class names
 passt@passt-s.pt                 a PaSST whose size and variant are inferred from the weights, also without class names
 ast:FOLDER_OR_NAME               an AST of the transformers package
@@ -16,6 +17,7 @@ from audio_datasets.system.imports import named_attribute
 from students.card import CARD_FILE
 from teacher_logits.teachers.ast_teacher import load_ast_teacher
 from teacher_logits.teachers.base import Teacher
+from teacher_logits.teachers.export_folder import EXPORT_FILE, MODEL_FILE, is_export_folder, read_export
 from teacher_logits.teachers.network import teacher_from_weights
 from teacher_logits.teachers.onnx_teacher import OnnxModel, load_onnx_teacher
 from teacher_logits.teachers.run_ensemble import run_as_teacher
@@ -44,11 +46,15 @@ def load_teacher(
             return a Teacher.
     """
     spec = str(spec)
-    if cross_fitted and not Path(spec).is_dir():
+    if cross_fitted and (not Path(spec).is_dir() or is_export_folder(spec)):
         raise ValueError(
             f"--cross-fitted needs run folders, which tell what they were trained on; found teacher {spec!r}"
         )
-    if Path(spec).is_dir():
+    if is_export_folder(spec):
+        read_export(spec)
+        teacher = load_onnx_teacher(Path(spec) / MODEL_FILE, class_names)
+        teacher.name = Path(spec).resolve().name
+    elif Path(spec).is_dir():
         teacher = run_as_teacher(Path(spec), cross_fitted=cross_fitted)
     elif spec.startswith(AST_PREFIX):
         teacher = load_ast_teacher(spec.removeprefix(AST_PREFIX))
@@ -60,7 +66,8 @@ def load_teacher(
         teacher = teacher_from_weights(spec, class_names)
     else:
         raise ValueError(
-            f"teacher {spec!r} is none of: a run folder (with {CARD_FILE}), NAME@WEIGHTS (such as mn04@weights.pt or"
+            f"teacher {spec!r} is none of: a run folder (with {CARD_FILE}), an export folder (with {EXPORT_FILE}),"
+            " NAME@WEIGHTS (such as mn04@weights.pt or"
             " passt@weights.pt), FILE.onnx, ast:FOLDER_OR_NAME, module:function"
         )
     if clip_seconds is not None:

@@ -57,7 +57,9 @@ class ConvolutionalLogMel(nn.Module):
         if config.remove_mean:
             waveform = waveform - waveform.mean(1, keepdim=True)
         needed = torch.sym_max(samples, config.minimum_samples)
-        waveform = torch.cat([waveform, waveform.new_zeros(1, config.minimum_samples).expand(waveform.shape[0], -1)], dim=1)
+        waveform = torch.cat(
+            [waveform, waveform.new_zeros(1, config.minimum_samples).expand(waveform.shape[0], -1)], dim=1
+        )
         waveform = waveform[:, :needed]
         if config.preemphasis:
             waveform = waveform[:, 1:] - config.preemphasis * waveform[:, :-1]

@@ -32,7 +32,9 @@ def require_packages() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ValueError(f"export needs onnx, onnxruntime and onnxscript: pip install 'audio-kd[export]' ({error})") from error
+        raise ValueError(
+            f"export needs onnx, onnxruntime and onnxscript: pip install 'audio-kd[export]' ({error})"
+        ) from error
 
 
 def onnx_model(network: ExportedNetwork, example: torch.Tensor, fixed_length: bool = False) -> Any:
@@ -113,6 +115,7 @@ def _strip(model: Any) -> None:
         notes = {entry.key: entry.value for entry in node.metadata_props}
         scopes = re.findall(r"'([^']*)'", notes.get(_SCOPES, ""))
         scope = ".".join(scopes[-2:-1]) or "scores"
+        scope = "frontend" if scope.startswith("_") else scope  # the exporter's name for the input's own shape
         number = counts[scope] = counts.get(scope, 0) + 1
         node.name = f"{scope}/{node.op_type}_{number}"
         node.doc_string = ""

@@ -13,6 +13,9 @@ Weights = Literal["fp32", "fp16", "int8"]
 
 FEWEST_VALUES = 64
 """Smaller weights stay in float32: a cast would take as much room as it saves."""
+FEWEST_INT8 = 4096
+"""Smaller weights are stored in float16 in place of int8. They belong to narrow layers near the input, where few rounding errors
+average out and all later layers inherit them: in mn04 seven such layers, 0.3 % of the weights, made 70 % of the difference."""
 _CLIPS = np.linspace(0.6, 1.0, 21)
 """Shares of a row's largest magnitude that are tried as the largest one that is represented."""
 
@@ -30,11 +33,13 @@ def store_weights(model: Any, weights: Weights, channels: Mapping[str, Sequence[
     kept, nodes = [], []
     for tensor in model.graph.initializer:
         is_large = tensor.data_type == TensorProto.FLOAT and np.prod(tensor.dims) >= FEWEST_VALUES
-        if not is_large or tensor.name.startswith("frontend."):
-            kept.append(tensor)  # the front end's window and band edges are short, and errors in them reach all bands
+        if not is_large or tensor.name.startswith("frontend.") or tensor.name.endswith("_scale"):
+            # The front end's window and band edges are short, and errors in them reach all bands. Scales are those of
+            # int8 activations, which hardware wants as they are.
+            kept.append(tensor)
             continue
         values = numpy_helper.to_array(tensor)
-        if weights == "int8" and tensor.name in channels:
+        if weights == "int8" and tensor.name in channels and values.size >= FEWEST_INT8:
             stored, restoring = _as_int8(tensor.name, values, tuple(channels[tensor.name]))
         else:
             stored, restoring = _as_fp16(tensor.name, values)

@@ -1,0 +1,382 @@
+"""`kd export` on a run folder with a tiny student: the model, what it says of itself, and what is refused."""
+
+import copy
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import soundfile
+import torch
+
+from audio_datasets.tasks.label_space import LabelSpace
+from kd.deploy.exporting import export_student as exporting
+from kd.export import main
+from kd.run_folder.predictions import VALIDATION_FILE, write_predictions
+from students import create_student
+from students.card import load_student, save_student
+from students.frontend import LogMel, LogMelConfig
+from teacher_logits.teachers.export_folder import read_export
+from teacher_logits.teachers.loaders import load_teacher
+
+NAMES = ("dog", "rain, heavy", "clock")
+FRONTEND = LogMelConfig(sample_rate_hz=16000, n_fft=512, window_samples=400, hop_samples=160, n_mels=24, fmax_hz=7000.0)
+STUDENT = "tiny_student:Tiny"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run folder with six validation clips of three classes, whose labels are what the student says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[1])
+        patch.setenv("KD_ALLOW_STUDENTS", STUDENT)
+        from tiny_student import train_batch_norms
+
+        folder = tmp_path_factory.mktemp("runs") / "mine"
+        torch.manual_seed(1)
+        student = train_batch_norms(create_student(STUDENT, len(NAMES)))
+        torch.nn.init.normal_(student.classifier[-1].weight, std=2.0)
+        provenance = {
+            "clip_seconds": 1.0,
+            "task": "folder",
+            "label_groups": LabelSpace.single(NAMES, exclusive=False).to_json(),
+            "config": {"data": "/home/somebody/private/sounds", "short_clips": "pad"},
+        }
+        save_student(folder, student, NAMES, FRONTEND, provenance)
+        rng = np.random.default_rng(0)
+        sources, logits = [], []
+        for number in range(6):
+            path = folder.parent / f"clip {number}.wav"
+            samples = [16000, 16000, 7000, 40000, 16000, 22050][number]
+            noise = 0.2 * rng.standard_normal(samples) * np.cos(np.arange(samples) * 0.01 * (number + 1))
+            soundfile.write(path, noise, 22050 if number == 5 else 16000)
+            sources.append(str(path))
+        clips = exporting.clips_at(folder.parent, exporting.read_subject(str(folder), None))
+        with torch.inference_mode():
+            for number in range(6):
+                windows = torch.from_numpy(clips.windows(number))
+                logits.append(student(LogMel(FRONTEND)(windows)).logits.mean(0).numpy())
+        logits = np.stack(logits)
+        write_predictions(
+            folder / VALIDATION_FILE,
+            clip_ids=[f"clip {number}" for number in range(6)],
+            logits=logits,
+            targets=(logits >= np.median(logits, axis=0)).astype(np.float32),
+            mask=np.ones(logits.shape, bool),
+            class_names=NAMES,
+            columns={"source": sources},
+        )
+        yield folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traced_once() -> Iterator[None]:
+    """Tracing takes most of an export's time: each kind of graph is traced once, and later exports get a copy of it."""
+    models, trace = {}, exporting.onnx_model
+
+    def cached(network, example, **options):
+        key = (example.ndim, len(example))
+        models.setdefault(key, None)
+        if models[key] is None:
+            models[key] = trace(network, example, **options)
+        return copy.deepcopy(models[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "onnx_model", cached)
+        yield
+
+
+@pytest.fixture(scope="module")
+def export(run: Path) -> Path:
+    """The run, exported with float32 weights."""
+    out = run.parent / "export"
+    assert main(["--student", str(run), "--out", str(out), "--weights", "fp32"]) == 0
+    return out
+
+
+def session(folder: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+
+
+def test_the_model_agrees_with_the_student_for_any_batch_and_length(run: Path, export: Path) -> None:
+    student, model = load_student(run), session(export)
+    assert [value.name for value in model.get_inputs()] == ["waveform"]
+    assert [value.name for value in model.get_outputs()] == ["scores", "logits", "embedding"]
+    for batch, samples in ((1, 1), (3, 200), (2, 16000), (1, 50001)):
+        waveform = 0.1 * np.random.default_rng(samples).standard_normal((batch, samples)).astype(np.float32)
+        scores, logits, embedding = model.run(None, {"waveform": waveform})
+        with torch.inference_mode():
+            wanted = student(LogMel(FRONTEND)(torch.from_numpy(waveform)))
+        assert np.abs(logits - wanted.logits.numpy()).max() < 1e-4
+        assert np.abs(embedding - wanted.embedding.numpy()).max() < 1e-4
+        assert np.abs(scores - wanted.logits.sigmoid().numpy()).max() < 1e-5
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-40, 1.0])
+def test_silence_denormal_numbers_and_full_scale_give_finite_outputs(export: Path, value: float) -> None:
+    for samples in (1, 16000):
+        outputs = session(export).run(None, {"waveform": np.full((1, samples), value, np.float32)})
+        assert all(np.isfinite(output).all() for output in outputs)
+
+
+def test_the_file_has_plain_operators_metadata_and_no_local_paths(run: Path, export: Path) -> None:
+    model = onnx.load(export / "model.onnx")
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 18)]
+    operators = {node.op_type for node in model.graph.node}
+    assert not operators & {"STFT", "DFT", "BatchNormalization"}
+    content = model.SerializeToString()
+    assert b"site-packages" not in content
+    assert str(Path(exporting.__file__).parents[2]).encode() not in content
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(metadata["class_names"]) == list(NAMES)
+    assert json.loads(metadata["sample_rate_hz"]) == 16000
+    assert json.loads(metadata["clip_seconds"]) == 1.0
+    assert LogMelConfig.from_dict(json.loads(metadata["frontend"])) == FRONTEND
+    assert "/home/somebody" not in metadata["provenance"] + (export / "export.json").read_text()
+    assert json.loads(metadata["provenance"])["config"]["data"] == "sounds"
+
+
+def test_the_card_says_how_the_student_is_used(run: Path, export: Path) -> None:
+    card = read_export(export)
+    assert card.class_names == NAMES
+    assert (card.window_seconds, card.short_clips, card.sample_rate_hz) == (1.0, "pad", 16000)
+    assert card.thresholds_from == "validation"
+    assert len({*card.thresholds, 0.5}) > 1, "thresholds were not chosen on the validation clips"
+    assert card.weights_fingerprint == json.loads((run / "student.json").read_text())["weights_fingerprint"]
+
+
+def test_parity_is_measured_on_the_validation_clips(export: Path) -> None:
+    parity = json.loads((export / "parity.json").read_text())
+    assert (parity["clips"], parity["num_clips"]) == ("the run's validation clips", 6)
+    assert 0 < parity["largest_logit_difference"] < 1e-4
+    assert parity["top1_agreement"] == 1.0
+    assert parity["metrics"]["pytorch"]["mAP"] == parity["metrics"]["exported"]["mAP"] == 1.0
+    assert parity["classes"]["dog"]["clips"] == 3
+    assert parity["costs"]["bytes"] == (export / "model.onnx").stat().st_size
+    assert parity["costs"]["latency_seconds"]["1"] > 0
+    assert parity["costs"]["memory_bytes"] > 1e5
+    page = (export / "parity.html").read_text()
+    assert "rain, heavy" in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_tag_py_gives_the_scores_of_evaluation(run: Path, export: Path) -> None:
+    """Of clips shorter and longer than a window, and of another rate; in a process that cannot import torch or our packages."""
+    files = sorted(run.parent.glob("*.wav"))
+    blocked = "import sys; sys.modules['torch'] = None; import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", blocked, "tag.py", "--json", *map(str, files), "missing.wav"]
+    done = subprocess.run(command, cwd=export, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert "missing.wav" in done.stderr
+    assert "Traceback" not in done.stderr
+    found = [json.loads(line)["scores"] for line in done.stdout.splitlines()]
+    assert len(found) == 6
+    student = load_student(run)
+    clips = exporting.clips_at(run.parent, exporting.read_subject(str(run), None))
+    for number, scores in enumerate(found):
+        with torch.inference_mode():
+            logits = student(LogMel(FRONTEND)(torch.from_numpy(clips.windows(number)))).logits.mean(0)
+        wanted = logits.sigmoid().numpy()
+        assert np.abs(np.array([scores[name] for name in NAMES]) - wanted).max() < 1e-4
+        assert list(scores) == [NAMES[index] for index in np.argsort(-wanted)]
+
+
+def test_an_export_is_a_teacher_again(run: Path, export: Path) -> None:
+    waveform = 0.1 * torch.randn(2, 16000, generator=torch.Generator().manual_seed(0))
+    wanted = load_teacher(run)(waveform)
+    for spec in (export, export / "model.onnx"):
+        teacher = load_teacher(spec)
+        assert (teacher.class_names, teacher.sample_rate_hz, teacher.clip_seconds) == (NAMES, 16000, 1.0)
+        assert (teacher(waveform) - wanted).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("weights", ["fp16", "int8"])
+def test_fewer_bits_make_a_smaller_file_that_still_agrees(
+    run: Path, export: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kd.deploy.graph.stored_weights.FEWEST_INT8", 32)  # the tiny student's layers are all narrow
+    network_file = run.parent / weights
+    assert main(["--student", str(run), "--out", str(network_file), "--weights", weights]) == 0
+    kinds = {
+        onnx.TensorProto.DataType.Name(tensor.data_type)
+        for tensor in onnx.load(network_file / "model.onnx").graph.initializer
+    }
+    assert ("FLOAT16" in kinds, "INT8" in kinds) == (True, weights == "int8")
+    parity = json.loads((network_file / "parity.json").read_text())
+    assert 0 < parity["largest_logit_difference"] < 0.2
+    assert parity["float_graph_difference"] < 1e-4
+
+
+def test_a_mel_export_takes_our_log_mel(run: Path) -> None:
+    out = run.parent / "mel"
+    assert main(["--student", str(run), "--out", str(out), "--input", "mel", "--weights", "fp32", "--batch", "1"]) == 0
+    assert not (out / "tag.py").exists()
+    model = session(out)
+    assert model.get_inputs()[0].shape == [1, 1, 24, "frames"]
+    waveform = 0.1 * torch.randn(1, 9000, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        mel = LogMel(FRONTEND)(waveform)
+        wanted = load_student(run)(mel).logits.numpy()
+    assert np.abs(model.run(["logits"], {"mel": mel.numpy()})[0] - wanted).max() < 1e-4
+    assert (load_teacher(out)(waveform) - torch.from_numpy(wanted)).abs().max() < 1e-4
+
+
+def test_int8_activations_are_calibrated_on_given_clips(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("kd.deploy.graph.activations.FEWEST_INT8", 32)
+    out = run.parent / "act8"
+    command = [
+        "--student",
+        str(run),
+        "--out",
+        str(out),
+        "--activations",
+        "int8",
+        "--calibration-clips",
+        str(run.parent),
+    ]
+    assert main([*command, "--allow-difference"]) == 0
+    assert "calibrating int8 activations on the 6 audio files" in capsys.readouterr().out
+    model = onnx.load(out / "model.onnx")
+    quantized = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert quantized
+    assert not any("frontend" in node.name for node in quantized)
+    parity = json.loads((out / "parity.json").read_text())
+    assert 1e-4 < parity["largest_logit_difference"] < 0.5
+    assert read_export(out).activations == "int8"
+
+
+# -- Refusals ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_export_that_disagrees_is_refused_by_name_and_leaves_nothing(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    true_model = exporting.onnx_model
+
+    def wrong(*arguments, **options):
+        model = true_model(*arguments, **options)
+        bias = next(tensor for tensor in model.graph.initializer if tensor.name == "student.classifier.2.bias")
+        bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(0.01), bias.name))
+        return model
+
+    monkeypatch.setattr(exporting, "onnx_model", wrong)
+    assert main(["--student", str(run), "--out", str(run.parent / "wrong")]) == 2
+    message = capsys.readouterr().err
+    assert "does not agree with PyTorch" in message
+    assert "for clip 'clip " in message
+    assert "a logit differs by 0.01 " in message
+    assert not (run.parent / "wrong").exists()
+    assert not list(run.parent.glob(".wrong*"))
+
+
+def test_what_is_lost_with_fewer_bits_is_refused_unless_allowed(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    true_store = exporting.store_weights
+
+    def coarse(model, weights, channels):
+        for tensor in model.graph.initializer:
+            if tensor.name.endswith("classifier.2.weight"):
+                values = onnx.numpy_helper.to_array(tensor)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(np.zeros_like(values), tensor.name))
+        true_store(model, weights, channels)
+
+    monkeypatch.setattr(exporting, "store_weights", coarse)
+    monkeypatch.setattr("kd.deploy.graph.stored_weights.FEWEST_INT8", 32)
+    command = ["--student", str(run), "--out", str(run.parent / "coarse"), "--weights", "int8"]
+    assert main(command) == 2
+    message = capsys.readouterr().err
+    assert "loses too much on the run's validation clips" in message
+    assert "mAP drops by" in message
+    assert not (run.parent / "coarse").exists()
+    assert main([*command, "--allow-difference"]) == 0
+    assert "accepted with --allow-difference" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "model.onnx").unlink(), "model.onnx is missing"),
+        (lambda folder: (folder / "tag.py").unlink(), "tag.py is missing"),
+        (lambda folder: (folder / "export.json").write_text("[]"), "must hold an object"),
+        (lambda folder: (folder / "model.onnx").write_bytes(b"onnx"), "was changed after the export"),
+        (lambda folder: edited_card(folder, version=9), "format version 9"),
+        (lambda folder: edited_card(folder, thresholds=[0.5]), "thresholds must be 3 numbers"),
+        (lambda folder: edited_card(folder, files={"../x.onnx": {}}), "does not list model.onnx"),
+        (
+            lambda folder: strange_model(folder, external="../../secret"),
+            "keeps weights in another file, '../../secret'",
+        ),
+        (lambda folder: strange_model(folder, domain="my.company"), "custom operators ('my.company')"),
+    ],
+)
+def test_a_damaged_or_strange_folder_is_refused_in_one_line(export: Path, tmp_path: Path, damage, message: str) -> None:
+    folder = tmp_path / "export"
+    shutil.copytree(export, folder)
+    damage(folder)
+    with pytest.raises(ValueError, match="export") as caught:
+        load_teacher(folder)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def edited_card(folder: Path, **changes) -> None:
+    path = folder / "export.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def strange_model(folder: Path, external: str = "", domain: str = "") -> None:
+    """Changes the model as a stranger would, with a card that fits it."""
+    from teacher_logits.teachers.export_folder import file_facts
+
+    model = onnx.load(folder / "model.onnx")
+    if external:
+        tensor = model.graph.initializer[0]
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=external)
+        tensor.ClearField("raw_data")
+    if domain:
+        model.graph.node[3].domain = domain
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    files = json.loads((folder / "export.json").read_text())["files"]
+    edited_card(folder, files=files | {"model.onnx": file_facts(folder / "model.onnx")})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--student", "nowhere"], "neither a run folder nor NAME@WEIGHTS"),
+        (["--student", "mn01@nowhere.pt"], "carry no class names"),
+        (["--student", "{runs}"], "holds several students; name one of its folders: 'mine'"),
+        (["--student", "{export}"], "is an export already"),
+        (["--student", "{run}", "--weights", "fp32", "--allow-difference"], "--allow-difference is for fp16 and int8"),
+        (["--student", "{run}", "--out", "{export}"], "give --replace, or another --out"),
+        (["--student", "{run}", "--out", "{run}"], "holds something else than an export"),
+        (["--student", "{run}", "--clips", "nowhere"], "no such clip store or folder: nowhere"),
+        (["--student", "{run}", "--activations", "int8"], "give some with --calibration-clips"),
+    ],
+)
+def test_a_wrong_command_ends_with_one_message(
+    run: Path, export: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    places = {"run": run, "export": export, "runs": run.parent}
+    given = [argument.format(**places) for argument in arguments]
+    if "--out" not in given:
+        given += ["--out", str(run.parent / "unused")]
+    try:
+        code = main(given)
+    except SystemExit as ended:  # of tyro, for values that the configuration refuses
+        code = ended.code
+    assert code == 2
+    said = capsys.readouterr()
+    shown = " ".join((said.err + said.out).replace("│", " ").split())
+    assert message in shown
+    assert not (run.parent / "unused").exists()
