@@ -1,4 +1,4 @@
-"""The plan of `kd pack`: which classes each clip gets, what a resumed run must share with the first, where shards begin."""
+"""The plan of `kd pack`: the classes of each clip, the settings that must not change when a run is resumed, and the shards."""
 
 import json
 import shutil
@@ -47,8 +47,8 @@ def with_class_names(
     if label_map is not None:
         if any(clip.known for clip in listing.clips):  # a clip without labels needs no map
             raise ValueError(
-                f"--label-map cannot be used with the layout {listing.layout}: of many of its labels it is not known whether the "
-                "clip has them, which a map cannot carry over"
+                f"--label-map cannot be used with the layout {listing.layout}: many of its labels are unknown, which a map cannot "
+                "carry over"
             )
         entries = read_label_map(label_map)
         unmapped = [label for label in listing.class_names if label not in entries]
@@ -183,8 +183,8 @@ def open_work_folder(work: Path, plan: dict, restart: bool) -> None:
         changed = sorted(name for name in plan.keys() | found.keys() if plan.get(name) != found.get(name))
         if changed:
             raise ValueError(
-                f"{work} holds the unfinished work of a run with another plan (changed: {', '.join(changed)}); "
-                "discard it with --restart, or give the command as it was"
+                f"{work} contains the unfinished work of a run with another plan (changed: {', '.join(changed)}); "
+                "discard it with --restart, or repeat the original command"
             )
     remove_asides(work)
     write_json(plan_path, plan)

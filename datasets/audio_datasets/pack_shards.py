@@ -1,4 +1,4 @@
-"""The shards of `kd pack`: each a small clip store, packed by worker processes, written aside and renamed."""
+"""The shards of `kd pack`: small clip stores that worker processes write under a temporary name and then rename."""
 
 import os
 import signal
@@ -70,7 +70,7 @@ def pack_shards(tasks: Sequence[ShardTask], workers: int, show_progress: bool) -
             raise
         except BrokenProcessPool as error:
             raise OSError(
-                "a worker process was killed (out of memory?); run again to go on, with fewer --workers"
+                "a worker process was killed (out of memory?); run the command again with fewer --workers to continue"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
@@ -84,7 +84,7 @@ def _start_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    """Ends this worker when the parent is gone: one that was killed cannot say so, and the pool would wait for ever."""
+    """Ends this worker when its parent has ended, because a killed parent cannot stop it and the pool would wait forever."""
     connection.wait([parent_process().sentinel])
     os._exit(1)
 

@@ -1,1 +1,1 @@
-"""Audio as numbers: files decoded, augmented, mixed and made."""
+"""Audio processing: decoding, augmentation, mixing and synthesis."""

@@ -1,10 +1,10 @@
-"""Clips that cannot be used: what becomes of them is decided, recorded and told here, for every command alike.
+"""Clips that cannot be used: recognising, recording and reporting them, in the same way for every command.
 
-A clip is bad if its audio cannot be decoded, is empty, holds NaN or infinite samples, is too long to be decoded, or is not
-what was packed. Commands that meet one take ``--on-bad-clip``: ``refuse`` stops with the clip's name, ``skip`` does without
-it, and counts and lists what was skipped at the end. docs/bad_data.md tells what skipping means in each command.
+A clip is bad if its audio cannot be decoded, is empty, contains NaN or infinite samples, is too long to be decoded, or has changed
+since it was packed. Commands that decode audio take ``--on-bad-clip``: ``refuse`` stops with the clip's name, ``skip`` leaves it
+out, and at the end counts and lists the skipped clips. docs/bad_data.md says what skipping means in each command.
 
-A clip that is silent, clipped or very short is suspicious and not bad: ``kd pack`` reports it and keeps it.
+A clip that is silent, clipped or very short is suspicious, not bad: ``kd pack`` reports it and keeps it.
 """
 
 import os
@@ -35,7 +35,7 @@ class BadClipError(ValueError):
 
 
 def suspicion(check: AudioCheck) -> str | None:
-    """What is odd about a clip that can be used; None for nothing."""
+    """What is suspicious about a usable clip; None if nothing is."""
     found = []
     if check.peak <= SILENT_PEAK:
         found.append("silent")
@@ -62,7 +62,7 @@ class ClipList:
         self.path = path
 
     def add(self, name: str, reason: str) -> None:
-        """Appends a clip with one write, which those of other processes cannot interrupt."""
+        """Appends a clip with a single write, so that lines of several processes are not mixed."""
         line = _line(name, reason).encode()
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
@@ -78,7 +78,7 @@ class ClipList:
         return {name: reason for name, _, reason in (line.partition("\t") for line in lines)}
 
     def replace(self, clips: Mapping[str, str]) -> None:
-        """Writes the list anew, aside and renamed; removes the file if there is no clip."""
+        """Rewrites the list under a temporary name that is then renamed; removes the file if there are no clips."""
         if not clips:
             self.path.unlink(missing_ok=True)
             return

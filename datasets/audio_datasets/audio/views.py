@@ -1,8 +1,8 @@
-"""Views: augmented versions of a clip that can be made again from (seed, clip, view number) alone.
+"""Views: augmented versions of a clip that can be recreated from (seed, clip, view number) alone.
 
-A teacher hears the views of every clip once; a student is shown the same views later and is told what the teacher said about
-exactly what it hears ("consistent teaching": Beyer et al., "Knowledge distillation: A good teacher is patient and
-consistent", 2022; for audio CED, Dinkel et al., 2023). Nothing of a view is stored but its logits.
+A teacher hears the views of every clip once. A student later trains on the same views, with the teacher's logits for exactly
+what it hears ("consistent teaching": Beyer et al., "Knowledge distillation: A good teacher is patient and
+consistent", 2022; for audio CED, Dinkel et al., 2023). Only the logits of a view are stored.
 """
 
 import hashlib
@@ -61,12 +61,12 @@ class ViewConfig:
 
 
 def clip_code(clip_id: str) -> int:
-    """63-bit code of a clip's id, which keys the draws of its views; the same wherever the clip lies."""
+    """63-bit code of a clip's id, which keys the random draws of its views. It does not depend on the clip's location."""
     return int.from_bytes(hashlib.blake2b(clip_id.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def view_generator(config: ViewConfig, purpose: str, clip_id: str, view: int) -> np.random.Generator:
-    """The generator of everything that is drawn for one purpose in one view of a clip."""
+    """The generator for all random draws for one purpose in one view of a clip."""
     return generator(config.view_seed, f"view {purpose}", view, clip_code(clip_id))
 
 

@@ -1,4 +1,4 @@
-"""What users name as MODULE:NAME on the command line: their own teachers, tasks, objectives."""
+"""Imports objects that users name as MODULE:NAME on the command line: their own teachers, tasks, objectives."""
 
 import importlib
 import sys
@@ -11,14 +11,14 @@ Kind = TypeVar("Kind")
 def named_attribute(spec: str, what: str, kind: type[Kind] = object) -> Kind:
     """The attribute ``name`` of the module in ``module:name``.
 
-    As for ``python -m``, modules are also looked for in the folder in which the command is run.
+    As with ``python -m``, modules are also searched for in the current directory.
 
     Args:
-        what: what it is for, for the message: "teacher", "task", "objective".
-        kind: what it must be.
+        what: the purpose, for the message: "teacher", "task", "objective".
+        kind: the required type.
 
     Raises:
-        ValueError: not of this form, no such module, or nothing of that name and kind in it.
+        ValueError: not of this form, no such module, or no object with this name and type in it.
     """
     module_name, _, name = spec.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), name)):
@@ -30,8 +30,8 @@ def named_attribute(spec: str, what: str, kind: type[Kind] = object) -> Kind:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, but something that it imports is not
-        raise ValueError(f"{what} {spec!r}: there is no module {error.name!r} (looked in {folder} too)") from error
+            raise  # the module exists, but something that it imports does not
+        raise ValueError(f"{what} {spec!r}: there is no module {error.name!r} (also looked in {folder})") from error
     if kind is object and not hasattr(module, name):
         raise ValueError(f"{what} {spec!r}: {module_name} has no {name!r}")
     found = getattr(module, name, None)

@@ -1,7 +1,8 @@
-"""A task's clips decoded and resampled once, into an ordinary clip store of 16-bit samples, and from then on read from there.
+"""The fine-tuning cache: a task's clips, decoded and resampled once into an ordinary clip store of 16-bit samples.
 
-The store is ``KEY.h5``, named by what is in it: clips, labels, sample rate, sizes and times of the audio files. It appears by a
-rename, so it is whole or absent. A clip that cannot be used is not in it; whoever asks for that clip is told why by its file.
+The store is ``KEY.h5``, where the key depends on its contents: clips, labels, sample rate, sizes and times of the audio files. It
+appears by a rename, so it is complete or absent. Clips that cannot be used are not in it; reading one opens its file and
+reports the error.
 """
 
 import json
@@ -34,7 +35,7 @@ class CachedClips(TaskClips):
         super().__init__(clips.path, clips.class_names, clips.clips, clips.label_space)
         path = cache_path(clips, folder, sample_rate_hz)
         if not path.exists():
-            raise ValueError(f"{folder} holds no cache of these clips at {sample_rate_hz} Hz")
+            raise ValueError(f"{folder} has no cache of these clips at {sample_rate_hz} Hz")
         self.store = ClipStore.open(path, clips.class_names)
         self.sample_rate_hz = sample_rate_hz
         self._store_rows = self.store.find(self.clip_ids)  # -1 for a clip that cannot be used
@@ -48,7 +49,9 @@ class CachedClips(TaskClips):
     ) -> np.ndarray:
         """(see TaskClips); ValueError for another rate than the cache's."""
         if sample_rate_hz != self.sample_rate_hz:
-            raise ValueError(f"the cache holds {self.sample_rate_hz} Hz; {sample_rate_hz} Hz were asked for")
+            raise ValueError(
+                f"the cache has a sample rate of {self.sample_rate_hz} Hz; requested were {sample_rate_hz} Hz"
+            )
         stored = int(self._store_rows[row])
         if stored < 0:
             return super().waveform(row, sample_rate_hz)
@@ -62,21 +65,21 @@ def fill_cache(
     on_bad_clip: OnBadClip = "refuse",
     before_clip: Callable[[], None] = lambda: None,
 ) -> None:
-    """Decodes every clip into ``folder``, unless that was done before. To be called by one process of a run.
+    """Decodes every clip into ``folder``, unless this has been done before. Called by one process of a run.
 
-    Clips go into small stores that are then joined, so that memory does not grow with their number. If another run is filling
-    the same cache, this waits. ``before_clip`` is called before a clip is looked at, and while it waits; it may raise, which
-    leaves nothing behind.
+    Clips are written into small stores that are then merged, so that memory does not grow with their number. If another run is
+    filling the same cache, this function waits. ``before_clip`` is called before each clip, and while waiting. It may raise; in that
+    case nothing is left behind.
 
     Raises:
-        BadClipError: audio that cannot be used, unless it is to be skipped.
-        ValueError: not enough room on the disk.
+        BadClipError: audio that cannot be used, unless bad clips are skipped.
+        ValueError: not enough disk space.
     """
     path = cache_path(clips, folder, sample_rate_hz)
     if path.exists():
         return
     with locked(path.with_suffix(".lock"), f"the cache in {folder}", while_busy=before_clip):
-        if path.exists():  # somebody else has just filled it
+        if path.exists():  # another run has just filled it
             return
         work = folder / f".{path.stem}.shards"
         _remove_leftovers(path, work)
@@ -92,7 +95,7 @@ def fill_cache(
 
 
 def cache_path(clips: TaskClips, folder: Path, sample_rate_hz: int) -> Path:
-    """Where the clips' cache lies; changed labels or audio files give another path."""
+    """The path of the clips' cache. It changes with the labels and the audio files."""
     described = [clips.fingerprint, json.dumps(clips.label_space.to_json())]
     for clip in clips.clips:
         found = clip.path.stat()
@@ -101,7 +104,7 @@ def cache_path(clips: TaskClips, folder: Path, sample_rate_hz: int) -> Path:
 
 
 def _remove_leftovers(path: Path, work: Path) -> None:
-    """Removes what a killed process left; nobody else is writing there now."""
+    """Removes the leftovers of a killed process. Safe because no other process is writing there."""
     shutil.rmtree(work, ignore_errors=True)
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         leftover.unlink()

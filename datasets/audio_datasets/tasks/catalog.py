@@ -1,4 +1,4 @@
-"""The tasks by name: each is found in its own file in ``audio_datasets.corpora``, or in a module that the user names."""
+"""Tasks by name: each has its own file in ``audio_datasets.corpora``, or is in a module that the user names."""
 
 import pkgutil
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from audio_datasets.tasks.listing import Listing
 from audio_datasets.tasks.task import Task
 
 OTHER_NAMES = {"folders": "folder"}
-"""Names of layouts (`kd pack --layout`) that are not called like their task."""
+"""Layouts (`kd pack --layout`) whose name differs from that of their task."""
 
 
 @cache
@@ -46,7 +46,7 @@ def get_task(name: str) -> Task:
 
 
 def task_of_layout(path: Path, layout: str = "auto") -> Task:
-    """The task whose layout is called ``layout``; with "auto" the one whose layout ``path`` is in.
+    """The task whose layout is called ``layout``; with "auto", the task whose layout ``path`` has.
 
     Raises:
         ValueError: an unknown layout; a path in no known layout, or in more than one.
@@ -61,10 +61,10 @@ def task_of_layout(path: Path, layout: str = "auto") -> Task:
     found = [task for task in found if not task.is_fallback] or found
     if len(found) > 1:
         names = " and ".join(task.name for task in found)
-        raise ValueError(f"{path} is in the layouts of {names}; choose one with --layout")
+        raise ValueError(f"{path} matches the layouts of {names}; choose one with --layout")
     if not found:
         layouts = "; ".join(f"{task.name}: {task.layout}" for task in _tasks().values())
-        raise ValueError(f"{path} is in none of the known layouts ({layouts})")
+        raise ValueError(f"{path} matches none of the known layouts ({layouts})")
     return found[0]
 
 
@@ -77,10 +77,10 @@ def read_listing(
     allow_outside: bool = False,
     class_list: Path | None = None,
 ) -> Listing:
-    """The clips at ``path`` as their corpus lists them; ``layout`` as for ``task_of_layout``, the rest as ``Task.read_checked``.
+    """The clips at ``path``. ``layout`` is as for ``task_of_layout``, the other arguments as for ``Task.read_checked``.
 
-    Files that a list names and that are not there are kept: packing reports them with the broken ones. Raises ValueError if
-    the path is missing, in no known layout, holds no clips, or a clip id is there twice.
+    Listed files that do not exist are kept; packing reports them together with broken files. Raises ValueError if the path is
+    missing, has no known layout or contains no clips, or if a clip id occurs twice.
     """
     path = Path(path)
     if not path.exists():

@@ -1,10 +1,10 @@
-"""What the classes of a data set mean together: named groups, each of classes that exclude each other or do not.
+"""The label space of a data set: named groups of classes, which exclude each other within a group or do not.
 
-Logits, targets and class names stay flat; a group is a run of neighbouring columns. One exclusive group is a single-label task
-(cross entropy, accuracy); one group that is not is a multi-label task (BCE, mAP); two exclusive groups are, for example, a verb
-and a noun.
+Logits, targets and class names stay flat; a group is a range of adjacent columns. One exclusive group is a single-label task
+(cross entropy, accuracy). One non-exclusive group is a multi-label task (BCE, mAP). Two exclusive groups are, for example, a
+verb and a noun.
 
-Shapes: n clips, C classes of all groups together.
+Shapes: n clips, C classes in all groups together.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,13 +19,13 @@ from audio_datasets.system.messages import brief
 
 @dataclass(frozen=True)
 class LabelGroup:
-    """Classes that are predicted and judged together."""
+    """Classes that are predicted and evaluated together."""
 
     name: str
-    """What the group is called in metrics and reports, as "verb"; empty for the only group of a task."""
+    """The group's name in metrics and reports, such as "verb"; empty for the only group of a task."""
     class_names: tuple[str, ...]
     exclusive: bool
-    """Whether a clip has exactly one of these classes (softmax); else any number of them (sigmoid)."""
+    """Whether a clip has exactly one of these classes (softmax) or any number of them (sigmoid)."""
 
     def __post_init__(self) -> None:
         if not self.class_names:
@@ -41,7 +41,7 @@ class LabelSpace:
     def __post_init__(self) -> None:
         names = [group.name for group in self.groups]
         if not names or len(set(names)) < len(names) or (len(names) > 1 and "" in names):
-            raise ValueError(f"label groups need names of their own where there are several; found {names}")
+            raise ValueError(f"several label groups need different names; found {names}")
         check_class_names(self.class_names)
 
     @classmethod
@@ -73,12 +73,12 @@ class LabelSpace:
         return [(group, self.columns(group)) for group in self.groups]
 
     def check_targets(self, targets: np.ndarray, mask: np.ndarray, clip_ids: Sequence[str], where: object) -> None:
-        """ValueError, naming a clip, unless each clip whose labels are known has exactly one class of each exclusive group.
+        """Raises ValueError, naming a clip, unless each clip with known labels has exactly one class of each exclusive group.
 
         Args:
             targets: (n, C) bool.
             mask: (n, C) bool, where targets are known.
-            where: what the clips are of, for the message.
+            where: the source of the clips, for the message.
         """
         for group, columns in self.parts():
             if not group.exclusive:
@@ -100,7 +100,7 @@ class LabelSpace:
 
     @classmethod
     def from_json(cls, content: Any) -> "LabelSpace":
-        """What ``to_json`` gave; ValueError for anything else."""
+        """The reverse of ``to_json``. ValueError for other content."""
         try:
             groups = tuple(
                 LabelGroup(str(group["name"]), tuple(map(str, group["class_names"])), group["exclusive"] is True)
@@ -108,6 +108,6 @@ class LabelSpace:
             )
         except (TypeError, KeyError) as error:
             raise ValueError(
-                f"label groups are objects with name, class_names and exclusive; found {brief(content)}"
+                f"label groups must be objects with name, class_names and exclusive; found {brief(content)}"
             ) from error
         return cls(groups)

@@ -1,4 +1,4 @@
-"""What a corpus lists: its clips, each with its file, labels and place in the splits, and its classes.
+"""The listing of a corpus: its classes and its clips, each with file, labels and split.
 
 The reader of every corpus (``audio_datasets.corpora``) returns a ``Listing``; ``kd pack`` and ``kd finetune`` both work from it.
 """
@@ -69,9 +69,9 @@ class Listing:
     layout: str = ""
     """Name of the layout in which the corpus was found (filled in with the task's name if empty)."""
     notes: tuple[str, ...] = ()
-    """What was decided from the data; printed."""
+    """Decisions made from the data; printed."""
     ignored: tuple[str, ...] = ()
-    """Files that were passed over: not audio, or not in a place where clips lie."""
+    """Files that were ignored: not audio, or not in a place for clips."""
     unusable: tuple[tuple[str, str], ...] = ()
     """(file or folder, reason) of what may hold clips and cannot be used: links that lead nowhere, names that cannot be written.
     What is done about them is up to ``--on-bad-clip``."""
@@ -86,7 +86,7 @@ class Listing:
 
     @property
     def missing_share(self) -> float:
-        """Share of all clips of the corpus that are missing, from 0 to 1."""
+        """The share of the corpus's clips that are missing, from 0 to 1."""
         return len(self.missing) / max(1, len(self.missing) + len(self.clips))
 
 
@@ -108,7 +108,7 @@ def checked(listing: Listing, path: Path, layout: str, *, allow_outside: bool) -
 
 
 def check_ids(path: Path | str, clips: Sequence[Clip]) -> None:
-    """ValueError unless every clip has an id of its own that can be shown and written."""
+    """Raises ValueError unless every clip has a unique id that can be printed and written."""
     seen: dict[str, Clip] = {}
     for clip in clips:
         if problem := problem_of(clip.clip_id):
@@ -193,7 +193,7 @@ def describe_unusable(listing: Listing) -> str:
 
 
 def label_matrix(path: Path | str, clips: Sequence[Clip], class_names: Sequence[str]) -> np.ndarray:
-    """bool (n, C): true where a clip has the class. ValueError for a label that is none of the classes."""
+    """bool (n, C): true where a clip has the class. ValueError for a label that is not in the class list."""
     return _matrix(path, clips, [clip.labels for clip in clips], class_names)
 
 
@@ -221,7 +221,7 @@ def _matrix(
 
 
 def check_labels(path: Path | str, clips: Sequence[Clip], label_space: LabelSpace) -> None:
-    """ValueError, naming a clip, unless each clip whose labels are known has exactly one class of each exclusive group."""
+    """Raises ValueError, naming a clip, unless each clip with known labels has exactly one class of each exclusive group."""
     if not any(group.exclusive for group in label_space.groups):
         return
     for start in range(0, len(clips), CLIPS_AT_ONCE):  # the whole matrix of a large corpus takes gigabytes
@@ -274,9 +274,9 @@ def _relative(path: Path, folder: Path) -> str:
 
 
 def _refuse_outside(path: Path, folder: Path, clips: Sequence[Clip]) -> None:
-    """ValueError for a clip whose path, as the corpus writes it, leads out of the corpus's folder.
+    """Raises ValueError for a clip whose path, as written in the corpus, leads out of the corpus's folder.
 
-    Symbolic links inside the folder are followed: whoever owns the disk made them, not whoever wrote the list.
+    Symbolic links inside the folder are followed, because the owner of the disk made them, not the author of the list.
     """
     root = os.path.abspath(folder)
     outside = [clip.source for clip in clips if _leads_out(clip.source, root)]

@@ -1,9 +1,9 @@
-"""What a task is: a corpus as `kd pack` and `kd finetune` know it, and its clips as they lie in the user's folder.
+"""The interface of a task, that is of a corpus for `kd pack` and `kd finetune`, and its clips in the user's folder.
 
-A task is one file in ``audio_datasets.corpora``, or in a module of your own, with a ``Task`` and a function that reads its layout
+A task is one file in ``audio_datasets.corpora``, or a module of your own, with a ``Task`` and a function that reads its layout
 (docs/add_a_task.md).
 
-Shapes: n clips, C classes, k rows asked for.
+Shapes: n clips, C classes, k requested rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ MissingAudio = Literal["refuse", "leave-out"]
 
 
 class ReadPart(Protocol):
-    """A reader for a corpus whose audio may lie elsewhere, and of which only some lists are wanted."""
+    """A reader for a corpus whose audio may be in another folder, and that can read only some of its lists."""
 
     def __call__(self, path: Path, audio_root: Path | None, segments: Sequence[str]) -> Listing: ...
 
@@ -47,7 +47,7 @@ def _as_listed(listing: Listing, path: Path) -> Listing:
 
 @dataclass(frozen=True)
 class Task:
-    """A corpus: where it comes from, how it lies on disk, how students are fine-tuned and judged on it."""
+    """A corpus: its source, its layout on disk, and how students are fine-tuned and evaluated on it."""
 
     name: str
     title: str
@@ -55,26 +55,26 @@ class Task:
     """Where to get it."""
     licence: str
     layout: str
-    """What the folder (or file) given by the user holds; shown when it does not."""
+    """The expected contents of the user's folder (or file), for messages."""
     read: Callable[[Path], Listing]
-    """Reads that layout. Raises ValueError, saying what was expected where."""
+    """Reads this layout. Raises ValueError that says what was expected and where."""
     exclusive: bool | None = None
     """Whether the classes exclude each other, so that each clip has exactly one; None: decided from the data. Of no meaning where
     the reader gives groups of classes (``Listing.label_space``)."""
     clip_seconds: float | None = None
-    """Length that training clips are cropped or padded to; None: decided from the data."""
+    """Length to which training clips are cropped or padded; None: decided from the data."""
     metric: str | None = None
-    """The headline metric; None: accuracy for exclusive classes, else mAP."""
+    """The headline metric; None: accuracy for exclusive classes, otherwise mAP."""
     recognises: Callable[[Path], bool] | None = None
-    """Whether a path is in this layout, seen from the names of a few files (`kd pack --layout auto`); None: never guessed."""
+    """Whether a path has this layout, judging by the names of a few files (`kd pack --layout auto`); None: never detected."""
     is_fallback: bool = False
-    """Whether the layout is so general that it is recognised only where no other is, as a folder for each class."""
+    """Whether the layout is so general that it is used only if no other matches, such as a folder for each class."""
     for_training: Callable[[Listing, Path], Listing] = _as_listed
-    """What a corpus must be for fine-tuning besides; returns it with the splits called train, valid and test, or raises ValueError."""
+    """Additional checks for fine-tuning. Returns the listing with splits called train, valid and test, or raises ValueError."""
     read_part: ReadPart | None = None
-    """Reads with the audio in another folder and only some of the lists; None where the layout has no such thing."""
+    """Reads audio from another folder, and only some of the lists; None if the layout does not support this."""
     read_with_classes: Callable[[Path, Path | None], Listing] | None = None
-    """Reads a layout that does not hold its class names; takes the path and the user's class list. None where the layout holds them."""
+    """Reads a layout without class names; takes the path and the user's class list. None if the layout has class names."""
 
     def read_checked(
         self,
@@ -85,7 +85,7 @@ class Task:
         segments: Sequence[str] = (),
         class_list: Path | None = None,
     ) -> Listing:
-        """The clips at ``path`` as the corpus lists them, with whatever splits it has.
+        """The clips at ``path`` as listed in the corpus, with its own splits.
 
         Raises:
             ValueError: another layout, ids that repeat, files outside of the corpus's own folder unless ``allow_outside``, or an
@@ -112,10 +112,10 @@ class Task:
         segments: Sequence[str] = (),
         class_list: Path | None = None,
     ) -> Listing:
-        """The clips at ``path`` as fine-tuning takes them; arguments and errors as for ``read_checked``.
+        """The clips at ``path`` for fine-tuning; arguments and errors as for ``read_checked``.
 
         Raises:
-            ValueError: besides, what fine-tuning cannot work with, as splits that are none of train, valid and test.
+            ValueError: also for data that fine-tuning cannot use, such as splits other than train, valid and test.
         """
         if not path.exists():
             raise ValueError(
@@ -130,7 +130,7 @@ class Task:
             raise ValueError(f"{error}. Task {self.name} needs {self.layout} (from {self.source})") from error
 
     def label_space(self, listing: Listing) -> LabelSpace:
-        """What the classes of a listing mean together: as its reader says, as the task says, or as the labels show."""
+        """The label space of a listing: given by its reader or by the task, otherwise inferred from the labels."""
         if listing.label_space is not None:
             return listing.label_space
         exclusive = self.exclusive
@@ -140,12 +140,12 @@ class Task:
 
 
 class TaskClips:
-    """The clips of a task by row number: waveforms read from the user's own files, targets, and what is known of them.
+    """The clips of a task by row number: waveforms from the user's own files, targets, and which targets are known.
 
-    Has what training and evaluation use of a ``ClipStore``, so that either can stand behind them. It can be pickled.
+    Has the methods of ``ClipStore`` that training and evaluation use, so both can be used there. It can be pickled.
 
     Raises:
-        ValueError: no clips, ids that repeat, labels that are no class, or not exactly one label of an exclusive group.
+        ValueError: no clips, repeated ids, labels that are not classes, or not exactly one label of an exclusive group.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class TaskClips:
         return np.array([self._row_of[clip_id] for clip_id in clip_ids], dtype=np.int64)
 
     def targets(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """float32 (k, C): 1.0 where the clip has the class; of no meaning where ``mask`` is false."""
+        """float32 (k, C): 1.0 where the clip has the class; meaningless where ``mask`` is false."""
         return self._targets[np.asarray(rows, dtype=np.int64)].astype(np.float32)
 
     def mask(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -206,19 +206,19 @@ class TaskClips:
         return self._mask is not None and not self._mask.all()
 
     def audio_digests(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """uint8 (k, 16), zeros, which stand for not known: the teacher may have heard another encoding of these files."""
+        """uint8 (k, 16): zeros, which mean unknown, because the teacher may have heard another encoding of these files."""
         return np.zeros((len(rows), 16), dtype=np.uint8)
 
     @property
     def fingerprint(self) -> str:
-        """32 hexadecimal digits over class names, ids, targets and masks."""
+        """Digest of class names, ids, targets and masks, 32 hexadecimal digits."""
         known = b"" if self._mask is None else np.packbits(self._mask).tobytes()
         return digest_of(
             "\0".join(self.class_names), "\0".join(self.clip_ids), np.packbits(self._targets).tobytes(), known
         )
 
     def duration_seconds(self, row: int) -> float:
-        """One clip's length by its file's header. BadClipError, a ValueError with its id, if that cannot be read."""
+        """One clip's length according to its file's header. BadClipError, a ValueError with its id, if that cannot be read."""
         if row not in self._durations:
             clip = self.clips[row]
             try:
@@ -230,9 +230,9 @@ class TaskClips:
     def waveform(
         self, row: int, sample_rate_hz: int, start_seconds: float = 0.0, seconds: float | None = None
     ) -> np.ndarray:
-        """One clip as a mono waveform at ``sample_rate_hz``, float32 (samples,); only the part asked for is read.
+        """One clip as a mono waveform at ``sample_rate_hz``, float32 (samples,); reads only the requested part.
 
-        The part is shorter where the clip ends earlier. BadClipError, a ValueError with its id, for audio that cannot be used.
+        The part is shorter if the clip ends earlier. BadClipError, a ValueError with its id, for audio that cannot be used.
         """
         clip = self.clips[row]
         try:

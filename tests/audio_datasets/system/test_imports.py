@@ -46,7 +46,7 @@ def test_a_module_of_a_package_and_an_installed_one_are_found(in_folder: Path) -
     [
         (
             "no_such_module:THING",
-            "task 'no_such_module:THING': there is no module 'no_such_module' \\(looked in .* too\\)",
+            "task 'no_such_module:THING': there is no module 'no_such_module' \\(also looked in .*\\)",
         ),
         ("own_package.absent:THING", "there is no module 'own_package.absent'"),
         ("own_package:THING", "own_package has no 'THING'"),

@@ -52,7 +52,7 @@ def test_every_layout_is_recognised(name: str, make_task_folder: Callable[..., P
 def test_a_folder_in_two_layouts_is_refused(make_task_folder: Callable[..., Path]) -> None:
     folder = make_task_folder("esc50")
     shutil.copytree(make_task_folder("fsd50k"), folder, dirs_exist_ok=True)
-    with pytest.raises(ValueError, match="in the layouts of esc50 and fsd50k; choose one with --layout"):
+    with pytest.raises(ValueError, match="matches the layouts of esc50 and fsd50k; choose one with --layout"):
         read_listing(folder)
     assert len(read_listing(folder, "esc50").clips) == 18
 

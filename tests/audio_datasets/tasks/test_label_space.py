@@ -51,9 +51,9 @@ def test_json_gives_the_same_space_again(space: LabelSpace) -> None:
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        ((), "groups need names"),
+        ((), "groups need different names"),
         ((VERBS, VERBS), r"found \['verb', 'verb'\]"),
-        ((VERBS, LabelGroup("", ("x",), True)), "groups need names"),
+        ((VERBS, LabelGroup("", ("x",), True)), "groups need different names"),
         ((VERBS, LabelGroup("other", ("open",), True)), "open"),
     ],
 )
@@ -81,7 +81,7 @@ def test_a_group_without_classes_is_refused() -> None:
     ],
 )
 def test_json_that_is_no_label_space_is_refused(content: object) -> None:
-    with pytest.raises(ValueError, match="label groups|groups need names"):
+    with pytest.raises(ValueError, match="label groups|groups need different names"):
         LabelSpace.from_json(content)
 
 

@@ -127,7 +127,7 @@ DAMAGE: dict[str, tuple[dict[str, Any], str]] = {
         {"label_groups": LabelSpace.single(("x", "y"), exclusive=True).to_json()},
         "label_groups and class_names have different classes",
     ),
-    "no groups": ({"label_groups": [3]}, "label groups are objects"),
+    "no groups": ({"label_groups": [3]}, "label groups must be objects"),
     "fold as text": ({"runs": [{"seed": 0, "fold": "1", "folder": ".", "metrics": {}}]}, "fold has the wrong type"),
     "command as number": ({"command": 3}, "command has the wrong type"),
 }
