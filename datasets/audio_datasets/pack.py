@@ -16,7 +16,7 @@ import numpy as np
 import tyro
 
 from audio_datasets.audio import codec as audio_codec
-from audio_datasets.audio.bad_clips import ClipList, OnBadClip, summary
+from audio_datasets.audio.bad_clips import ClipList, OnBadClip, one_line, summary
 from audio_datasets.command_line.help_pages import HelpGroups
 from audio_datasets.pack_plan import (
     LabelledClip,
@@ -329,7 +329,7 @@ def _write_lines(path: Path, lines: Sequence[str]) -> None:
 def _run(arguments: Sequence[str] | None) -> None:
     result = pack(parse(PackConfig, arguments, "kd pack"))
     for name, reason in result.skipped:
-        print(f"skipped {name}: {reason}")
+        print(f"skipped {one_line(name)}: {reason}")
     if result.suspicious:
         packed = summary(dict(result.suspicious), result.clips, "are suspicious")
         print(f"{packed}; all are listed in {suspicious_path(result.store)}")

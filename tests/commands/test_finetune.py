@@ -58,6 +58,7 @@ HEADLINES = {
     "fsd50k": "mAP",
     "manifest": "mAP",
     "openmic": "mAP",
+    "panns": "mAP",
 }
 
 

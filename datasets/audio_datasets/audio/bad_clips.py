@@ -24,6 +24,7 @@ SHORTEST_SECONDS = 0.05
 EXAMPLES = 3
 # What ``str.splitlines`` ends a line at, and the tab between the columns of a list. A no-break or ideographic space is part of a name.
 LINE_BREAKS = re.compile(r"[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class BadClipError(ValueError):
@@ -92,5 +93,6 @@ def _line(name: str, reason: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """``text`` without tabs and line breaks; a file name that is not UTF-8 with its odd bytes as escapes."""
-    return " ".join(LINE_BREAKS.split(text.encode("utf-8", "backslashreplace").decode())).strip()
+    """``text`` as one line that any terminal shows: other control characters, and bytes that are not UTF-8, as escapes."""
+    text = " ".join(LINE_BREAKS.split(text.encode("utf-8", "backslashreplace").decode())).strip()
+    return CONTROL_CHARACTERS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

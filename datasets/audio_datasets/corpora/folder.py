@@ -11,7 +11,6 @@ from audio_datasets.tasks.audio_files import FolderWalk, is_audio, passed_over_b
 from audio_datasets.tasks.listing import Clip, Listing
 from audio_datasets.tasks.own_sounds import (
     NONE_OF_THEM,
-    SPLITS,
     UNKNOWN_LABELS,
     for_training,
     is_split,
@@ -167,7 +166,7 @@ def _about_splits(split_of: dict[str, str], class_folders: list[ClassFolder]) ->
 def _about_folders(class_folders: list[ClassFolder], walk: FolderWalk) -> list[str]:
     told = []
     if empty := [found.path for found in class_folders if not found.audio]:
-        told.append(f"no audio in {len(empty)} folders, which therefore give no class or clips: {listed(empty)}")
+        told.append(f"{len(empty)} folder{'s' * (len(empty) > 1)} without audio: {listed(empty)}")
     return told + walk.notes()
 
 
@@ -208,7 +207,7 @@ FOLDER = Task(
     source="your own recordings",
     licence="yours",
     layout="a folder with one sub-folder per class, and audio files of any rate and length in each (a sub-folder called "
-    f"unlabelled: clips with unknown labels); or with such folders in folders called like splits ({', '.join(SPLITS)})",
+    "unlabelled: clips with unknown labels); or folders called train, valid and test that hold such sub-folders",
     read=read,
     recognises=_may_hold_classes,
     is_fallback=True,

@@ -1,13 +1,14 @@
 """AudioSet, or other clips of one length, as PANNs packs them: ``waveforms.h5`` with names, waveforms and targets."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from audio_datasets.audio.codec import AUDIO_SUFFIXES
 from audio_datasets.corpora.audioset import CLASS_LIST, SPLITS
 from audio_datasets.stores.class_lists import read_class_names
 from audio_datasets.stores.waveform_rows import DATASETS, is_waveform_file, read_rows
-from audio_datasets.tasks.listing import Clip, Listing, in_our_splits
+from audio_datasets.tasks.listing import Clip, Listing
 from audio_datasets.tasks.task import Task
 
 
@@ -51,6 +52,11 @@ def _stem(name: str) -> str:
     return stem if suffix.lower() in AUDIO_SUFFIXES else name
 
 
+def _without_splits(listing: Listing, path: Path) -> Listing:
+    """One file is one of AudioSet's lists: for fine-tuning on it alone, some of its own clips are held out for testing."""
+    return replace(listing, clips=tuple(replace(clip, split=None) for clip in listing.clips))
+
+
 PANNS = Task(
     name="panns",
     title="waveforms packed by PANNs",
@@ -61,6 +67,6 @@ PANNS = Task(
     exclusive=False,
     metric="mAP",
     recognises=is_waveform_file,
-    for_training=lambda listing, path: in_our_splits(listing, path, SPLITS),
+    for_training=_without_splits,
     read_with_classes=read,
 )

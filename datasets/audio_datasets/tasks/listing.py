@@ -14,6 +14,9 @@ import numpy as np
 from audio_datasets.stores.names import as_on_disk, normal, problem_of
 from audio_datasets.stores.waveform_rows import wav_of_row
 from audio_datasets.system.messages import listed
+from audio_datasets.tasks.audio_files import (
+    AudioFolder as AudioFolder,
+)  # where tasks outside of the package look for it
 from audio_datasets.tasks.audio_files import passed_over_by_kind
 from audio_datasets.tasks.label_space import LabelGroup, LabelSpace
 
@@ -186,10 +189,10 @@ def refuse_unusable(listing: Listing, path: Path) -> None:
 
 def describe_unusable(listing: Listing) -> str:
     """How many files and folders cannot be used, and the first of them with the reason."""
+    count = len(listing.unusable)
     shown = ", ".join(f"{name!r} ({reason})" for name, reason in listing.unusable[:5])
-    return (
-        f"{len(listing.unusable)} files or folders cannot be used: {shown}{' …' if len(listing.unusable) > 5 else ''}"
-    )
+    what = "1 file or folder" if count == 1 else f"{count:,} files or folders"
+    return f"{what} cannot be used: {shown}{' …' if count > 5 else ''}"
 
 
 def label_matrix(path: Path | str, clips: Sequence[Clip], class_names: Sequence[str]) -> np.ndarray:

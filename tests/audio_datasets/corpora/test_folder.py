@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from audio_datasets.audio.bad_clips import ClipList
 from audio_datasets.audio.codec import encode
 from audio_datasets.audio.impulse_responses import load_impulse_responses
 from audio_datasets.pack import PackConfig, main, pack
@@ -90,7 +91,7 @@ def test_links_are_followed_wherever_sounds_are_looked_for(tmp_path: Path) -> No
     (tmp_path / "sounds" / "gone.wav").symlink_to("nowhere")
     unlabelled = SoundFolder(tmp_path / "sounds", ("dog", "cat"))
     assert unlabelled.clip_ids == ["more/a.wav"]
-    assert "1 files or folders cannot be used: 'gone.wav' (the symbolic link leads nowhere" in unlabelled.note
+    assert "1 file or folder cannot be used: 'gone.wav' (the symbolic link leads nowhere" in unlabelled.note
 
 
 def test_links_in_circles_end(tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ def test_a_class_that_a_split_lacks_and_empty_class_folders_are_named(tmp_path: 
     notes = "\n".join(source.notes)
     assert "no clips in train of 1 of 3 classes: 'cow'" in notes
     assert "no clips in test of 1 of 3 classes: 'cat'" in notes
-    assert "no audio in 1 folders, which therefore give no class or clips: 'train/cow'" in notes
+    assert "1 folder without audio: 'train/cow'" in notes
     assert source.ignored == ("train/cow/notes.txt", "train/stray.wav")
     (unlabelled,) = [clip for clip in source.clips if not clip.is_labelled]
     assert (unlabelled.clip_id, unlabelled.split) == ("unlabelled/e.wav", "train")
@@ -201,7 +202,7 @@ def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "cow" / "empty").mkdir(parents=True)
     source = read_listing(tmp_path)
     assert source.class_names == ("cat", "dog")
-    assert any("no audio in 1 folders" in note and "'cow'" in note for note in source.notes)
+    assert any("1 folder without audio" in note and "'cow'" in note for note in source.notes)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +282,17 @@ def test_any_printable_name_is_a_name(tmp_path: Path, name: str) -> None:
     assert read_class_names(tmp_path / "classes.txt") == (name, "dog")
 
 
-def test_odd_names_are_skipped_and_all_of_them_listed(tmp_path: Path) -> None:
+def test_a_broken_clip_is_listed_under_its_exact_name(tmp_path: Path) -> None:
+    names = [f"dog/{name}.flac" for name in PRINTABLE]
+    for name in names:
+        touch(tmp_path / "sounds" / name)
+    touch(tmp_path / "sounds" / "cat" / "a.flac").write_bytes(_wav())
+    result = pack(PackConfig(tmp_path / "sounds", tmp_path / "clips.h5", workers=1), show_progress=False)
+    assert {name for name, _ in result.skipped} == set(names)
+    assert set(ClipList(tmp_path / "clips.skipped.txt").read()) == set(names)
+
+
+def test_odd_names_are_skipped_and_all_of_them_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sounds, odd = (
         tmp_path / "sounds",
         ["dog/a\x07.flac", "dog/line\u2028break.flac", os.fsdecode(b"dog/caf\xe9.flac"), "b\x01d/c.flac"],
@@ -292,7 +303,11 @@ def test_odd_names_are_skipped_and_all_of_them_listed(tmp_path: Path) -> None:
         pack(PackConfig(sounds, tmp_path / "clips.h5", on_bad_clip="refuse"), show_progress=False)
     assert r"(the name holds a control character (U+0007))" in str(error.value)
     assert r"(the name is not in UTF-8 (byte 0xE9))" in str(error.value)
-    result = pack(PackConfig(sounds, tmp_path / "clips.h5", workers=1), show_progress=False)
+    assert main([str(sounds), "--out", str(tmp_path / "clips.h5"), "--workers", "1"]) == 0
+    output = capsys.readouterr().out
+    output.encode()  # nothing that a terminal cannot take
+    assert r"skipped dog/a\x07.flac: the name holds a control character (U+0007)" in output
+    result = pack(PackConfig(sounds, tmp_path / "clips.h5", workers=1, overwrite=True), show_progress=False)
     assert result.clips == 2
     assert ClipStore.open(result.store).class_names == ("cat", "dog")
     assert {name for name, _ in result.skipped} == set(odd)
