@@ -16,6 +16,7 @@ from kd.recipes.finetuning import recipe_config
 from kd.stages.finetuning import finetune
 from kd.stages.finetuning_config import Deciding, FinetuneConfig, read_deciding
 from kd.training.transfer import start_from_run
+from students.public_weights import student_of
 
 GUIDE = """\
 finetune.py trains a student on a task. It needs:
@@ -60,6 +61,8 @@ def defaults(given: Deciding) -> FinetuneConfig:
         trained = {"student": start.name, "frontend": card.frontend, "init": given.init}
     names = ("student", "weights", "recipe", "views", "epochs")
     settings = {name: value for name in names if (value := getattr(given, name)) is not None}
+    if given.weights is not None and given.student is None and (student := student_of(given.weights)) is not None:
+        settings["student"] = student
     return recipe_config(task, given.data, given.out or Path("runs") / task.name, **{**settings, **trained})
 
 

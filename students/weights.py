@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from students.catalog import create_student, family_of, list_families, list_students
 from students.interface import StateDict, Student, StudentConfig
+from students.public_weights import find_weights
 
 _log = logging.getLogger(__name__)
 
@@ -39,11 +40,11 @@ def read_state_dict(path: str | Path) -> StateDict:
     If a checkpoint has an entry "state_dict", "model_state_dict" or "model" beside other state of a training loop, that entry is
     used.
 
+    ``path`` may be the name of a file in the folder that ``KD_WEIGHTS_DIR`` names, such as "mn04_as" (``find_weights``).
+
     Raises ValueError for a missing file and for one with other contents.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no such weights file: {path}")
+    path = find_weights(path)
     content = path.read_bytes()  # so that a failure below can only mean that the content is damaged
     if path.suffix == ".safetensors":
         try:

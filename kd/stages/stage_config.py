@@ -66,8 +66,8 @@ class StageConfig:
     student_options: tuple[str, ...] = ()
     """Options of the student, each NAME=VALUE."""
     weights: str | None = None
-    """Start from these weights: a file, or "imagenet" (MN of width 1 and timm's image networks). If the classes differ, the last
-    layer is new."""
+    """Start from these weights: a file, the name of one in the folder KD_WEIGHTS_DIR (as mn04_as), or "imagenet" (MN of width 1
+    and timm's image networks). If the classes differ, the last layer is new."""
     logits: tuple[str, ...] = ()
     """Logit stores of the teachers, each PATH or PATH:WEIGHT (a teacher with weight 0 is not used). A.h5+B.h5 joins two stores
     of one teacher. Logits are looked up by clip id."""

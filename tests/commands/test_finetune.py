@@ -426,7 +426,7 @@ WRONG = {
     "no such fold": ("--task esc50 --data esc50 --fold 9", "folds are [1, 2, 3]"),
     "no such run": ("--task esc50 --data esc50 --init absent", "student.json"),
     "no such weights": ("--task esc50 --data esc50 --student mn01 --weights absent.pt", "absent.pt"),
-    "both starts": ("--task esc50 --data esc50 --weights a.pt --init b", "leave one"),
+    "both starts": ("--task esc50 --data esc50 --weights a.pt --init b", "leave out one"),
     "going on and giving up": ("--task esc50 --data esc50 --accept-changes --restart", "choose one"),
     "no validation clips": ("--task esc50 --data esc50 --early-stopping accuracy", "--valid-share"),
     "unknown metric": ("--task esc50 --data esc50 --valid-share 0.2 --early-stopping mAP", "accuracy"),
