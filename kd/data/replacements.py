@@ -19,7 +19,8 @@ class Replacements:
     """Replaces each clip that cannot be used by another one.
 
     The other clip is drawn uniformly, by a generator keyed by the position in the epoch. It depends neither on the number of
-    processes or workers nor on where a run was resumed, and batches keep their size.
+    processes or workers nor on where a run was resumed, and batches keep their size. A clip with labels is replaced by one with
+    labels, and one without by one without, so batches keep their proportions too.
     """
 
     rows: np.ndarray
@@ -28,6 +29,14 @@ class Replacements:
     """The list of replaced clips. Every worker of every process adds to it."""
     listed: set[int] = field(default_factory=set)
     """Rows of the bad clips that this process has listed."""
+    has_labels: np.ndarray | None = None
+    """bool, for each of ``rows``: whether the clip has labels; None if all have."""
+
+    def _like(self, row: int) -> np.ndarray:
+        """The rows that have labels if the clip at ``row`` has, and otherwise those that have none."""
+        if self.has_labels is None:
+            return self.rows
+        return self.rows[self.has_labels == self.has_labels[self.rows == row].any()]
 
     def first_usable(
         self, row: int, read: Callable[[int], Example], draws: np.random.Generator, clip_id: Callable[[int], str]
@@ -44,7 +53,7 @@ class Replacements:
                 if row not in self.listed:
                     self.listed.add(row)
                     self.skipped.add(clip_id(row), error.reason)
-                row = int(draws.choice(self.rows))
+                row = int(draws.choice(self._like(row)))
         raise ValueError(
             f"{MOST_REPLACEMENTS} randomly drawn clips in a row cannot be used; repair the bad clips or leave them out"
         )

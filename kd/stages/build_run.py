@@ -19,7 +19,7 @@ from audio_datasets.system.stop_signals import Stopped, StopSignals, outlive_sto
 from audio_datasets.tasks.label_space import LabelSpace
 from kd.data.examples import TrainingExamples
 from kd.data.replacements import Replacements
-from kd.data.sampling import EpochBatches
+from kd.data.sampling import EpochBatches, are_labelled
 from kd.data.windows import Clips, Window
 from kd.objectives.base import ObjectiveSettings
 from kd.objectives.catalog import create_objective
@@ -150,6 +150,10 @@ def build_run(
 
 def training_examples(config: StageConfig, data: TrainingData, seed: int, skipped: ClipList) -> TrainingExamples:
     """The training clips with the configured augmentation. Bad clips that are replaced are listed in ``skipped``."""
+    replacements = None
+    if config.on_bad_clip == "skip":
+        has_labels = are_labelled(data.clips, data.rows)
+        replacements = Replacements(data.rows, skipped, has_labels=None if has_labels.all() else has_labels)
     return TrainingExamples(
         data.clips,
         data.rows,
@@ -160,7 +164,7 @@ def training_examples(config: StageConfig, data: TrainingData, seed: int, skippe
         teachers=data.teachers,
         views=data.teachers.views if data.teachers is not None and config.views == "stored" else None,
         impulse_responses=data.impulse_responses,
-        replacements=Replacements(data.rows, skipped) if config.on_bad_clip == "skip" else None,
+        replacements=replacements,
     )
 
 
@@ -185,7 +189,8 @@ def build_objective(config: StageConfig, data: TrainingData, embedding_dim: int,
 
 def class_weights_of(data: TrainingData, config: StageConfig) -> Tensor:
     """(C,): weights that balance the classes as if they were equally frequent in the training clips."""
-    targets, known = data.clips.targets(data.rows) > 0, data.clips.mask(data.rows)
+    rows = data.rows[are_labelled(data.clips, data.rows)]
+    targets, known = data.clips.targets(rows) > 0, data.clips.mask(rows)
     positives = torch.from_numpy((targets & known).sum(axis=0))
     negatives = torch.from_numpy((~targets & known).sum(axis=0))
     return torch.cat(

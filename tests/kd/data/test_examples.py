@@ -9,9 +9,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from audio_datasets.audio.augment import AugmentConfig
+from audio_datasets.audio.bad_clips import BadClipError, ClipList
 from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.system.randomness import generator
 from audio_datasets.tasks.task import TaskClips
 from kd.data.examples import TrainingExamples
+from kd.data.replacements import Replacements
 from kd.data.sampling import ClipRequest, EpochBatches, SamplingConfig
 from kd.data.windows import Clips, Window
 from students.frontend import LogMelConfig
@@ -178,3 +181,20 @@ def test_a_random_crop_stays_within_what_the_teachers_heard(ramp: Callable[..., 
         )
     assert heard[True] > 2000
     assert 400 < heard[False] <= 500
+
+
+def test_a_bad_clip_is_replaced_by_one_of_its_kind(tmp_path: Path) -> None:
+    """Of rows 10 to 19 the first three have labels."""
+    rows = np.arange(10, 20)
+    replacements = Replacements(rows, ClipList(tmp_path / "skipped.txt"), has_labels=rows < 13)
+
+    def read(row: int) -> int:
+        if row in (10, 15):
+            raise BadClipError(f"clip {row}", "broken")
+        return row
+
+    def drawn(row: int) -> set[int]:
+        return {replacements.first_usable(row, read, generator(0, "test", 0, number), str) for number in range(60)}
+
+    assert drawn(10) == {11, 12}
+    assert drawn(15) == {13, 14, 16, 17, 18, 19}

@@ -43,6 +43,8 @@ def stage(**settings: Any) -> StageConfig:
 class Labels:
     """Clips that are their labels."""
 
+    is_masked = True
+
     def __init__(self, targets: np.ndarray, mask: np.ndarray | None = None) -> None:
         self.class_names = (*VERBS.class_names, *SOUNDS.class_names)
         self._targets, self._mask = targets, np.ones(targets.shape, dtype=bool) if mask is None else mask
