@@ -19,7 +19,8 @@ import soundfile
 import torch
 from machine import processor_name
 
-from audio_datasets.audio.codec import encode, resample, to_pcm16
+from audio_datasets.audio.codec import encode, to_pcm16
+from audio_datasets.audio.resampling import resample
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from audio_datasets.system.randomness import generator

@@ -16,7 +16,7 @@ from audio_datasets.stores.manifest import select_rows
 from audio_datasets.system.command import parse, run_command
 from audio_datasets.system.files import write_json
 from kd.data.sampling import labelled_rows
-from kd.data.windows import Window
+from kd.data.windows import EvaluationWindows, Window
 from kd.evaluation.metrics import TaggingMetrics, category_accuracy, category_columns, tagging_metrics
 from kd.evaluation.predict import ClipEvaluator, class_table, listed_absent
 from kd.training.threads import leave_a_core_to_the_workers
@@ -54,9 +54,10 @@ class EvaluateConfig:
     """Also report category accuracy: choose the manifest's category whose class names score highest. A map's file or name
     (esc50_to_audioset)."""
     clip_seconds: float | None = None
-    """Seconds of each clip that are heard (the tagger's own if left out)."""
+    """Only hear the first seconds of each clip, in one window. Default: the whole clip, in windows of the tagger's length, whose
+    logits are averaged."""
     batch_size: int = 32
-    """Clips in a batch of one process."""
+    """Windows in a batch of one process."""
     workers: int = 2
     """Data-loading processes for each process."""
     on_bad_clip: OnBadClip = "refuse"
@@ -99,7 +100,7 @@ def evaluate(config: EvaluateConfig) -> dict:
         workers=config.workers,
         description="evaluate",
         on_bad_clip=config.on_bad_clip,
-        whole_clips=False,
+        whole_clips=config.clip_seconds is None,
     )
     logits = evaluator.predict(tagger)
     skipped = evaluator.skipped
@@ -111,13 +112,24 @@ def evaluate(config: EvaluateConfig) -> dict:
         categories = [category for category, kept in zip(categories, heard, strict=False) if kept]
     metrics = tagging_metrics(clips.targets(rows), logits, clips.class_names, clips.mask(rows))
     results = as_results(config, clips, len(rows), metrics, skipped)
+    results["num_windows"] = len(evaluator.windows)
+    results["unheard_seconds"] = evaluator.windows.heard.unheard_seconds
     if config.label_map is not None:
         results["category_accuracy"] = category_accuracy(logits, categories, columns)
     if accelerator.is_main_process:
+        print(what_is_heard(evaluator.windows, is_restricted=config.clip_seconds is not None))
         print_results(config, clips, metrics, results)
         if config.out is not None:
             write_json(config.out, results)
     return results
+
+
+def what_is_heard(windows: EvaluationWindows, is_restricted: bool) -> str:
+    """One line on how much of the clips was heard."""
+    heard, seconds = windows.heard, f"{windows.window.seconds:g} s"
+    if is_restricted:
+        return f"heard: the first {seconds} of each clip; {str(heard) or 'no clip is longer'}"
+    return f"heard: {heard.clips} whole clips, {heard.seconds:,.1f} s, in {len(windows)} windows of {seconds}"
 
 
 def open_inputs(config: EvaluateConfig) -> tuple[ClipStore, Teacher]:

@@ -23,12 +23,13 @@ import tyro
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from audio_datasets.audio.bad_clips import ClipList, OnBadClip, summary
+from audio_datasets.audio.heard import Heard
 from audio_datasets.audio.views import ViewConfig
 from audio_datasets.command_line.help_pages import HelpGroups
 from audio_datasets.stores.class_lists import read_class_names
 from audio_datasets.stores.clip_store import ClipStore
-from audio_datasets.stores.manifest import read_manifest
-from audio_datasets.system.command import parse, progress, run_command
+from audio_datasets.stores.manifest import heard_of
+from audio_datasets.system.command import parse, run_command
 from audio_datasets.system.disk_space import require_space
 from audio_datasets.system.stop_signals import StopSignals
 from audio_datasets.tasks.task import usable_durations
@@ -341,24 +342,18 @@ def _load(accelerator: Accelerator, config: TeachConfig, spec: str, clips: Heard
     class_map = read_class_map(config.class_map) if config.class_map else None
     teacher = load_teacher(spec, class_names, config.clip_seconds, cross_fitted=config.cross_fitted)
     teacher = with_classes_of_clips(teacher, spec, clips, class_map)
-    if accelerator.is_main_process and views_for(teacher, config.views) is None:
-        longer = _count_longer(clips, teacher.clip_seconds)
-        if longer:
-            print(f"{spec} hears only the first {teacher.clip_seconds:g} s of {longer} longer clips")
+    if views_for(teacher, config.views) is None and accelerator.is_main_process:
+        left_out = str(_heard(clips, teacher.clip_seconds))
+        if left_out:
+            print(f"{spec} hears only the first {teacher.clip_seconds:g} s of each clip: {left_out}")
     return teacher
 
 
-def _count_longer(clips: HeardClips, seconds: float) -> int:
-    """The number of longer clips, according to the manifest or the headers of the files; 0 without a manifest."""
-    if isinstance(clips, SoundFolder):
-        with progress(total=len(clips), desc="lengths", unit="clip", leave=False) as bar:
-            durations = usable_durations(clips, "skip", before_clip=bar.update)
-        return sum(duration > seconds + 0.05 for duration in durations)
-    manifest = read_manifest(clips.path, ["duration_seconds"])
-    if manifest is None:
-        return 0
-    durations = manifest.column("duration_seconds").to_numpy(zero_copy_only=False).astype(float)
-    return int((durations > seconds + 0.05).sum())
+def _heard(clips: HeardClips, seconds: float) -> Heard:
+    """How much is heard, according to the manifest or to the files themselves; no clips without a manifest."""
+    if not isinstance(clips, SoundFolder):
+        return heard_of([clips.path], seconds)
+    return Heard.of_beginnings(usable_durations(clips, "skip"), seconds)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,10 +1,13 @@
 """Fixtures for all tests: where the reference data lie, and tiny clip and logit stores."""
 
+import io
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import av
 import h5py
 import numpy as np
 import pytest
@@ -92,6 +95,45 @@ def write_tiny_store(
         ],
     )
     return path
+
+
+def steps(seconds: float, rate_hz: int, seed: int = 0) -> np.ndarray:
+    """float32 (samples,): a tone that changes its loudness every half second, so that what is heard tells where it was."""
+    rng = generator(13, "steps", seed)
+    loudness = np.repeat(rng.uniform(0.05, 0.5, size=round(2 * seconds)), rate_hz // 2)
+    time = np.arange(len(loudness)) / rate_hz
+    return (loudness * np.sin(2 * np.pi * 440 * time) + 0.001 * rng.standard_normal(len(time))).astype(np.float32)
+
+
+def levels(waveform: np.ndarray, rate_hz: int) -> np.ndarray:
+    """The loudness in the middle of each half second of ``steps``: whatever an encoder does to single samples, it keeps that."""
+    half, quarter = rate_hz // 2, rate_hz // 8
+    whole = waveform[: len(waveform) // half * half].reshape(-1, half)
+    return whole[:, quarter:-quarter].std(axis=1) * np.sqrt(2)
+
+
+def encode_with_ffmpeg(waveform: np.ndarray, rate_hz: int, container: str, codec: str) -> bytes:
+    """The file that FFmpeg makes of a mono waveform, at 64 kbit/s where the codec has a bit rate."""
+    target = io.BytesIO()
+    with av.open(target, "w", format=container) as file:
+        stream = file.add_stream(codec, rate=rate_hz, layout="mono")
+        stream.bit_rate = 64_000
+        context = stream.codec_context
+        context.open()
+        frame = av.AudioFrame.from_ndarray(waveform[None], format="fltp", layout="mono")
+        frame.sample_rate = rate_hz
+        to_codec = av.AudioResampler(context.format.name, "mono", rate_hz, frame_size=context.frame_size or None)
+        for part in (frame, None):
+            for packed in to_codec.resample(part):
+                file.mux(stream.encode(packed))
+        file.mux(stream.encode(None))
+    return target.getvalue()
+
+
+@pytest.fixture(scope="session")
+def sound_steps() -> SimpleNamespace:
+    """``wave(seconds, rate_hz, seed)`` with steps of loudness, its ``levels(waveform, rate_hz)``, and ``encode`` through FFmpeg."""
+    return SimpleNamespace(wave=steps, levels=levels, encode=encode_with_ffmpeg)
 
 
 @pytest.fixture(scope="session")

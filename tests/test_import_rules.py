@@ -44,6 +44,7 @@ LIBRARIES = {
     },
     "students": {"numpy", "safetensors", "timm", "torch", "torchaudio"},
     "audio_datasets": {
+        "av",
         "docstring_parser",
         "h5py",
         "numpy",

@@ -35,7 +35,7 @@ from audio_datasets.system.command import parse, progress, run_command
 from audio_datasets.system.disk_space import require_space
 from audio_datasets.system.files import flush_folder, read_json, remove_asides, written_aside
 from audio_datasets.system.locks import locked
-from audio_datasets.system.messages import listed
+from audio_datasets.system.messages import by_kind, listed
 from audio_datasets.system.stop_signals import Stopped, StopRequested
 from audio_datasets.tasks.catalog import get_task, read_listing
 from audio_datasets.tasks.label_space import LabelSpace
@@ -131,7 +131,7 @@ class PackResult:
     missing: int = 0
     """Clips that the source lists and that have no audio file."""
     suspicious: tuple[tuple[str, str], ...] = ()
-    """(file, what is odd) of each clip that was packed and is silent, clipped or very short."""
+    """(file, what is odd) of each clip that was packed and is silent, clipped, very short or longer or shorter than its header says."""
     already_there: bool = False
     """Whether the store was complete before, so that nothing was done."""
 
@@ -264,7 +264,7 @@ def _require_space(config: PackConfig, work: Path, clips: Sequence[LabelledClip]
 
 
 def _mean_seconds(clips: Sequence[LabelledClip]) -> float:
-    """Mean duration of some of the clips, by their headers; broken ones count as nothing."""
+    """Mean duration of some of the clips; broken ones count as nothing."""
     seconds = []
     for clip in clips[:: max(1, len(clips) // SAMPLED_FILES)]:
         try:
@@ -334,7 +334,8 @@ def _run(arguments: Sequence[str] | None) -> None:
         packed = summary(dict(result.suspicious), result.clips, "are suspicious")
         print(f"{packed}; all are listed in {suspicious_path(result.store)}")
     state = "already packed from files of these names and sizes" if result.already_there else "packed"
-    print(f"{state}: {result.clips} clips in {result.store} ({len(result.skipped)} skipped)")
+    kinds = f": {by_kind(name for name, _ in result.skipped)}" if result.skipped else ""
+    print(f"{state}: {result.clips} clips in {result.store} ({len(result.skipped)} skipped{kinds})")
     if result.missing:
         share = result.missing / (result.missing + result.clips + len(result.skipped))
         print(f"no audio for {result.missing} listed clips ({100 * share:.1f} %): {missing_path(result.store)}")

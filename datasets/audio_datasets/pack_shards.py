@@ -15,6 +15,7 @@ import torch
 
 from audio_datasets.audio import codec as audio_codec
 from audio_datasets.audio.bad_clips import one_line, suspicion
+from audio_datasets.audio.resampling import resample
 from audio_datasets.pack_plan import LabelledClip
 from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from audio_datasets.stores.manifest import ManifestRow
@@ -127,16 +128,16 @@ def _stored_audio(
     if size > LARGEST_FILE_BYTES:
         raise ValueError(f"{readable_bytes(size)}: a clip may have {readable_bytes(LARGEST_FILE_BYTES)}; cut it first")
     data = source.read_bytes() if isinstance(source, Path) else source
-    info = audio_codec.audio_info(data)
-    if listed_seconds is not None and info.duration_seconds > listed_seconds + LONGER_SECONDS:
-        raise ValueError(
-            f"{info.duration_seconds:.1f} s long, listed as {listed_seconds:.1f} s: it was not cut to its segment"
-        )
     if kind == "keep":
-        return data, audio_codec.check_audio(data)
-    waveform = audio_codec.decode(data)
-    check = audio_codec.check_blocks(info, [waveform])
-    waveform = audio_codec.resample(waveform, info.sample_rate_hz, sample_rate_hz)
+        check = audio_codec.check_audio(data)
+    else:
+        waveform, check = audio_codec.decode_and_check(data)
+    seconds = check.info.duration_seconds
+    if listed_seconds is not None and seconds > listed_seconds + LONGER_SECONDS:
+        raise ValueError(f"{seconds:.1f} s long, listed as {listed_seconds:.1f} s: it was not cut to its segment")
+    if kind == "keep":
+        return data, check
+    waveform = resample(waveform, check.info.sample_rate_hz, sample_rate_hz)
     if kind == "pcm16":
         return audio_codec.to_pcm16(waveform), check
     return audio_codec.encode(waveform, sample_rate_hz, kind), check

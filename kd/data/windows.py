@@ -13,6 +13,8 @@ from torch.utils.data import Dataset
 
 from audio_datasets.audio.bad_clips import BadClipError, OnBadClip
 from audio_datasets.audio.codec import fit_length
+from audio_datasets.audio.heard import Heard
+from audio_datasets.system.command import progress
 from audio_datasets.tasks.label_space import LabelSpace
 
 WINDOW_TOLERANCE = 0.05
@@ -80,11 +82,13 @@ class EvaluationWindows(Dataset[tuple[int, Tensor]]):
         window: Window,
         on_bad_clip: OnBadClip = "refuse",
         whole_clips: bool = True,
+        shown: bool = True,
     ) -> None:
         """
         Args:
             whole_clips: cover clips longer than a window by several windows, from start to end; otherwise only the beginning of
                 each clip is used.
+            shown: show a progress bar if measuring the clips' lengths takes long.
         """
         self.clips = clips
         self.rows = rows
@@ -94,10 +98,15 @@ class EvaluationWindows(Dataset[tuple[int, Tensor]]):
         """For each window, the index in ``rows`` of its clip."""
         self.starts: list[float] = []
         """For each window, its start time in the clip, in seconds."""
-        for place, row in enumerate(rows):
-            starts = self._window_starts(int(row)) if whole_clips else [0.0]
+        self.heard = Heard()
+        """How much of the clips the windows cover."""
+        bar = progress(rows, desc="lengths of clips", unit="clip", leave=False, delay=2, shown=shown)
+        for place, row in enumerate(bar):
+            duration = self._duration(int(row))
+            starts = window_starts(duration, window.seconds) if whole_clips else [0.0]
             self.clip_of += [place] * len(starts)
             self.starts += starts
+            self.heard.add(duration, duration if whole_clips else min(duration, window.seconds))
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -116,13 +125,16 @@ class EvaluationWindows(Dataset[tuple[int, Tensor]]):
         row, window = int(self.rows[self.clip_of[number]]), self.window
         return self.clips.waveform(row, window.sample_rate_hz, self.starts[number], window.seconds)
 
-    def _window_starts(self, row: int) -> list[float]:
+    def _duration(self, row: int) -> float:
+        """One clip's length at the window's sample rate, in seconds; 0 for a clip that cannot be used: reading it tells why."""
+        rate = self.window.sample_rate_hz
         try:
-            return window_starts(self.clips.duration_seconds(row), self.window.seconds)
+            # Whole samples: so a clip has the same windows whether it comes from a file or, resampled, from a cache.
+            return int(np.ceil(self.clips.duration_seconds(row) * rate - 1e-6)) / rate
         except BadClipError:
             if self.on_bad_clip == "refuse":
                 raise
-            return [0.0]  # reading it gives the reason
+            return 0.0
 
     def clip_id(self, number: int) -> str:
         """The id of a window's clip."""

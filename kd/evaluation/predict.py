@@ -42,7 +42,8 @@ class ClipEvaluator:
         """
         self.accelerator = accelerator
         self.description = description
-        self.windows = EvaluationWindows(clips, rows, window, on_bad_clip, whole_clips)
+        shown = accelerator.is_main_process
+        self.windows = EvaluationWindows(clips, rows, window, on_bad_clip, whole_clips, shown)
         self.skipped: dict[str, str] = {}
         """The clips that the last call skipped: reason by clip id."""
         loader = DataLoader(

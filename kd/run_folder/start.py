@@ -19,14 +19,15 @@ from kd.training.checkpoint import checkpoints, remove_leftovers
 CONFIG_FILE = "config.json"
 LOCK_FILE = "run.lock"
 SKIPPED_CLIPS_FILE = "skipped_clips.txt"
+SUSPICIOUS_CLIPS_FILE = "suspicious_clips.txt"
 
 PART = re.compile(r"(seed|fold)\d+|probe")
 """Folders in a run folder that contain runs themselves: seeds and folds of fine-tuning, and its linear probe."""
 
 RESULTS = (
     *("result.json", "results.json", "metrics.jsonl", "student.json", "student.safetensors", "best.safetensors"),
-    *("predictions.npz", "validation_predictions.npz", "report.html", "report.md", SKIPPED_CLIPS_FILE),
-    *("trackers", "non_finite", CONFIG_FILE),
+    *("predictions.npz", "validation_predictions.npz", "report.html", "report.md"),
+    *(SKIPPED_CLIPS_FILE, SUSPICIOUS_CLIPS_FILE, "trackers", "non_finite", CONFIG_FILE),
 )
 """The files that ``restart`` removes after the checkpoints, in this order. Other files in the folder are kept."""
 

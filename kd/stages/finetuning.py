@@ -5,15 +5,17 @@ from pathlib import Path
 import torch
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
+from audio_datasets.audio.bad_clips import ClipList, summary
+from audio_datasets.audio.heard import Heard
 from audio_datasets.system.stop_signals import Stopped, StopSignals
 from audio_datasets.tasks.cache import CachedClips, fill_cache
 from audio_datasets.tasks.catalog import get_task
-from audio_datasets.tasks.task import TaskClips, read_task
+from audio_datasets.tasks.task import TaskClips, read_task, usable_durations
 from kd.data.splits import partitions
 from kd.data.unlabelled import open_sources, with_unlabelled
 from kd.recipes.finetuning import unpublished_settings
 from kd.run_folder.config import parse_options
-from kd.run_folder.start import LOCK_FILE
+from kd.run_folder.start import LOCK_FILE, SUSPICIOUS_CLIPS_FILE
 from kd.stages.build_run import enter
 from kd.stages.cross_validation import CrossValidation
 from kd.stages.finetuning_config import ASKS_FOR, CHANGES_NOTHING, FinetuneConfig, decided_by_data, window_note
@@ -60,13 +62,11 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
     )
     runs = CrossValidation(setup, parts)
     loss = config.loss.loss or "cross-entropy or bce, by group"
-    notes = (*notes, *([window_note(config, clips)] if chooses_window else []), *unpublished_settings(config, task))
+    notes = (*notes, *notes_on_lengths(config, clips, chooses_window), *unpublished_settings(config, task))
     for note in (*notes, told, f"{len(clips)} clips, {config.clip_seconds:g} s each, loss {loss}"):
         accelerator.print(note)
     if not config.is_pretrained:
-        accelerator.print(
-            f"{config.student} starts from scratch; --init or --weights would start from a trained student"
-        )
+        accelerator.print(f"{config.student} starts from scratch; to start from a trained student: --init or --weights")
     runs.check()
     with setup.signals, locked_by_main_process(accelerator, config.out / LOCK_FILE, str(config.out)):
         defaults = FinetuneConfig(task="", data=Path())
@@ -74,6 +74,7 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
         folder = enter(accelerator, config, runs.fingerprints(every_part), defaults, CHANGES_NOTHING, **asked)
         if folder.state == "finished":
             return config.out
+        list_suspicious(setup)
         if config.cache is not None:
             setup.clips = cached_clips(setup, setup.clips, config.cache)
             setup.unlabelled = [
@@ -85,6 +86,31 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
             folder.finish()
         accelerator.end_training()
     return config.out
+
+
+def notes_on_lengths(config: FinetuneConfig, clips: TaskClips, chooses_window: bool) -> list[str]:
+    """Notes on the window, on clips whose length differs from their header's, and on audio that training never hears.
+
+    Args:
+        chooses_window: the window's length was chosen from the data.
+
+    Raises:
+        BadClipError: a clip that cannot be read, unless such clips are to be skipped.
+    """
+    notes = [window_note(config, clips)] if chooses_window else []
+    heard = Heard.of_beginnings(usable_durations(clips, config.on_bad_clip), config.clip_seconds)
+    if clips.suspicious:
+        where = config.out / SUSPICIOUS_CLIPS_FILE
+        notes.append(f"{summary(clips.suspicious, len(clips), 'are suspicious')}; all are listed in {where}")
+    if config.augment.crop == "start" and config.views == "own" and str(heard):
+        notes.append(f"training hears only the first {config.clip_seconds:g} s of each clip: {heard}")
+    return notes
+
+
+def list_suspicious(setup: FinetuneSetup) -> None:
+    """Writes the list of the clips whose headers are wrong; removes it where there are none."""
+    if setup.accelerator.is_main_process:
+        ClipList(setup.config.out / SUSPICIOUS_CLIPS_FILE).replace(setup.clips.suspicious)
 
 
 def cached_clips(setup: FinetuneSetup, clips: TaskClips, folder: Path) -> TaskClips:

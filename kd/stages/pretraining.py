@@ -15,7 +15,7 @@ from audio_datasets.audio.bad_clips import ClipList, summary
 from audio_datasets.stores.class_lists import check_same_classes, read_class_names
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.joined import AnyClips, open_clips
-from audio_datasets.stores.manifest import select_rows
+from audio_datasets.stores.manifest import heard_of, select_rows
 from audio_datasets.system.files import digest_of
 from audio_datasets.system.stop_signals import Stopped, StopSignals
 from kd.data.sampling import EpochBatches, class_frequencies, labelled_rows
@@ -76,7 +76,6 @@ class Pretraining:
             workers=config.workers,
             description=description,
             on_bad_clip=config.on_bad_clip,
-            whole_clips=False,
         )
 
 
@@ -109,6 +108,7 @@ def prepare(config: PretrainConfig, accelerator: Accelerator) -> Pretraining:
     teachers = open_teachers(config)
     rows = training_rows(config, teachers, clips, rows, accelerator.print)
     data = TrainingData(clips, rows, clips.label_space, teachers, config.impulse_responses())
+    name_what_is_left_out(config, rows[rows < len(labelled)], accelerator)
     valid_clips, valid_rows = open_validation_data(config, labelled, accelerator.print)
     batches = EpochBatches(
         clips,
@@ -132,6 +132,14 @@ def prepare(config: PretrainConfig, accelerator: Accelerator) -> Pretraining:
     skipped = ClipList(config.out / SKIPPED_CLIPS_FILE)
     built = build_run(config, accelerator, data, student, batches, seed=config.seed, skipped=skipped)
     return Pretraining(built, valid_clips, valid_rows)
+
+
+def name_what_is_left_out(config: PretrainConfig, rows: np.ndarray, accelerator: Accelerator) -> None:
+    """Prints how much of the training clips is never heard."""
+    if config.augment.crop == "random" or config.views == "stored":  # any part is heard at some time
+        return
+    if left_out := str(heard_of(config.clips, config.clip_seconds, rows)):
+        accelerator.print(f"training hears only the first {config.clip_seconds:g} s of each clip: {left_out}")
 
 
 def open_validation_data(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from audio_datasets.audio.codec import FASTEST_HZ, SLOWEST_HZ
+from audio_datasets.audio.readers import FASTEST_HZ, SLOWEST_HZ
 from audio_datasets.system.messages import brief, listed
 from teacher_logits.teachers.base import Teacher
 

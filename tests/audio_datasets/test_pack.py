@@ -134,7 +134,7 @@ def test_broken_files_are_skipped_and_listed(tmp_path: Path, capsys: pytest.Capt
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "packed: 9 clips" in printed
-    assert "(3 skipped)" in printed
+    assert "(3 skipped: 3 .wav)" in printed
     lines = (tmp_path / "clips.skipped.txt").read_text().splitlines()
     assert [line.split("\t")[0] for line in lines] == ["cat/004.wav", "dog/000.wav", "rain/005.wav"]
     assert "empty" in lines[1]

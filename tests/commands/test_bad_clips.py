@@ -105,7 +105,7 @@ def test_packing(sounds: dict[str, bytes], tmp_path: Path, capsys: pytest.Captur
     out = tmp_path / "clips.h5"
     command = (pack, tmp_path / "sounds", "--out", out, "--workers", 1)
     assert run(*command, "--on-bad-clip", "refuse") == 2
-    assert f"{len(BAD)} of {len(sounds)} clips cannot be used: 'a, b/" in capsys.readouterr().err
+    assert f"{len(BAD)} of {len(sounds)} clips cannot be used ({len(BAD)} .wav): 'a, b/" in capsys.readouterr().err
     assert run(*command) == 0
     told = capsys.readouterr().out
     skipped = ClipList(tmp_path / "clips.skipped.txt").read()

@@ -569,7 +569,7 @@ def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(
     ("task", "module", "step", "call", "told"),
     [
         ("folder", TaskClips, "duration_seconds", 5, "received SIGTERM; the same command starts from the beginning"),
-        ("folder", TaskClips, "duration_seconds", 15, "the same command decodes the clips into"),
+        ("folder", TaskClips, "duration_seconds", 25, "the same command decodes the clips into"),
         ("folder", TaskClips, "waveform", 4, "the same command decodes the clips into"),
         ("esc50", probe_module, "LogisticRegression", 1, " during the linear probe"),  # the first of three
     ],

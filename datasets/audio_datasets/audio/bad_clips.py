@@ -4,7 +4,8 @@ A clip is bad if its audio cannot be decoded, is empty, contains NaN or infinite
 since it was packed. Commands that decode audio take ``--on-bad-clip``: ``refuse`` stops with the clip's name, ``skip`` leaves it
 out, and at the end counts and lists the skipped clips. docs/bad_data.md says what skipping means in each command.
 
-A clip that is silent, clipped or very short is suspicious, not bad: ``kd pack`` reports it and keeps it.
+A clip is suspicious, not bad, if it is silent, clipped or very short, or if its header gives another length than it has:
+``kd pack`` reports it and keeps it.
 """
 
 import os
@@ -13,8 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from audio_datasets.audio.codec import AudioCheck
+from audio_datasets.audio.codec import AUDIO_SUFFIXES, AudioCheck
 from audio_datasets.system.files import written_aside
+from audio_datasets.system.messages import by_kind
 
 OnBadClip = Literal["refuse", "skip"]
 
@@ -44,11 +46,17 @@ def suspicion(check: AudioCheck) -> str | None:
         found.append(f"clipped ({100 * check.clipped_share:.0f} % of its samples at full scale)")
     if check.info.duration_seconds < SHORTEST_SECONDS:
         found.append(f"very short ({check.info.samples} samples)")
+    found += check.info.oddities
     return ", ".join(found) or None
 
 
 def summary(clips: Mapping[str, str], of: int, what: str) -> str:
-    """One line for the end of a run, such as "2 of 40 clips skipped: 'a' (audio is empty), 'b' (…)"."""
+    """One line for the end of a run, such as "2 of 40 clips skipped: 'a' (audio is empty), 'b' (…)".
+
+    Where the clips are called like files, it counts the kinds: "2 of 40 clips skipped (1 .m4a, 1 .wav): …".
+    """
+    if any(Path(name).suffix.lower() in AUDIO_SUFFIXES for name in clips):
+        what = f"{what} ({by_kind(clips)})"
     shown = ", ".join(f"{name!r} ({reason})" for name, reason in list(clips.items())[:EXAMPLES])
     return f"{len(clips)} of {of} clips {what}: {shown}{' …' if len(clips) > EXAMPLES else ''}"
 

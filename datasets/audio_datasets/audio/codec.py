@@ -1,58 +1,51 @@
-"""Audio bytes to mono waveforms and back: decoding, resampling, cutting, encoding.
+"""Audio bytes to mono waveforms and back: decoding, cutting, encoding.
 
-Waveforms are float32 NumPy arrays of shape (samples,), full scale 1.0.
+Waveforms are float32 NumPy arrays of shape (samples,), full scale 1.0. How files are opened is told in ``readers``.
 """
 
 import math
 import os
-import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import soundfile
-import torch
-from torchaudio.transforms import Resample
+
+from audio_datasets.audio.readers import AudioReader, memory_file, open_audio
+from audio_datasets.audio.resampling import resample, span_to_read
 
 PCM16_FULL_SCALE = 32768
 CLIPPED = 1 - 1.5 / PCM16_FULL_SCALE  # the largest 16-bit values, of either sign
 EMPTY = "audio is empty: it has a header and no samples"
-# Suffixes of files that libsndfile can be expected to read. A list of files may name others as well.
-_READABLE = "wav wave w64 rf64 flac ogg oga opus mp3 aif aiff aifc au snd caf voc sph nist sf paf"
-AUDIO_SUFFIXES = frozenset(f".{name}" for name in _READABLE.split())
+# Suffixes of files that can be expected to be read. A list of files may name others as well.
+_BY_LIBSNDFILE = "wav wave w64 rf64 flac ogg oga opus mp3 mp2 aif aiff aifc au snd caf voc sph nist sf paf"
+_BY_FFMPEG = "m4a m4b mp4 m4v mov 3gp 3g2 aac webm weba mkv mka wma asf wmv amr ac3 wv tta ape mpc flv avi"
+AUDIO_SUFFIXES = frozenset(f".{name}" for name in f"{_BY_LIBSNDFILE} {_BY_FFMPEG}".split())
 ENCODED_FORMATS = {"mp3": ("MP3", "MPEG_LAYER_III"), "flac": ("FLAC", "PCM_16"), "wav": ("WAV", "PCM_16")}
 
-# Formats in which a seek lands on the exact sample and decodes the same values as a read from the start. After a seek
-# the frames of MP3 and Vorbis overlap others that were never decoded, so those are read from the start.
-SEEKABLE_FORMATS = {"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "AU", "CAF"}
-
-# What a clip may be. Beyond it a header is damaged, or the clip would not fit in memory: a wrong rate of 1 Hz, say, makes
-# 32,000 samples of each.
-SLOWEST_HZ, FASTEST_HZ = 1_000, 1_000_000
 MOST_SAMPLES = 2**27
 """Samples that are decoded in one piece: 512 MiB as float32, or 46 minutes at 48 kHz."""
 LOUDEST = 2.0**16
 """Times full scale. Files of floating-point samples may go beyond 1, by a factor of 32,768 if they hold unscaled integers."""
 BLOCK_SAMPLES = 2**20  # over all channels; what is decoded at a time
-
-# torchaudio's defaults (Hann-windowed sinc), written out because `resample_direct` must agree with them.
-FILTER_ZEROS = 6
-FILTER_ROLLOFF = 0.99
-# Coefficients above which a rate pair's polyphase kernel is not built: 64 MiB. Common rates need less than 1 MiB.
-LARGEST_KERNEL = 2**24
+LENGTH_TOLERANCE_SECONDS = 0.25
+"""By which a header may be wrong before it is called so: encoders pad a clip to whole frames, and begin with some of silence."""
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What an audio file's header says."""
+    """What an audio file is, with the samples that really decode: headers of damaged files promise more, or less."""
 
     sample_rate_hz: int
     channels: int
     samples: int
     file_format: str
+    oddities: tuple[str, ...] = ()
+    """What is odd about the file, such as a header that tells another length."""
+    is_counted: bool = False
+    """Whether the whole file had to be decoded to find out its length."""
 
     @property
     def duration_seconds(self) -> float:
@@ -60,12 +53,26 @@ class AudioInfo:
 
 
 def audio_info(data: bytes | Path) -> AudioInfo:
-    """Rate, channels and length of an encoded clip (bytes or a file), from its header.
+    """Rate, channels and length of an encoded clip (bytes or a file); decoded only where the header cannot be relied on.
 
     Raises ValueError for audio that cannot be read; OSError for a file that cannot be opened.
     """
-    with _open(data) as file:
-        return AudioInfo(file.samplerate, file.channels, file.frames, file.format)
+    with closing(open_audio(data)) as reader:
+        samples = reader.samples
+        if samples is None:
+            samples = sum(map(len, mono_blocks(reader, 0, None)))
+        return _info(reader, samples)
+
+
+def _info(reader: AudioReader, samples: int) -> AudioInfo:
+    """For a reader that has been read to its end, or that knows how many samples decode."""
+    oddities = reader.oddities()
+    if reader.declared_samples is not None:
+        declared, there = reader.declared_samples / reader.sample_rate_hz, samples / reader.sample_rate_hz
+        if abs(declared - there) > LENGTH_TOLERANCE_SECONDS:
+            oddities.insert(0, f"its header says {declared:.1f} s, but it holds {there:.1f} s")
+    about = (reader.sample_rate_hz, reader.channels, samples, reader.file_format)
+    return AudioInfo(*about, tuple(oddities), is_counted=reader.samples is None)
 
 
 def decode(
@@ -73,30 +80,111 @@ def decode(
 ) -> np.ndarray:
     """A clip as a mono waveform, float32 (samples,): channels averaged, resampled with a low-pass filter.
 
-    ``data`` is the encoded file's content, or a path, in any format that libsndfile reads. ``sample_rate_hz`` None keeps
-    the clip's own rate. With ``start_seconds`` and ``seconds`` only that part is returned (and, as far as the format
+    ``data`` is the encoded file's content, or a path, in any format that libsndfile or FFmpeg reads. ``sample_rate_hz`` None
+    keeps the clip's own rate. With ``start_seconds`` and ``seconds`` only that part is returned (and, as far as the format
     allows, only that part is decoded); it is shorter than ``seconds`` where the clip ends earlier.
 
     Raises ValueError for audio that is empty, cannot be decoded, holds NaN or infinite samples, or is longer than
     ``MOST_SAMPLES``; OSError for a file that cannot be opened.
     """
-    with _open(data) as file:
-        from_hz = file.samplerate
-        to_hz = from_hz if sample_rate_hz is None else sample_rate_hz
+    with closing(ClipParts(data, sample_rate_hz)) as parts:
+        return parts.part(start_seconds, seconds)
+
+
+class ClipParts:
+    """Parts of one encoded clip, each as ``decode`` gives it.
+
+    The file stays open. Where the format cannot seek, decoding goes on from the last part: all parts of a clip, asked for in
+    the order of their starts, take one pass over it. Ask in any other order, and it begins again.
+    """
+
+    def __init__(self, data: bytes | Path, sample_rate_hz: int | None = None) -> None:
+        """``sample_rate_hz`` None keeps the clip's own rate. Raises as ``decode`` does."""
+        self._data = data
+        self._reader = open_audio(data)
+        self._to_hz = sample_rate_hz or self._reader.sample_rate_hz
+        self._position = 0  # where the reader stands
+        self._kept = np.empty(0, np.float32)  # the last samples before that
+
+    def part(self, start_seconds: float = 0.0, seconds: float | None = None) -> np.ndarray:
+        """float32 (samples,), shorter than ``seconds`` where the clip ends earlier."""
+        from_hz, to_hz = self._reader.sample_rate_hz, self._to_hz
         span = span_to_read(start_seconds, seconds, from_hz, to_hz)
-        blocks, samples = [], 0
-        for block in _mono_blocks(file, span.first, span.count):
+        waveform = self._read(span.first, span.count)
+        if len(waveform) == 0 and span.first == 0 and span.count != 0:
+            raise ValueError(EMPTY)
+        return span.cut(resample(waveform, from_hz, to_hz))
+
+    def _read(self, first: int, count: int | None) -> np.ndarray:
+        reader = self._reader
+        if reader.can_seek:
+            return self._joined(mono_blocks(reader, first, count), [])
+        if first < self._position - len(self._kept):
+            reader.close()
+            self._reader = reader = open_audio(self._data)
+            self._position, self._kept = 0, np.empty(0, np.float32)
+        kept = (
+            self._kept[len(self._kept) - max(0, self._position - first) :] if first < self._position else self._kept[:0]
+        )
+        missing = None if count is None else max(0, count - len(kept))
+        skipped = max(0, first - self._position)
+        waveform = self._joined(mono_blocks(reader, skipped, missing), [kept] if len(kept) else [])
+        self._kept, self._position = waveform, max(self._position, first + len(waveform))
+        return waveform if count is None else waveform[:count]
+
+    def _joined(self, blocks: Iterator[np.ndarray], parts: list[np.ndarray]) -> np.ndarray:
+        from_hz = self._reader.sample_rate_hz
+        samples = sum(map(len, parts))
+        for block in blocks:
             samples += len(block)
-            if max(samples, samples * to_hz // from_hz) > MOST_SAMPLES:
-                raise ValueError(
-                    f"audio is too long to be decoded in one piece: more than {samples / from_hz:.0f} s at {from_hz} Hz "
-                    f"(at most {MOST_SAMPLES} samples); cut it into shorter clips"
-                )
-            blocks.append(block)
-    if not blocks and span.first == 0 and span.count != 0:
-        raise ValueError(EMPTY)
-    waveform = blocks[0] if len(blocks) == 1 else np.concatenate([np.empty(0, np.float32), *blocks])
-    return span.cut(resample(waveform, from_hz, to_hz))
+            if max(samples, samples * self._to_hz // from_hz) > MOST_SAMPLES:
+                raise ValueError(_too_long(samples, from_hz))
+            parts.append(block)
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.float32), *parts])
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+class OpenClip:
+    """Keeps the clip open that was read last, so that its windows take one pass over it, one after the other.
+
+    Of one process: neither pickled nor taken over by a fork, which would share the file's position.
+    """
+
+    def __init__(self) -> None:
+        self._parts: ClipParts | None = None
+        self._key: tuple[object, ...] = ()
+
+    def part(
+        self,
+        key: object,
+        open_data: Callable[[], bytes | Path],
+        sample_rate_hz: int,
+        start_seconds: float,
+        seconds: float,
+    ) -> np.ndarray:
+        """A part of the clip that ``open_data`` gives, as ``decode`` returns it. ``key`` tells clips apart."""
+        key = (os.getpid(), key, sample_rate_hz)
+        if self._parts is None or self._key != key:
+            self.close()
+            self._parts, self._key = ClipParts(open_data(), sample_rate_hz), key
+        try:
+            return self._parts.part(start_seconds, seconds)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._parts is not None and self._key[0] == os.getpid():
+            self._parts.close()
+        self._parts = None
+
+    def __getstate__(self) -> dict:
+        return {}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__()
 
 
 @dataclass(frozen=True)
@@ -104,7 +192,6 @@ class AudioCheck:
     """What decoding a clip from beginning to end has found."""
 
     info: AudioInfo
-    """As the header says, but with the samples that were really there; headers of damaged files may promise more."""
     peak: float
     """Largest magnitude of a sample after mixing to mono."""
     clipped_share: float
@@ -116,13 +203,30 @@ def check_audio(data: bytes | Path) -> AudioCheck:
 
     Raises ValueError and OSError as ``decode`` does, but for the clip's length.
     """
-    with _open(data) as file:
-        info = AudioInfo(file.samplerate, file.channels, file.frames, file.format)
-        return check_blocks(info, _mono_blocks(file, 0, None))
+    with closing(open_audio(data)) as reader:
+        return _check(reader, mono_blocks(reader, 0, None))
 
 
-def check_blocks(info: AudioInfo, blocks: Iterable[np.ndarray]) -> AudioCheck:
-    """``check_audio`` for a clip that is decoded already: its mono samples, in blocks none of which is empty."""
+def decode_and_check(data: bytes | Path) -> tuple[np.ndarray, AudioCheck]:
+    """``decode`` at the clip's own rate together with ``check_audio``, in one pass."""
+    blocks: list[np.ndarray] = []
+
+    def kept(source: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        samples = 0
+        for block in source:
+            samples += len(block)
+            if samples > MOST_SAMPLES:
+                raise ValueError(_too_long(samples, reader.sample_rate_hz))
+            blocks.append(block)
+            yield block
+
+    with closing(open_audio(data)) as reader:
+        check = _check(reader, kept(mono_blocks(reader, 0, None)))
+    return np.concatenate(blocks), check
+
+
+def _check(reader: AudioReader, blocks: Iterable[np.ndarray]) -> AudioCheck:
+    """What is found in a clip's samples, in blocks none of which is empty."""
     samples, clipped, peak = 0, 0, 0.0
     for block in blocks:
         magnitude = np.abs(block)
@@ -131,189 +235,40 @@ def check_blocks(info: AudioInfo, blocks: Iterable[np.ndarray]) -> AudioCheck:
         peak = max(peak, float(magnitude.max()))
     if samples == 0:
         raise ValueError(EMPTY)
-    return AudioCheck(replace(info, samples=samples), peak, clipped / samples)
+    return AudioCheck(_info(reader, samples), peak, clipped / samples)
 
 
-def _mono_blocks(file: soundfile.SoundFile, first: int, count: int | None) -> Iterator[np.ndarray]:
-    """The samples from ``first`` on, at most ``count``, mixed to mono: float32 (at most ``BLOCK_SAMPLES``,), none empty.
+def mono_blocks(reader: AudioReader, first: int, count: int | None) -> Iterator[np.ndarray]:
+    """The samples from ``first`` on, at most ``count``: float32 (at most ``BLOCK_SAMPLES``,), none empty.
+
+    ``first`` counts from where the reader stands if it cannot seek, and from the beginning of the clip if it can.
 
     Raises ValueError for what cannot be decoded, and for samples that are not finite or absurdly large.
     """
-    block_frames = max(1, BLOCK_SAMPLES // file.channels)
-    try:
-        if file.format in SEEKABLE_FORMATS:
-            file.seek(min(first, file.frames))
-        else:
-            while first > 0 and (skipped := len(file.read(min(first, block_frames), dtype="float32"))):
-                first -= skipped
-        while count is None or count > 0:
-            channels = file.read(block_frames if count is None else min(count, block_frames), "float32", always_2d=True)
-            if len(channels) == 0:
-                return
-            count = None if count is None else count - len(channels)
-            block = mix_to_mono(channels)
-            loudest = float(np.abs(block).max())
-            if not math.isfinite(loudest):
-                raise ValueError("audio holds NaN or infinite samples")
-            if loudest > LOUDEST:
-                raise ValueError(
-                    f"audio holds samples of {loudest:.3g} times full scale; up to {LOUDEST:.0f} are allowed"
-                )
-            yield block
-    except soundfile.SoundFileError as error:
-        raise ValueError(f"audio cannot be decoded: {error}") from error
-
-
-def mix_to_mono(channels: np.ndarray) -> np.ndarray:
-    """float32 (samples, channels) -> float32 (samples,): the mean of the channels."""
-    mixed = np.ascontiguousarray(channels[:, 0])
-    if channels.shape[1] == 1:
-        return mixed
-    # Channel by channel: NumPy's mean over so short an axis takes a hundred times as long.
-    for channel in range(1, channels.shape[1]):
-        mixed += channels[:, channel]
-    return np.multiply(mixed, np.float32(1 / channels.shape[1]), out=mixed)
-
-
-class _SequentialFile(soundfile.SoundFile):
-    """A file to be read in blocks.
-
-    soundfile seeks to where it stands after each read of a file that says it is seekable. In an MP3 that is not harmless: the
-    decoder loses its bit reservoir, and the next samples come out wrong (by 0.3 of full scale, measured).
-    """
-
-    def __init__(self, source: str | BinaryIO) -> None:
-        self._source = source  # which must stay open as long
-        super().__init__(source if isinstance(source, str) else source.fileno(), closefd=False)
-
-    def seekable(self) -> bool:
-        return False
-
-
-def _memory_file() -> BinaryIO:
-    """A file that lies in memory (where the system has none, on disk) and has a descriptor, for libsndfile to work on.
-
-    Not io.BytesIO: libsndfile would call back into Python for it, where exceptions cannot get out. A signal's or Ctrl-C's
-    would be lost, and what is read or written silently cut short.
-    """
-    if hasattr(os, "memfd_create"):
-        return open(os.memfd_create("audio"), "w+b", buffering=0)
-    return tempfile.TemporaryFile(buffering=0)
-
-
-def _open(data: bytes | Path) -> soundfile.SoundFile:
-    if isinstance(data, bytes):
-        if not data:
-            raise ValueError("audio is empty: 0 bytes")
-        source = _memory_file()
-        left = memoryview(data)
-        while left:
-            left = left[source.write(left) :]
-        source.seek(0)
+    block_samples = max(1, BLOCK_SAMPLES // reader.channels)
+    if reader.can_seek:
+        reader.seek(first)
     else:
-        if data.stat().st_size == 0:
-            raise ValueError("audio is empty: 0 bytes")
-        source = str(data)
-    try:
-        file = _SequentialFile(source)
-    except soundfile.SoundFileError as error:
-        reason = getattr(error, "error_string", str(error))
-        raise ValueError(f"audio is in no format that libsndfile reads, or damaged: {reason}") from error
-    if not SLOWEST_HZ <= file.samplerate <= FASTEST_HZ:
-        file.close()
-        raise ValueError(
-            f"audio has a sample rate of {file.samplerate} Hz; {SLOWEST_HZ} to {FASTEST_HZ} Hz are allowed"
-        )
-    return file
+        while first > 0 and (skipped := len(reader.read(min(first, block_samples)))):
+            first -= skipped
+    while count is None or count > 0:
+        block = reader.read(block_samples if count is None else min(count, block_samples))
+        if len(block) == 0:
+            return
+        count = None if count is None else count - len(block)
+        loudest = float(np.abs(block).max())
+        if not math.isfinite(loudest):
+            raise ValueError("audio holds NaN or infinite samples")
+        if loudest > LOUDEST:
+            raise ValueError(f"audio holds samples of {loudest:.3g} times full scale; up to {LOUDEST:.0f} are allowed")
+        yield block
 
 
-# -- Resampling --------------------------------------------------------------------------------------------------------
-
-
-def resample(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
-    """float32 (samples,) at ``from_hz`` -> float32 (ceil(samples · to_hz / from_hz),) at ``to_hz``, low-pass filtered.
-
-    torchaudio's windowed sinc; its kernel is built once per pair of rates and process.
-    """
-    if from_hz <= 0 or to_hz <= 0:
-        raise ValueError(f"sample rates must be positive; found {from_hz} Hz to {to_hz} Hz")
-    if from_hz == to_hz or len(waveform) == 0:
-        return np.ascontiguousarray(waveform, dtype=np.float32)
-    old, new = _reduced(from_hz, to_hz)
-    if new * (old + 2 * _filter_width(old, new)) > LARGEST_KERNEL:
-        return resample_direct(waveform, from_hz, to_hz)
-    with torch.inference_mode():
-        return _resampler(old, new)(torch.from_numpy(np.ascontiguousarray(waveform, dtype=np.float32))).numpy()
-
-
-@lru_cache(maxsize=64)
-def _resampler(old: int, new: int) -> Resample:
-    return Resample(old, new, lowpass_filter_width=FILTER_ZEROS, rolloff=FILTER_ROLLOFF)
-
-
-def resample_direct(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
-    """The same filter as ``resample``, evaluated for each output sample instead of tabulated.
-
-    For rates with a small common divisor, such as 11,127 Hz to 32,000 Hz, whose table would take gigabytes.
-    """
-    old, new = _reduced(from_hz, to_hz)
-    width = _filter_width(old, new)
-    cutoff = min(old, new) * FILTER_ROLLOFF / old
-    moment = np.arange(-(-len(waveform) * new // old), dtype=np.int64) * old
-    whole, fraction = moment // new, (moment % new) / new
-    padded = np.pad(waveform.astype(np.float64), (width, width + 1))
-    resampled = np.zeros(len(moment))
-    for offset in range(-width, width + 2):
-        distance = np.clip((offset - fraction) * cutoff, -FILTER_ZEROS, FILTER_ZEROS)
-        window = np.cos(distance * np.pi / FILTER_ZEROS / 2) ** 2
-        resampled += padded[whole + width + offset] * np.sinc(distance) * window * cutoff
-    return resampled.astype(np.float32)
-
-
-def _reduced(from_hz: int, to_hz: int) -> tuple[int, int]:
-    divisor = math.gcd(from_hz, to_hz)
-    return from_hz // divisor, to_hz // divisor
-
-
-def _filter_width(old: int, new: int) -> int:
-    """Input samples on either side of an output sample that the filter reaches."""
-    return math.ceil(FILTER_ZEROS * old / (min(old, new) * FILTER_ROLLOFF))
-
-
-# -- Parts of clips ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Span:
-    """Which input samples to read, and which part of them to keep after resampling. None means up to the end."""
-
-    first: int
-    count: int | None
-    skip: int
-    keep: int | None
-
-    def cut(self, resampled: np.ndarray) -> np.ndarray:
-        """The part asked for: (samples after resampling,) -> (at most ``keep``,)."""
-        return resampled[self.skip : None if self.keep is None else self.skip + self.keep]
-
-
-def span_to_read(start_seconds: float, seconds: float | None, from_hz: int, to_hz: int) -> Span:
-    """The input samples that determine one part of a clip at another rate.
-
-    The part then equals the same samples of the whole resampled clip: it begins at a whole period of the two rates and
-    includes what the filter reaches on both sides.
-    """
-    if start_seconds < 0 or (seconds is not None and seconds < 0):
-        raise ValueError(f"start and length must not be negative; found {start_seconds} s and {seconds} s")
-    start = round(start_seconds * to_hz)
-    keep = None if seconds is None else round(seconds * to_hz)
-    if from_hz == to_hz:
-        return Span(first=start, count=keep, skip=0, keep=keep)
-    old, new = _reduced(from_hz, to_hz)
-    margin = -(-_filter_width(old, new) // old) + 1
-    first_period = max(0, start // new - margin)
-    count = None if keep is None else ((start + keep) // new + 1 + margin - first_period) * old
-    return Span(first=first_period * old, count=count, skip=start - first_period * new, keep=keep)
+def _too_long(samples: int, rate_hz: int) -> str:
+    return (
+        f"audio is too long to be decoded in one piece: more than {samples / rate_hz:.0f} s at {rate_hz} Hz "
+        f"(at most {MOST_SAMPLES} samples); cut it into shorter clips"
+    )
 
 
 def fit_length(waveform: np.ndarray, samples: int, offset: int = 0) -> np.ndarray:
@@ -346,7 +301,7 @@ def encode(waveform: np.ndarray, sample_rate_hz: int, audio_format: str) -> byte
     container, subtype = ENCODED_FORMATS[audio_format]
     content = waveform if audio_format == "mp3" else to_pcm16(waveform)
     settings = {"samplerate": sample_rate_hz, "format": container, "subtype": subtype, "channels": 1, "closefd": False}
-    with _memory_file() as target:
+    with memory_file() as target:
         try:
             with soundfile.SoundFile(target.fileno(), "w", **settings) as file:
                 file.write(content)

@@ -4,7 +4,9 @@ Shapes: n clips, C classes, k requested rows.
 """
 
 import os
+from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pyarrow
 
 from audio_datasets.audio import codec as audio_codec
 from audio_datasets.audio.bad_clips import BadClipError
+from audio_datasets.audio.resampling import resample, span_to_read
 from audio_datasets.stores import passt_layout
 from audio_datasets.stores.class_lists import check_class_names
 from audio_datasets.stores.clip_contents import FORMAT, Contents, NativeContents, audio_digest
@@ -22,6 +25,8 @@ from audio_datasets.system.messages import brief, listed
 from audio_datasets.tasks.label_space import LabelSpace
 
 ROWS_AT_ONCE = 8_192
+MOST_LENGTHS = 65_536
+"""Clips whose length had to be counted and is remembered."""
 
 
 class ClipStore:
@@ -38,6 +43,8 @@ class ClipStore:
         self._opened: Contents | None = None
         self._ids: ClipIds | None = None
         self._process_id: int | None = None
+        self._open_clip = audio_codec.OpenClip()
+        self._counted_seconds: OrderedDict[int, float] = OrderedDict()
 
     @classmethod
     def open(cls, path: str | Path, class_names: Sequence[str] | None = None) -> "ClipStore":
@@ -201,33 +208,44 @@ class ClipStore:
         return self.contents.audio(row).tobytes()
 
     def duration_seconds(self, row: int) -> float:
-        """One clip's length; for encoded audio, according to the file's header."""
+        """How many seconds of a clip decode. Where its header cannot be relied on, it is decoded to find out."""
         if self.audio_kind == "pcm16":
             return self.contents.audio_length(row) / self.sample_rate_hz
+        if row in self._counted_seconds:
+            return self._counted_seconds[row]
         try:
-            return audio_codec.audio_info(self.encoded(row)).duration_seconds
+            info = audio_codec.audio_info(self.encoded(row))
         except ValueError as error:
             raise self._bad_clip(row, error) from error
+        if info.is_counted:  # not to decode it each time
+            self._counted_seconds[row] = info.duration_seconds
+            if len(self._counted_seconds) > MOST_LENGTHS:
+                self._counted_seconds.popitem(last=False)
+        return info.duration_seconds
 
     def waveform(
         self, row: int, sample_rate_hz: int, start_seconds: float = 0.0, seconds: float | None = None
     ) -> np.ndarray:
         """One clip as a mono waveform at ``sample_rate_hz``, float32 (samples,).
 
-        ``start_seconds`` and ``seconds`` select a part, which is shorter if the clip ends earlier (pad with
-        ``audio.fit_length``). For PCM only that part is read. Raises BadClipError, a ValueError with the clip's id, for
+        ``start_seconds`` and ``seconds`` choose a part, which is shorter where the clip ends earlier (pad with
+        ``audio.fit_length``). From PCM only that part is read; parts of one encoded clip are best asked for one after the
+        other, which takes one pass. Raises BadClipError, a ValueError with the clip's id, for
         audio that cannot be used.
         """
         try:
             if self.audio_kind == "encoded":
-                return audio_codec.decode(self.encoded(row), sample_rate_hz, start_seconds, seconds)
-            span = audio_codec.span_to_read(start_seconds, seconds, self.sample_rate_hz, sample_rate_hz)
+                if seconds is None:
+                    return audio_codec.decode(self.encoded(row), sample_rate_hz, start_seconds)
+                data = partial(self.encoded, row)
+                return self._open_clip.part(row, data, sample_rate_hz, start_seconds, seconds)
+            span = span_to_read(start_seconds, seconds, self.sample_rate_hz, sample_rate_hz)
             end = None if span.count is None else span.first + span.count
             start, stop, _ = slice(span.first, end).indices(self.contents.audio_length(row))
             if self.contents.audio_length(row) == 0:
                 raise ValueError(audio_codec.EMPTY)
             samples = audio_codec.from_pcm16(self.contents.audio(row, start, stop))
-            return span.cut(audio_codec.resample(samples, self.sample_rate_hz, sample_rate_hz))
+            return span.cut(resample(samples, self.sample_rate_hz, sample_rate_hz))
         except ValueError as error:
             raise self._bad_clip(row, error) from error
 

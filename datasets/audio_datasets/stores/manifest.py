@@ -11,6 +11,7 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
+from audio_datasets.audio.heard import Heard
 from audio_datasets.system.files import written_aside
 
 SCHEMA = pyarrow.schema(
@@ -123,6 +124,26 @@ class HasManifest(Protocol):
     def path(self) -> Path | str: ...
     def __len__(self) -> int: ...
     def manifest(self, columns: Sequence[str] | None = None) -> pyarrow.Table | None: ...
+
+
+def heard_of(paths: Sequence[str | Path], seconds: float, rows: np.ndarray | None = None) -> Heard:
+    """How much is heard of clip stores, one after the other, if it is the first ``seconds`` of each clip.
+
+    Args:
+        rows: only these clips, int64; None: all.
+
+    Returns:
+        What the manifests tell; without one beside each store the lengths are not known, and no clip is counted.
+    """
+    durations = []
+    for path in paths:
+        table = read_manifest(path, ["duration_seconds"])
+        if table is None:
+            return Heard()
+        durations.append(table.column("duration_seconds").to_numpy(zero_copy_only=False).astype(float))
+    known = np.concatenate(durations)
+    known = known if rows is None else known[rows]
+    return Heard.of_beginnings(known[np.isfinite(known)], seconds)
 
 
 def select_rows(store: HasManifest, split: str | None = None, folds: Sequence[int] | None = None) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Small helpers for messages that name what was found."""
 
-from collections.abc import Iterable, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
 
 def brief(value: object, limit: int = 60) -> str:
@@ -13,6 +15,17 @@ def listed(names: Sequence[str], limit: int = 10) -> str:
     """The first names in quotes, and the number of further ones."""
     shown = ", ".join(brief(name, 200) for name in names[:limit])
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def extension_of(name: str) -> str:
+    """The kind of a file by its name: ".m4a"."""
+    return os.path.splitext(name)[1].lower() or "without a suffix"
+
+
+def by_kind(names: Iterable[str], kind_of: Callable[[str], str] = extension_of) -> str:
+    """How many names there are of each kind, the most frequent first: "13 .m4a, 1 .txt"."""
+    kinds = Counter(map(kind_of, names))
+    return ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
 
 
 class Tally:

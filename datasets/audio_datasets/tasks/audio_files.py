@@ -1,14 +1,13 @@
 """The files of a corpus on disk: those below a folder, with links followed, and the audio of one folder by name."""
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from audio_datasets.audio.codec import AUDIO_SUFFIXES
 from audio_datasets.stores.names import as_on_disk, normal
-from audio_datasets.system.messages import listed
+from audio_datasets.system.messages import by_kind, extension_of, listed
 
 
 def is_audio(name: str) -> bool:
@@ -18,13 +17,12 @@ def is_audio(name: str) -> bool:
 
 def passed_over_by_kind(names: Iterable[str]) -> str:
     """How many files of each kind, the most frequent first: "13 .m4a, 1 .txt"."""
-    kinds = Counter(map(_kind, names))
-    return ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
+    return by_kind(names, _kind)
 
 
 def _kind(name: str) -> str:
-    suffix = os.path.splitext(name)[1].lower()
-    return f"{suffix} (audio, but not where the layout has clips)" if is_audio(name) else suffix or "without a suffix"
+    kind = extension_of(name)
+    return f"{kind} (audio, but not where the layout has clips)" if is_audio(name) else kind
 
 
 @dataclass

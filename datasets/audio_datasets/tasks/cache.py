@@ -23,6 +23,8 @@ from audio_datasets.system.locks import locked
 from audio_datasets.tasks.task import TaskClips, usable_durations
 
 BYTES_PER_SAMPLE = 2
+DECODING = "2"
+"""Counts up when clips are decoded otherwise: caches from before are not used again."""
 SHARD_BYTES = 64 * 2**20
 """Samples that are held in memory before they are written."""
 
@@ -96,7 +98,7 @@ def fill_cache(
 
 def cache_path(clips: TaskClips, folder: Path, sample_rate_hz: int) -> Path:
     """The path of the clips' cache. It changes with the labels and the audio files."""
-    described = [clips.fingerprint, json.dumps(clips.label_space.to_json())]
+    described = [DECODING, clips.fingerprint, json.dumps(clips.label_space.to_json())]
     for clip in clips.clips:
         found = clip.path.stat()
         described.append(f"{clip.clip_id}\0{found.st_size}\0{found.st_mtime_ns}")

@@ -16,6 +16,7 @@ import numpy as np
 from audio_datasets.audio import codec as audio_codec
 from audio_datasets.audio.bad_clips import BadClipError, OnBadClip
 from audio_datasets.stores.class_lists import check_class_names
+from audio_datasets.system.command import progress
 from audio_datasets.system.files import digest_of
 from audio_datasets.system.messages import listed
 from audio_datasets.tasks.label_space import LabelSpace
@@ -169,6 +170,9 @@ class TaskClips:
             self.label_space = LabelSpace.single(self.class_names, one_label_each(self.clips, self.class_names))
         check_labels(path, self.clips, self.label_space)
         self._durations: dict[int, float] = {}
+        self._open_clip = audio_codec.OpenClip()
+        self.suspicious: dict[str, str] = {}
+        """What is odd about clips whose length was asked for: by clip id."""
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -218,13 +222,16 @@ class TaskClips:
         )
 
     def duration_seconds(self, row: int) -> float:
-        """One clip's length according to its file's header. BadClipError, a ValueError with its id, if that cannot be read."""
+        """The seconds of one clip that decode, measured once. BadClipError, a ValueError with its id, if it cannot be read."""
         if row not in self._durations:
             clip = self.clips[row]
             try:
-                self._durations[row] = audio_codec.audio_info(clip.audio).duration_seconds
+                info = audio_codec.audio_info(clip.audio)
             except (ValueError, OSError) as error:
                 raise BadClipError(f"clip {clip.clip_id!r} ({clip.path}): {error}", str(error)) from error
+            self._durations[row] = info.duration_seconds
+            if info.oddities:
+                self.suspicious[clip.clip_id] = ", ".join(info.oddities)
         return self._durations[row]
 
     def waveform(
@@ -236,7 +243,9 @@ class TaskClips:
         """
         clip = self.clips[row]
         try:
-            return audio_codec.decode(clip.audio, sample_rate_hz, start_seconds, seconds)
+            if seconds is None:
+                return audio_codec.decode(clip.audio, sample_rate_hz, start_seconds)
+            return self._open_clip.part(row, lambda: clip.audio, sample_rate_hz, start_seconds, seconds)
         except (ValueError, OSError) as error:
             raise BadClipError(f"clip {clip.clip_id!r} ({clip.path}): {error}", str(error)) from error
 
@@ -284,15 +293,16 @@ def usable_durations(
     before_clip: Callable[[], None] = lambda: None,
     rows: np.ndarray | None = None,
 ) -> list[float]:
-    """The lengths of clips by their headers, in seconds; of those that can be read, if bad ones are to be skipped.
+    """The lengths of clips in seconds; of those that can be read, if bad ones are to be skipped.
 
     ``before_clip`` is called before each; it may raise. ``rows`` None: all clips.
 
     Raises:
-        BadClipError: a header that cannot be read, with ``on_bad_clip="refuse"``.
+        BadClipError: a clip that cannot be read, with ``on_bad_clip="refuse"``.
     """
     found = []
-    for row in range(len(clips)) if rows is None else map(int, rows):
+    chosen = range(len(clips)) if rows is None else rows.tolist()
+    for row in progress(chosen, desc="lengths of clips", unit="clip", leave=False, delay=2):
         before_clip()
         try:
             found.append(clips.duration_seconds(row))

@@ -19,10 +19,9 @@ from audio_datasets.audio.codec import (
     encode,
     fit_length,
     from_pcm16,
-    resample,
-    resample_direct,
     to_pcm16,
 )
+from audio_datasets.audio.resampling import resample, resample_direct
 from audio_datasets.system.randomness import generator
 
 

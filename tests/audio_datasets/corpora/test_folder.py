@@ -123,7 +123,7 @@ def test_links_that_lead_nowhere_are_named(tmp_path: Path, capsys: pytest.Captur
     output = capsys.readouterr().out
     assert "skipped dog/c.wav: the symbolic link leads nowhere (to 'gone.wav')" in output
     assert "packed: 2 clips" in output
-    assert "(2 skipped)" in output
+    assert "(2 skipped: 1 .wav, 1 without a suffix)" in output
     assert [line.split("\t")[0] for line in (tmp_path / "clips.skipped.txt").read_text().splitlines()] == [
         "cow",
         "dog/c.wav",

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audio_datasets.audio.codec import decode, encode, from_pcm16, resample
+from audio_datasets.audio.codec import decode, encode, from_pcm16
+from audio_datasets.audio.resampling import resample
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.clip_writer import ClipRecord, concatenate, write_clip_store
 from audio_datasets.stores.hdf5_arrays import SEAL, BytesOfVaryingLength
