@@ -105,7 +105,7 @@ def test_packing_says_what_is_missing_and_refuses_what_was_not_cut(
     assert store.class_names == ("Speech", "Male speech, man speaking", "Dog")
     np.testing.assert_array_equal(store.targets([0, 1, 2]), [[1, 0, 1], [0, 1, 0], [0, 0, 1]])
     assert len(select_rows(store, split="balanced_train")) == 3
-    with pytest.raises(ValueError, match="no audio for 1 of the clips .*'Yzzzzzzzzzzz'"):
+    with pytest.raises(ValueError, match="1 clips .* have no audio: 'Yzzzzzzzzzzz'"):
         pack(PackConfig(lists, out, audio_root=audio, on_bad_clip="refuse"), show_progress=False)
 
 
