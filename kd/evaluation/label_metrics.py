@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax
-from sklearn.metrics import accuracy_score, log_loss
 
 from audio_datasets.tasks.label_space import LabelGroup, LabelSpace
 from kd.evaluation.metrics import tagging_metrics
@@ -75,6 +74,8 @@ def single_label_metrics(classes: np.ndarray, logits: np.ndarray, class_names: S
     """
     if not np.isfinite(logits).all():
         raise ValueError(f"{int((~np.isfinite(logits)).any(axis=1).sum())} clips have logits that are not finite")
+    from sklearn.metrics import accuracy_score, log_loss  # here, because scikit-learn is slow to import
+
     log_probabilities = log_softmax(logits.astype(np.float64), axis=1)
     chosen = logits.argmax(axis=1)
     each = {}

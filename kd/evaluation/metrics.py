@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
-from sklearn.metrics import average_precision_score, roc_auc_score
+from scipy.special import ndtri
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,8 @@ def tagging_metrics(
     positives = np.where(mask, targets, 0).sum(axis=0).astype(np.int64)
     if not positives.any():
         raise ValueError("no clip has any label, so no metric is defined")
+    from sklearn.metrics import average_precision_score, roc_auc_score  # here, because scikit-learn is slow to import
+
     average_precision = np.full(len(class_names), np.nan)
     roc_auc = np.full(len(class_names), np.nan)
     for index in np.flatnonzero(positives):
@@ -65,7 +66,7 @@ def tagging_metrics(
     return TaggingMetrics(
         mean_average_precision=float(np.nanmean(average_precision)),
         roc_auc=mean_auc,
-        d_prime=float(math.sqrt(2.0) * norm.ppf(mean_auc)),
+        d_prime=float(math.sqrt(2.0) * ndtri(mean_auc)),
         average_precision=average_precision,
         class_roc_auc=roc_auc,
         positives=positives,

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from audio_datasets.system.command import progress
 from audio_datasets.system.randomness import generator
@@ -61,6 +59,9 @@ def fit_probe(
         before_fit: called before each regression; it may raise.
         shown: whether to show progress.
     """
+    from sklearn.linear_model import LogisticRegression  # here, because scikit-learn is slow to import
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler().fit(embeddings[train].astype(np.float64))
     features = scaler.transform(embeddings[train].astype(np.float64))
     targets, known = clips.targets(train) > 0, clips.mask(train)

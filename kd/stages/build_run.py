@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -29,7 +28,6 @@ from kd.run_folder.metrics_log import MetricsLog
 from kd.run_folder.start import EnteredRun, enter_run_folder
 from kd.stages.stage_config import StageConfig
 from kd.training.batch_norm.reestimation import BatchNormStatistics, too_few_steps, trained_batch_norms
-from kd.training.batch_norm.synchronized import synchronize_batch_norms
 from kd.training.checkpoint import require_checkpoint_space, resume_state
 from kd.training.learner import Learner
 from kd.training.loop import Hooks, Run, fit, stop_message
@@ -119,6 +117,8 @@ def build_run(
         ValueError: settings that do not fit together.
     """
     if config.sync_batch_norm and accelerator.num_processes > 1:
+        from kd.training.batch_norm.synchronized import synchronize_batch_norms  # here, because timm is slow to import
+
         student = synchronize_batch_norms(student, accelerator.device)  # first, because on GPUs it replaces layers
     frozen_modules = freeze(student, frozen)
     groups = None if layer_decay is None else layer_groups(student, layer_decay)
@@ -127,6 +127,8 @@ def build_run(
     learner = Learner(student, objective, frozen_modules)
     ema = None
     if config.loop.ema_decay is not None:
+        from timm.utils import ModelEmaV3  # here, because timm is slow to import
+
         ema = ModelEmaV3(learner, decay=config.loop.ema_decay, device=accelerator.device)
     examples = training_examples(config, data, seed, skipped)
     loader = training_loader(examples, batches, config.workers, accelerator)

@@ -1,14 +1,17 @@
 """Everything that changes during a run."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kd.training.learner import Learner
+
+if TYPE_CHECKING:  # timm is slow to import, and few runs average their weights
+    from timm.utils import ModelEmaV3
 
 
 @dataclass
@@ -53,7 +56,7 @@ class TrainState:
 
     learner: nn.Module
     optimizer: Optimizer
-    ema: ModelEmaV3 | None
+    ema: "ModelEmaV3 | None"
     """Moving average of the learner, that is of the weights of both student and objective."""
     epoch: int = 0
     """Number of finished epochs."""

@@ -9,7 +9,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torchaudio.transforms import Resample
 
 # torchaudio's defaults (Hann-windowed sinc), written out because `resample_direct` must agree with them.
 FILTER_ZEROS = 6
@@ -46,7 +45,15 @@ def resample(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def _resampler(old: int, new: int) -> Resample:
+def _resampler(old: int, new: int) -> torch.nn.Module:
+    try:
+        # Here, so that importing this package needs neither the time nor the libraries that torchaudio was built for.
+        from torchaudio.transforms import Resample
+    except OSError as error:  # a shared library is missing
+        raise ValueError(
+            f"torchaudio does not fit the installed torch {torch.__version__} ({error}); install both from the same index: "
+            "for machines without a GPU, from PyTorch's index of CPU wheels"
+        ) from error
     return Resample(old, new, lowpass_filter_width=FILTER_ZEROS, rolloff=FILTER_ROLLOFF)
 
 
