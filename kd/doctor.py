@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,6 +131,18 @@ def check_versions() -> Iterator[Finding]:
         yield Finding("versions", "problem", f"{'; '.join(wrong)}. All: {listed}", advice)
     else:
         yield Finding("versions", "ok", listed)
+
+
+def check_companions() -> Iterator[Finding]:
+    """Whether torchaudio and torchvision were built for the installed torch."""
+    for name in ("torchaudio", "torchvision"):
+        try:
+            import_module(name)
+        except (ImportError, OSError, RuntimeError) as error:  # a shared library or an operator is missing
+            found = f"{name} does not fit torch {torch.__version__}: {error}"
+            yield Finding(
+                name, "problem", found, "install torch, torchaudio and torchvision from one index (docs/install.md)"
+            )
 
 
 def check_gpu() -> Iterator[Finding]:
@@ -410,7 +422,7 @@ def examine(config: DoctorConfig) -> list[Finding]:
     """All findings, in the order of the report. ValueError for an unknown student."""
     with torch.device("meta"):
         create_student(config.student, num_classes=1)  # a wrong name shows before anything is measured
-    findings = [*check_versions(), *check_gpu(), *check_machine(config)]
+    findings = [*check_versions(), *check_companions(), *check_gpu(), *check_machine(config)]
     clips = None
     if config.clips is not None:
         try:

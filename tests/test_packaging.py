@@ -48,3 +48,19 @@ def test_every_script_finds_what_it_imports(folder: str) -> None:
     command = [sys.executable, "-c", f"import {', '.join(names)}"]
     found = subprocess.run(command, cwd=ROOT / folder, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.parametrize("index", [None, "http://localhost/cpu"])
+def test_make_says_how_much_it_will_download_before_it_does(index: str | None, tmp_path: Path) -> None:
+    settings = [f"VENV={tmp_path / 'venv'}", *([f"TORCH_INDEX={index}"] if index else [])]
+    done = subprocess.run(
+        ["make", "--dry-run", "demo", *settings], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    steps = [line for line in done.stdout.splitlines() if "echo 'Inst" in line or "pip install" in line]
+    if index is None:
+        assert "about 6 GB" in steps[0]
+        assert [("--editable" in step, "--index-url" in step) for step in steps[1:]] == [(True, False)]
+    else:
+        assert "about 2 GB" in steps[0]
+        assert [("--editable" in step, "--index-url" in step) for step in steps[1:]] == [(False, True), (True, False)]
+        assert f"--index-url {index} torch torchaudio torchvision" in " ".join(done.stdout.replace("\\\n", "").split())

@@ -74,6 +74,23 @@ def test_bad_data_are_problems_with_advice(
     assert "kd teach" in found["logits"]["advice"]
 
 
+def test_a_torchaudio_for_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(doctor.check_companions()) == []
+
+    def broken(name: str) -> None:
+        if name == "torchaudio":
+            raise OSError("Could not load this library: _torchaudio.so")
+
+    monkeypatch.setattr(doctor, "import_module", broken)
+    (finding,) = doctor.check_companions()
+    assert (finding.topic, finding.status) == ("torchaudio", "problem")
+    assert (
+        finding.found
+        == f"torchaudio does not fit torch {torch.__version__}: Could not load this library: _torchaudio.so"
+    )
+    assert "docs/install.md" in finding.advice
+
+
 def test_versions_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     real = metadata.version
     monkeypatch.setattr(doctor.metadata, "version", lambda name: "1.0" if name == "torch" else real(name))
