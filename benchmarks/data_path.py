@@ -76,7 +76,7 @@ def write_logits(folder: Path, clips: ClipStore, teachers: int) -> LogitEnsemble
             audio_digests=clips.audio_digests(np.arange(len(clips))),
             logit_blocks=[rng.normal(-6, 2, (len(clips), len(clips.class_names))).astype(np.float16)],
             class_names=clips.class_names,
-            teacher={"name": path.stem, "fingerprint": path.stem},
+            teacher={"name": path.stem, "fingerprint": path.stem, "link": "sigmoid"},
             clip_store_fingerprint=clips.fingerprint,
         )
     return LogitEnsemble.open(paths)

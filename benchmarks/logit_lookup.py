@@ -74,7 +74,7 @@ def write_store(path: Path, clips: int) -> None:
         audio_digests=np.zeros((clips, 16), np.uint8),
         logit_blocks=blocks(),
         class_names=[f"class {index}" for index in range(NUM_CLASSES)],
-        teacher={"name": "noise"},
+        teacher={"name": "noise", "link": "sigmoid"},
         clip_store_fingerprint="",
     )
 

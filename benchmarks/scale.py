@@ -142,7 +142,7 @@ def merge_shards(files: Files, config: ScaleConfig) -> str:
         audio_digests=clips.audio_digests(np.arange(len(clips))),
         logit_blocks=work.blocks(),
         class_names=clips.class_names,
-        teacher={"name": "noise", "fingerprint": "0" * 32},
+        teacher={"name": "noise", "fingerprint": "0" * 32, "link": "sigmoid"},
         clip_store_fingerprint=clips.fingerprint,
     )
     work.publish(merged)

@@ -29,7 +29,14 @@ and one of these, to start from a trained student:
   --student mn04 --weights mn04_as.pt   a student of the catalog with weights from a file
 Main options: --help. All options: --help-all."""
 
-ONLY_WITH_LOGITS = ("--label-weight", "--teacher-temperature", "--mixup-of-teacher", "--ensemble", "--missing-logits")
+ONLY_WITH_LOGITS = (
+    "--label-weight",
+    "--teacher-temperature",
+    "--mixup-of-teacher",
+    "--ensemble",
+    "--missing-logits",
+    "--teacher-link",
+)
 
 
 def configure(arguments: Sequence[str]) -> FinetuneConfig:

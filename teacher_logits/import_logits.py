@@ -28,6 +28,7 @@ from audio_datasets.system.command import parse, progress, run_command
 from audio_datasets.system.messages import brief, listed
 from audio_datasets.system.plain_pickle import read_plain_pickle
 from teacher_logits.store import DIGEST_BYTES, LogitStore, to_float16, write_logit_store
+from teacher_logits.stores.links import LinkKind, link_of_classes
 
 ROWS_PER_BLOCK = 4096
 IDS_AT_ONCE = 65_536
@@ -57,6 +58,9 @@ class ImportConfig:
     xxxxxxxxxxx are one clip; or as they are."""
     probabilities: bool = False
     """The array holds probabilities, which are converted to logits."""
+    teacher_link: LinkKind | None = None
+    """The activation that the teacher was trained with: sigmoid (several labels for a clip) or softmax (one label). Default: sigmoid for
+    AudioSet's classes and for probabilities, each of which counts by itself; otherwise not known, and training asks for it."""
     teacher_name: str | None = None
     """Name of the teacher (default: the array's file name)."""
     overwrite: bool = False
@@ -93,14 +97,14 @@ def import_logits(config: ImportConfig) -> LogitStore:
         audio_digests=np.zeros((len(ids), DIGEST_BYTES), dtype=np.uint8),
         logit_blocks=_blocks(rows, ids, config),
         class_names=class_names,
-        teacher=describe_teacher(config),
+        teacher=describe_teacher(config, class_names),
         clip_store_fingerprint=clips.fingerprint if clips is not None else "unknown",
     )
     print(f"{config.out} written: {len(ids)} clips × {len(class_names)} classes")
     return LogitStore.open(config.out)
 
 
-def describe_teacher(config: ImportConfig) -> dict[str, Any]:
+def describe_teacher(config: ImportConfig, class_names: Sequence[str]) -> dict[str, Any]:
     """The stored description of a teacher known only by its predictions. Its fingerprint is a hash of their bytes."""
     state = blake2b(digest_size=16)
     with (
@@ -110,7 +114,11 @@ def describe_teacher(config: ImportConfig) -> dict[str, Any]:
         while block := file.read(BYTES_AT_ONCE):
             state.update(block)
             bar.update(len(block))
+    link = config.teacher_link or ("sigmoid" if config.probabilities else link_of_classes(class_names))
+    if link is None:
+        print("whether the teacher was trained with a sigmoid or a softmax is not known; --teacher-link stores it")
     return {
+        **({} if link is None else {"link": link}),
         "name": config.teacher_name or config.logits.stem,
         "fingerprint": state.hexdigest(),
         "imported_from": config.logits.name,
@@ -300,7 +308,11 @@ def _blocks(rows: np.ndarray, ids: Sequence[str], config: ImportConfig) -> Itera
                         f"{config.logits} has values outside 0 to 1 for {first!r}, so they are not probabilities; "
                         "leave out --probabilities"
                     )
-                values = logit(values)
+                values = (
+                    np.log(np.maximum(values, SMALLEST_PROBABILITY))
+                    if config.teacher_link == "softmax"
+                    else logit(values)
+                )
             elif start == 0 and probable.all():
                 raise ValueError(
                     f"all values for the first {len(values)} clips are between 0 and 1, so they seem to be probabilities, "

@@ -37,6 +37,7 @@ from audio_datasets.tasks.unlabelled import SoundFolder
 from teacher_logits.processes import LONGEST_WAIT, locked_by_main_process, on_main_process, start_accelerator
 from teacher_logits.shard_computing import HeardClips, compute_shards, one_thread_on_cpu, stop_if_asked, views_for
 from teacher_logits.store import LogitStore, write_logit_store
+from teacher_logits.stores.links import LinkKind
 from teacher_logits.stores.rows import check_keep, row_bytes
 from teacher_logits.stores.shards import ShardFolder, shard_rows
 from teacher_logits.teachers.base import Teacher
@@ -78,6 +79,9 @@ class TeachConfig:
     cross_fitted: bool = False
     """For a run with several students, such as one per fold: only the students that were not trained on a clip's labels teach it.
     Clips that all of them were trained on get no logits."""
+    teacher_link: LinkKind | None = None
+    """The activation that the teachers were trained with, where they do not tell: sigmoid (several labels for a clip, as AudioSet) or
+    softmax (one label). It is stored with the logits."""
     class_map: Path | None = None
     """CSV file (columns teacher_class, class) that maps the teachers' classes to those of the clips. A class of the clips gets the
     maximum over the teacher's classes that are mapped to it."""
@@ -243,7 +247,7 @@ class StoreInProgress:
         description = {**teacher.describe(), "mixed_precision": mixed_precision, **described_views}
         self.description: dict[str, Any] = json.loads(json.dumps(description))
         plan = {
-            "teacher": self.description,
+            "teacher": without_link(self.description),  # work may be continued that an older version began
             "clip_store_fingerprint": clips.fingerprint,
             "clips": len(clips),
             "batch_size": config.batch_size,
@@ -304,7 +308,8 @@ class StoreInProgress:
     def _is_complete(self) -> bool:
         """Whether ``path`` is already the wanted store. ValueError if it is another one that may not be replaced."""
         store = LogitStore.open(self.path)
-        same_teacher = store.teacher == self.description and store.keep == self.config.keep
+        same_teacher = store.teacher in (self.description, without_link(self.description))
+        same_teacher = same_teacher and store.keep == self.config.keep
         if same_teacher and store.clip_store_fingerprint == self.clips.fingerprint:
             return True
         if not self.config.restart:
@@ -327,6 +332,11 @@ class StoreInProgress:
             )
 
 
+def without_link(description: dict[str, Any]) -> dict[str, Any]:
+    """A teacher's description as older versions stored it."""
+    return {name: value for name, value in description.items() if name != "link"}
+
+
 def skipped_path(store_path: Path) -> Path:
     """``mn04.h5`` -> ``mn04.skipped.txt``: the list of skipped clips, one per line with the reason."""
     return store_path.with_suffix(".skipped.txt")
@@ -341,6 +351,13 @@ def _load(accelerator: Accelerator, config: TeachConfig, spec: str, clips: Heard
         accelerator.print(f"{spec} has no class names; using those of {clips.path}")
     class_map = read_class_map(config.class_map) if config.class_map else None
     teacher = load_teacher(spec, class_names, config.clip_seconds, cross_fitted=config.cross_fitted)
+    if config.teacher_link is not None:
+        teacher.tell_link(config.teacher_link)
+    elif teacher.link is None:
+        accelerator.print(
+            f"{spec} does not tell whether it was trained with a sigmoid or a softmax; training will ask for it "
+            "(--teacher-link stores it with the logits)"
+        )
     teacher = with_classes_of_clips(teacher, spec, clips, class_map)
     if views_for(teacher, config.views) is None and accelerator.is_main_process:
         left_out = str(_heard(clips, teacher.clip_seconds))

@@ -32,6 +32,7 @@ from audio_datasets.stores.hdf5_arrays import (
 )
 from audio_datasets.system.files import written_aside
 from audio_datasets.system.messages import brief, listed
+from teacher_logits.stores.links import TeacherLink
 from teacher_logits.stores.rows import RowReader, create_rows, open_rows
 
 FORMAT = "kd-logit-store"
@@ -128,6 +129,7 @@ class LogitStore:
         views: settings of the views that the teacher heard; None if it heard the clips themselves.
         num_views: rows of logits for each clip: its number of views, or 1.
         keep: number of logits that are kept in each row, the others being read as a floor; None if all are kept.
+        link: what turns logits into probabilities (``teacher["link"]``); None in stores that do not record it.
         clip_store_fingerprint: fingerprint of the clip store that the teacher heard.
         fingerprint: hash of everything stored here, including logits (``read_fingerprint`` recomputes it).
     """
@@ -143,6 +145,7 @@ class LogitStore:
             self.teacher: dict[str, Any] = self._json(file, "teacher", dict)
             self.views = self._views()
             self.num_views = self.views.views if self.views else 1
+            self.link = self._link()
             self.clip_store_fingerprint = self._text(file, "clip_store_fingerprint")
             self.fingerprint = self._text(file, "fingerprint")
             self._map(file)
@@ -200,6 +203,14 @@ class LogitStore:
             raise ValueError(
                 f"{self.path} is a damaged logit store: the settings of its teacher's views are invalid: {error}"
             ) from error
+
+    def _link(self) -> TeacherLink | None:
+        if "link" not in self.teacher:
+            return None
+        try:
+            return TeacherLink.from_json(self.teacher["link"], len(self.class_names))
+        except ValueError as error:
+            raise ValueError(f"{self.path} is a damaged logit store: {error}") from error
 
     def _map(self, file: h5py.File) -> None:
         """Maps the arrays for looking up ids, opens the logits, and checks types and shapes."""

@@ -142,7 +142,9 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_store(tmp_path_factory.mktemp("clips") / "tiny.h5")
 
 
-def write_tiny_logits(path: Path, store_path: Path, rows: range | None = None, scale: float = 3.0) -> Path:
+def write_tiny_logits(
+    path: Path, store_path: Path, rows: range | None = None, scale: float = 3.0, link: object = "sigmoid"
+) -> Path:
     """A logit store for the clips of a tiny store: ``scale`` where a clip has the label, ``-scale`` elsewhere, some noise."""
     store = ClipStore.open(store_path)
     chosen = np.arange(len(store)) if rows is None else np.array(rows)
@@ -153,7 +155,7 @@ def write_tiny_logits(path: Path, store_path: Path, rows: range | None = None, s
         audio_digests=store.audio_digests(chosen),
         logit_blocks=[(scale * (2 * store.targets(chosen) - 1) + noise).astype(np.float16)],
         class_names=store.class_names,
-        teacher={"name": "tiny", "fingerprint": "0" * 32},
+        teacher={"name": "tiny", "fingerprint": "0" * 32} | ({} if link is None else {"link": link}),
         clip_store_fingerprint=store.fingerprint,
     )
     return path

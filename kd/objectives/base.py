@@ -20,6 +20,7 @@ from kd.data.spectrograms import freq_mixstyle
 from kd.objectives.settings import DistillationConfig, LossConfig
 from students.frontend import LogMel, LogMelConfig, mask_spectrogram, mask_stripes
 from students.interface import StudentOutput
+from teacher_logits.stores.links import TeacherLink
 
 Batch = dict[str, Tensor]
 """A collated batch of ``kd.data.examples.TrainingExamples``: the first axis of each entry is B."""
@@ -40,6 +41,8 @@ class ObjectiveSettings:
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     class_weights: tuple[float, ...] | None = None
     """(C,), from ``label_losses.balanced_class_weights``; None for equal weights."""
+    teacher_link: TeacherLink | None = None
+    """What turns the batch's teacher logits into probabilities; None: a softmax in exclusive groups, otherwise a sigmoid."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the objective's own, by name."""
 
@@ -51,20 +54,23 @@ class ObjectiveSettings:
             "loss": asdict(self.loss),
             "distillation": asdict(self.distillation),
             "class_weights": None if self.class_weights is None else list(self.class_weights),
+            "teacher_link": None if self.teacher_link is None else self.teacher_link.to_json(),
             "options": dict(self.options),
         }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "ObjectiveSettings":
         """The reverse of ``to_json``. KeyError, TypeError or ValueError for other content."""
-        weights = content["class_weights"]
+        weights, link = content["class_weights"], content.get("teacher_link")  # absent in dumps of older versions
+        label_space = LabelSpace.from_json(content["label_space"])
         return cls(
             frontend=LogMelConfig.from_dict(content["frontend"]),
-            label_space=LabelSpace.from_json(content["label_space"]),
+            label_space=label_space,
             embedding_dim=content["embedding_dim"],
             loss=LossConfig(**content["loss"]),
             distillation=DistillationConfig(**content["distillation"]),
             class_weights=None if weights is None else tuple(map(float, weights)),
+            teacher_link=None if link is None else TeacherLink.from_json(link, len(label_space.class_names)),
             options=content["options"],
         )
 

@@ -12,16 +12,28 @@ from audio_datasets.tasks.label_space import LabelSpace
 from kd.data.examples import MIXED_WITH
 from kd.objectives.base import Batch, CallStudent, Objective, ObjectiveSettings
 from kd.objectives.label_losses import LabelLoss, bce_per_clip
+from teacher_logits.stores.links import TeacherLink
 
 
-def distillation_targets(teacher_logits: Tensor, temperature: float, label_space: LabelSpace | None = None) -> Tensor:
-    """The teacher's softened probabilities, (B, C) float32: σ(z_T / T), and softmax(z_T / T) in each exclusive group."""
-    softened = teacher_logits.float() / temperature
+def distillation_targets(
+    teacher_logits: Tensor, temperature: float, label_space: LabelSpace | None = None, link: TeacherLink | None = None
+) -> Tensor:
+    """The teacher's softened probabilities, (B, C) float32: its link's of z_T / T, and softmax(z_T / T) in each exclusive group.
+
+    In an exclusive group the softmax is the teacher's own, or, for a teacher with sigmoids, its distribution given that
+    exactly one class is there: p_c ∏ (1 − p_j) over all other j is proportional to exp(z_c).
+
+    Args:
+        link: None means a sigmoid.
+    """
+    link = link or TeacherLink.whole("sigmoid", teacher_logits.shape[1])
+    of_link = link.probabilities(teacher_logits, temperature)
     if label_space is None or not any(group.exclusive for group in label_space.groups):
-        return torch.sigmoid(softened)
+        return of_link
+    softened = teacher_logits.float() / temperature
     return torch.cat(
         [
-            torch.softmax(softened[:, columns], dim=1) if group.exclusive else torch.sigmoid(softened[:, columns])
+            torch.softmax(softened[:, columns], dim=1) if group.exclusive else of_link[:, columns]
             for group, columns in label_space.parts()
         ],
         dim=1,
@@ -120,4 +132,5 @@ class DistillationObjective(Objective):
         return self._softened(values) if mixes_logits else values, has_teacher
 
     def _softened(self, logits: Tensor) -> Tensor:
-        return distillation_targets(logits, self.distillation.teacher_temperature, self.label_loss.label_space)
+        space, link = self.label_loss.label_space, self.settings.teacher_link
+        return distillation_targets(logits, self.distillation.teacher_temperature, space, link)

@@ -27,6 +27,7 @@ from kd.run_folder.config import as_json
 from kd.run_folder.metrics_log import MetricsLog
 from kd.run_folder.start import EnteredRun, enter_run_folder
 from kd.stages.stage_config import StageConfig
+from kd.stages.teachers import link_for, link_of_space, told_link
 from kd.training.batch_norm.reestimation import BatchNormStatistics, too_few_steps, trained_batch_norms
 from kd.training.checkpoint import require_checkpoint_space, resume_state
 from kd.training.learner import Learner
@@ -57,7 +58,10 @@ class TrainingData:
         return {
             "clips": self.clips.fingerprint,
             "rows": digest_of(self.rows.tobytes()),
-            "teachers": [{"logits": teacher["fingerprint"], "weight": teacher["weight"]} for teacher in teachers],
+            "teachers": [
+                {"logits": teacher["fingerprint"], "weight": teacher["weight"], **told_link(self.teachers)}
+                for teacher in teachers
+            ],
         }
 
 
@@ -182,6 +186,7 @@ def build_objective(config: StageConfig, data: TrainingData, embedding_dim: int,
         loss=config.loss,
         distillation=config.distillation,
         class_weights=class_weights,
+        teacher_link=link_for(data.teachers, loss_space(data.label_space, config.loss)),
         options=config.options_of_objective,
     )
     with torch.random.fork_rng(devices=[]):
@@ -341,6 +346,7 @@ def provenance(
         "training_clips": {"labelled": len(built.batches.labelled), "unlabelled": len(built.batches.unlabelled)},
         "teachers": teachers.describe() if teachers is not None else [],
         "objective": built.config.objective,
+        "link": link_of_space(loss_space(built.data.label_space, built.config.loss)).to_json(),
         "steps": state.step,
         "skipped_steps": state.skipped_steps,
         "batch_norm_clips": built.statistics.num_clips,

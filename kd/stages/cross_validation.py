@@ -15,6 +15,7 @@ from kd.evaluation.baselines import baselines, beside, warnings_of
 from kd.evaluation.label_metrics import metric_names
 from kd.evaluation.predict import drop_skipped
 from kd.evaluation.probe import clips_to_fit, fit_probe
+from kd.objectives.label_losses import loss_space
 from kd.run_folder.config import as_json
 from kd.run_folder.predictions import PREDICTIONS_FILE
 from kd.run_folder.results import PROBE_FOLDER, RESULT_FILE, RESULTS_FILE, Headline, Results, RunResult, read_result
@@ -23,6 +24,7 @@ from kd.stages.build_run import TrainingData, package_versions
 from kd.stages.finetuning_setup import FinetuneSetup
 from kd.stages.fold import train_fold
 from kd.stages.fold_results import fold_metrics, save_probe, write_fold_predictions
+from kd.stages.teachers import link_for
 from students.frontend import LogMel
 from teacher_logits.processes import any_process
 
@@ -65,6 +67,7 @@ class CrossValidation:
             raise ValueError(
                 f"--early-stopping needs validation clips, but {self.setup.task.name} has none; add --valid-share 0.1"
             )
+        link_for(self.setup.teachers, loss_space(self.setup.label_space, self.setup.config.loss))
         for seed in self.setup.config.seeds:
             self.setup.starting_student(seed)
         for part in self.parts:

@@ -17,6 +17,7 @@ from kd.run_folder.config import as_json
 from kd.run_folder.predictions import write_predictions
 from kd.stages.build_run import package_versions
 from kd.stages.finetuning_setup import FinetuneSetup
+from kd.stages.teachers import link_of_space
 from students.card import save_student
 from students.linear_head import with_linear_head
 
@@ -75,6 +76,7 @@ def save_probe(folder: Path, setup: FinetuneSetup, probe: LinearProbe, part: Par
         "clip_seconds": config.clip_seconds,
         "short_clips": config.short_clips,
         "clips": setup.clips.fingerprint,
+        "link": link_of_space(setup.label_space).to_json(),
         "task": setup.task.name,
         "licence_of_the_data": setup.task.licence,
         "seed": seed,

@@ -24,6 +24,7 @@ from kd.training.schedule import ScheduleConfig
 from kd.training.transfer import IMAGENET, check_imagenet_start
 from students.frontend import LogMelConfig
 from teacher_logits.stores.ensemble import MeanOf
+from teacher_logits.stores.links import LinkKind
 
 Flat = tyro.conf.arg(name="")
 
@@ -36,7 +37,16 @@ NOT_IN_STORED_VIEWS = (
 STAGE_GROUPS: HelpGroups = {
     "Student": ("student", "weights", "student_options"),
     "Teachers": (
-        *("logits", "label_weight", "teacher_temperature", "ensemble", "missing_logits", "views", "mixup_of_teacher"),
+        *(
+            "logits",
+            "label_weight",
+            "teacher_temperature",
+            "ensemble",
+            "teacher_link",
+            "missing_logits",
+            "views",
+            "mixup_of_teacher",
+        ),
         *("objective", "objective_options", "unlabelled", "unlabelled_per_labelled"),
     ),
     "Training": (
@@ -76,6 +86,9 @@ class StageConfig:
     its clips too."""
     ensemble: MeanOf = "logits"
     """Several teachers: average their logits or their probabilities."""
+    teacher_link: LinkKind | None = None
+    """Activation that the teachers were trained with, where their logit stores do not record it: sigmoid (several labels for a clip, as
+    AudioSet) or softmax (one label)."""
     missing_logits: Literal["refuse", "label-only", "leave-out"] = "refuse"
     """A training clip without teacher logits: refuse stops, label-only trains on its labels alone, leave-out drops the clip."""
     views: Literal["own", "stored"] = "own"
@@ -124,6 +137,8 @@ class StageConfig:
             raise ValueError("--accept-changes continues the run in the folder and --restart deletes it; choose one")
         if self.logits and self.distillation.label_weight == 1.0:
             raise ValueError("with --label-weight 1 the teachers' --logits are not used; leave out one of the two")
+        if self.teacher_link is not None and not self.logits:
+            raise ValueError("--teacher-link is not used without --logits; leave it out, or give teacher logits")
         if self.loop.batch_size < 2:
             raise ValueError(f"batch_size must be at least 2 (for batch normalisation); found {self.loop.batch_size}")
         if self.views == "stored":
@@ -168,5 +183,6 @@ CHANGES_NOTHING = (
     *("accept_changes", "restart", "on_bad_clip", "workers", "out"),
     *("loop.keep_checkpoints", "loop.checkpoint_every_steps"),
     *("logits", "unlabelled"),  # their contents are compared, by fingerprint
+    "teacher_link",  # compared with the contents
 )
 """Settings that may differ when a run is continued, since they do not change what is trained."""

@@ -5,12 +5,14 @@ from collections.abc import Callable
 import numpy as np
 
 from audio_datasets.system.messages import listed
+from audio_datasets.tasks.label_space import LabelSpace
 from kd.data.sampling import are_labelled
 from kd.data.windows import Clips
 from kd.objectives.catalog import objective_class
 from kd.stages.stage_config import StageConfig
 from students.frontend import LogMelConfig
-from teacher_logits.stores.ensemble import LogitEnsemble
+from teacher_logits.stores.ensemble import LogitEnsemble, ask_for_link
+from teacher_logits.stores.links import TeacherLink
 
 Say = Callable[[str], None]
 
@@ -19,9 +21,52 @@ def open_teachers(config: StageConfig) -> LogitEnsemble | None:
     """The teachers' stored logits, if the configuration names any. Their views are checked against the configuration."""
     if not config.logits:
         return None
-    teachers = LogitEnsemble.open(config.logits, config.ensemble)
+    teachers = LogitEnsemble.open(config.logits, config.ensemble, config.teacher_link)
     check_views(config, teachers)
     return teachers
+
+
+def link_of_space(label_space: LabelSpace) -> TeacherLink:
+    """The link that a student is trained with: a softmax in each group of exclusive classes, otherwise a sigmoid."""
+    groups = label_space.groups
+    return TeacherLink.of_runs([("softmax" if one.exclusive else "sigmoid", len(one.class_names)) for one in groups])
+
+
+def link_for(teachers: LogitEnsemble | None, target: LabelSpace) -> TeacherLink | None:
+    """What turns the teachers' logits into probabilities, for a student with the label space ``target``; None if it does not matter.
+
+    If a single group of exclusive classes is all there is, a softmax of the logits is right for both links: it is what a softmax
+    teacher says, and what a sigmoid teacher says given that exactly one of the classes is there.
+
+    Raises:
+        ValueError: a link that is needed and not known, or that does not fit the target's exclusive classes.
+    """
+    if teachers is None:
+        return None
+    link = teachers.link
+    if link is None:
+        single = len(target.groups) == 1 and target.exclusive
+        if single and (teachers.mean == "logits" or len(teachers.taking_part) == 1):
+            return None
+        raise ValueError(ask_for_link(teachers.without_link))
+    for group, columns in target.parts():
+        if group.exclusive and not is_one_distribution(link, columns):
+            raise ValueError(
+                f"the teacher's link is {link}, so its logits cannot be compared over all {len(group.class_names)} classes of "
+                f"{group.name or 'the task'}, of which a clip has exactly one; use --loss bce"
+            )
+    return link
+
+
+def is_one_distribution(link: TeacherLink, columns: slice) -> bool:
+    """Whether a softmax over these columns of logits is a distribution: within one softmax of the teacher, or over sigmoids alone."""
+    touched = [(kind, run) for kind, run in link.runs() if run.start < columns.stop and columns.start < run.stop]
+    return len(touched) == 1 or all(kind == "sigmoid" for kind, _ in touched)
+
+
+def told_link(teachers: LogitEnsemble) -> dict[str, str]:
+    """What the user's word on the link adds to a run's inputs; nothing for a sigmoid, which earlier versions took for granted."""
+    return {"link": teachers.told} if teachers.told == "softmax" else {}
 
 
 def check_views(config: StageConfig, teachers: LogitEnsemble) -> None:

@@ -78,11 +78,18 @@ def _fill_in(
 ) -> None:
     """The average precisions of one class; ``scores`` (T, n)."""
     weights = np.asarray(ensemble.weights)
+    if ensemble.mean == "probabilities" and any(
+        link is not None and "softmax" in link.kinds for link in ensemble.links
+    ):
+        raise ValueError(
+            "probabilities of a softmax depend on all classes, and precisions are taken class by class; leave out --ensemble "
+            "probabilities, or the teachers that were trained with a softmax"
+        )
 
     def precision_of(stores: np.ndarray) -> float:
         if len(stores) == 1:
             return result.stores[stores[0], index]
-        return average_precision(weighted_mean(scores[stores], weights[stores], ensemble.mean), positive)
+        return average_precision(weighted_mean(scores[stores, :, None], weights[stores], ensemble.mean)[:, 0], positive)
 
     result.stores[:, index] = [average_precision(of_store, positive) for of_store in scores]
     taking_part = np.flatnonzero(weights)

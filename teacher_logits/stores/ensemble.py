@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from scipy.special import expit
 
 from audio_datasets.audio.views import ViewConfig
 from audio_datasets.stores.class_lists import check_same_classes
 from audio_datasets.stores.joined import AnyClips
+from audio_datasets.system.messages import listed
 from teacher_logits.store import ROWS_PER_BLOCK, LogitStore
 from teacher_logits.stores.joined import JoinedLogits
+from teacher_logits.stores.links import LinkKind, TeacherLink
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ class LogitEnsemble:
     weights: tuple[float, ...]
     mean: MeanOf = "logits"
     """Whether the mean is over logits or probabilities; see ``weighted_mean``."""
+    told: LinkKind | None = None
+    """The link of teachers whose stores do not record one, as the user says."""
 
     def __post_init__(self) -> None:
         if not self.stores:
@@ -57,15 +60,20 @@ class LogitEnsemble:
             raise ValueError("every logit store has weight 0; at least one needs a weight above 0")
         for store in self.stores[1:]:
             check_same_classes(self.stores[0].class_names, store.class_names, str(self.stores[0].path), str(store.path))
+        wrong = [store for store in self.stores if self.told and store.link not in (None, self._told_link)]
+        if wrong:
+            raise ValueError(f"{wrong[0].path} records that its teacher's link is {wrong[0].link}, not {self.told}")
 
     @classmethod
-    def open(cls, specs: Sequence[str | Path], mean: MeanOf = "logits") -> "LogitEnsemble":
+    def open(
+        cls, specs: Sequence[str | Path], mean: MeanOf = "logits", told: LinkKind | None = None
+    ) -> "LogitEnsemble":
         """Stores given as ``path`` or ``path:weight``; the weight is 1 if not given.
 
         ``a.h5+b.h5`` stands for two stores of the same teacher for different clips; they count as one.
         """
         paths, weights = zip(*(parse_weighted_path(str(spec)) for spec in specs), strict=True) if specs else ((), ())
-        return cls(tuple(open_logits(path) for path in paths), weights, mean)
+        return cls(tuple(open_logits(path) for path in paths), weights, mean, told)
 
     @property
     def taking_part(self) -> tuple[LogitStore | JoinedLogits, ...]:
@@ -83,6 +91,41 @@ class LogitEnsemble:
             {"teacher": store.teacher, "weight": weight, "mean_of": self.mean, "fingerprint": store.fingerprint}
             for store, weight in zip(self.stores, self.weights, strict=True)
         ]
+
+    @property
+    def _told_link(self) -> TeacherLink | None:
+        return None if self.told is None else TeacherLink.whole(self.told, len(self.class_names))
+
+    @property
+    def links(self) -> tuple[TeacherLink | None, ...]:
+        """The link of each store that takes part: what it records, or else what the user says; None if neither tells."""
+        return tuple(store.link or self._told_link for store in self.taking_part)
+
+    @property
+    def link(self) -> TeacherLink | None:
+        """What turns the logits that ``read`` gives into probabilities; None if it is not known.
+
+        Teachers with different links have no common logits. The mean of their probabilities is read through a sigmoid.
+
+        Raises ValueError for a mean of logits of different links.
+        """
+        first, *others = self.links
+        if first is None or None in others:
+            return None
+        if all(link == first for link in others):
+            return first
+        if self.mean == "logits":
+            store, link = next(pair for pair in zip(self.taking_part, self.links, strict=True) if pair[1] != first)
+            raise ValueError(
+                f"the logits of teachers with different links cannot be averaged: {self.taking_part[0].path} has {first}, "
+                f"{store.path} has {link}; average their probabilities with --ensemble probabilities"
+            )
+        return TeacherLink.whole("sigmoid", len(self.class_names))
+
+    @property
+    def without_link(self) -> list[str]:
+        """Paths of the stores that take part and whose link is not known."""
+        return [str(store.path) for store, link in zip(self.taking_part, self.links, strict=True) if link is None]
 
     @property
     def views(self) -> ViewConfig | None:
@@ -120,7 +163,12 @@ class LogitEnsemble:
         views = None if views is None else np.asarray(views)[present]
         logits = [store.read_rows(found[present], views) for store, found in zip(stores, rows, strict=True)]
         mean = np.zeros((len(ids), len(self.class_names)), dtype=np.float32)
-        mean[present] = weighted_mean(logits, weights, self.mean)
+        if self.mean == "probabilities" and len(stores) > 1:
+            if self.link is None:
+                raise ValueError(ask_for_link(self.without_link))
+            mean[present] = weighted_mean(logits, weights, self.mean, self.links, self.link)
+        else:
+            mean[present] = weighted_mean(logits, weights, "logits")
         return mean, present
 
     def check_against(self, clip_store: AnyClips, rows: np.ndarray | None = None) -> np.ndarray:
@@ -167,6 +215,15 @@ class LogitEnsemble:
             respelled[str(store.path)] = (count + len(other), example)
 
 
+def ask_for_link(paths: Sequence[str]) -> str:
+    """The message about stores that do not record their teacher's link."""
+    return (
+        f"{listed(paths)} {'does' if len(paths) == 1 else 'do'} not record whether the teacher was trained with a sigmoid (several "
+        "labels for a clip, as AudioSet) or with a softmax (one label for each clip). Say so with --teacher-link sigmoid or "
+        "--teacher-link softmax"
+    )
+
+
 def open_logits(path: Path) -> LogitStore | JoinedLogits:
     """The store at ``path``. For ``a.h5+b.h5``, unless there is a file with that name, the stores ``a.h5`` and ``b.h5`` as one."""
     parts = str(path).split("+")
@@ -177,12 +234,23 @@ def open_logits(path: Path) -> LogitStore | JoinedLogits:
     return JoinedLogits([LogitStore.open(part) for part in parts])
 
 
-def weighted_mean(logits: Sequence[np.ndarray], weights: Sequence[float], mean: MeanOf) -> np.ndarray:
-    """The mean of several arrays of logits of the same shape, float32.
+def weighted_mean(
+    logits: Sequence[np.ndarray],
+    weights: Sequence[float],
+    mean: MeanOf,
+    links: Sequence[TeacherLink] | None = None,
+    link: TeacherLink | None = None,
+) -> np.ndarray:
+    """The mean of several arrays of logits (k, C), float32.
 
-    The mean of logits is the geometric mean of the odds. The mean of probabilities is returned as its logit, so that the caller
-    can treat both alike. It favours teachers that are sure of a class over teachers that are sure of its absence: a probability
-    of 10^-6 lowers the mean hardly more than one of 10^-3. Logits are clipped to ±700 for it, which is the range of float64.
+    The mean of logits is the geometric mean of the odds (of the probabilities, behind a softmax). The mean of probabilities is
+    returned as logits, so that the caller can treat both alike. It favours teachers that are sure of a class over teachers that are
+    sure of its absence: a probability of 10^-6 lowers the mean hardly more than one of 10^-3. Logits are clipped to ±700 for it,
+    which is the range of float64.
+
+    Args:
+        links: what turns each array into probabilities, for their mean; a sigmoid if left out.
+        link: through which the result is read.
     """
     shares = np.asarray(weights, dtype=np.float64) / np.sum(weights)
     if mean == "logits" or len(logits) == 1:
@@ -190,13 +258,14 @@ def weighted_mean(logits: Sequence[np.ndarray], weights: Sequence[float], mean: 
         for share, values in zip(shares, logits, strict=True):
             result += np.float32(share) * values
         return result
-    # Average both σ(z) and 1 - σ(z) = σ(-z): neither mean is lost by rounding, so the logit stays finite and precise.
+    sigmoid = TeacherLink.whole("sigmoid", logits[0].shape[1])
+    # Average both p and 1 - p: neither mean is lost by rounding, so the logit stays finite and precise.
     yes, no = np.zeros((2, *logits[0].shape))
-    for share, values in zip(shares, logits, strict=True):
-        values = np.clip(values, -700, 700, dtype=np.float64)
-        yes += share * expit(values)
-        no += share * expit(-values)
-    return (np.log(yes) - np.log(no)).astype(np.float32)
+    for share, values, own in zip(shares, logits, links or [sigmoid] * len(logits), strict=True):
+        present, absent = own.odds(values)
+        yes += share * present
+        no += share * absent
+    return (link or sigmoid).logits_of(yes, no)
 
 
 def parse_weighted_path(spec: str) -> tuple[Path, float]:

@@ -15,6 +15,7 @@ from audio_datasets.stores.hdf5_arrays import decode_ids
 from audio_datasets.system.files import digest_of
 from audio_datasets.system.messages import listed
 from teacher_logits.store import LogitStore
+from teacher_logits.stores.links import TeacherLink
 
 IDS_AT_ONCE = 65_536
 
@@ -34,6 +35,10 @@ class JoinedLogits:
                     f"{first.path} and {store.path} are from different teachers and cannot be joined by '+': found "
                     f"{_named(first)} and {_named(store)}. Separate the teachers of an ensemble by spaces"
                 )
+        if len(links := {store.link for store in stores if store.link is not None}) > 1:
+            raise ValueError(
+                f"{first.path} and the stores joined to it record different links: {listed(map(str, links))}"
+            )
         for one, other in combinations(stores, 2):
             shared = _shared_ids(one, other)
             if shared:
@@ -61,6 +66,11 @@ class JoinedLogits:
     def teacher(self) -> dict[str, Any]:
         """The teacher's description, as in the first store."""
         return self.stores[0].teacher
+
+    @property
+    def link(self) -> TeacherLink | None:
+        """What turns logits into probabilities, as the first store that records it says; None if none does."""
+        return next((store.link for store in self.stores if store.link is not None), None)
 
     @property
     def views(self) -> ViewConfig | None:

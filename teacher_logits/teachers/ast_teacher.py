@@ -12,8 +12,14 @@ from torch import Tensor, nn
 
 from audio_datasets.audio.readers import FASTEST_HZ, SLOWEST_HZ
 from audio_datasets.system.messages import brief, listed
+from teacher_logits.stores.links import LinkKind
 from teacher_logits.teachers.base import Teacher
 
+LINK_OF_PROBLEM: dict[str | None, LinkKind] = {
+    "single_label_classification": "softmax",
+    "multi_label_classification": "sigmoid",
+}
+"""What transformers calls the loss that a model was trained with; None where the configuration does not tell."""
 SHIFT_MS = 10.0  # Kaldi's frames
 
 
@@ -89,6 +95,7 @@ class AstTeacher(Teacher):
                 "activation": config.hidden_act,
                 "norm_epsilon": config.layer_norm_eps,
             },
+            link=LINK_OF_PROBLEM.get(config.problem_type),
         )
         self.network = network
         self.filter_banks = frontend

@@ -10,6 +10,7 @@ from audio_datasets.stores.class_lists import check_class_names
 from audio_datasets.system.files import digest_of
 from students.frontend import LogMel, mask_stripes
 from students.weights import weights_fingerprint
+from teacher_logits.stores.links import LinkKind, TeacherLink, link_of_classes
 
 DEFAULT_CLIP_SECONDS = 10.0  # the clips of AudioSet, which most teachers were trained on
 
@@ -26,6 +27,8 @@ class Teacher(nn.Module):
         clip_seconds: length of the input waveforms; shorter clips are filled up, longer ones cut.
         short_clips: what shorter clips are filled up with: "pad" zeros, or "repeat" the clip, as a student was trained.
         frontend: settings between waveform and network, for the fingerprint and for people. Must be valid JSON.
+        link: what turns the logits into probabilities: the activation that the teacher was trained with, "sigmoid" or "softmax"
+            over all classes, or a ``TeacherLink`` for several groups of classes; None if it is not known.
         architecture: everything else that distinguishes this teacher from another with equal weights. Must be valid JSON.
         log_mel: our front end, for a teacher that uses it and also defines ``logits_of_mel``; None for others. Needed for views
             with jittered mel bands or masked stripes.
@@ -42,6 +45,7 @@ class Teacher(nn.Module):
         short_clips: str = "pad",
         frontend: dict[str, Any] | None = None,
         architecture: dict[str, Any] | None = None,
+        link: LinkKind | TeacherLink | None = None,
     ) -> None:
         super().__init__()
         if not (isinstance(sample_rate_hz, int) and sample_rate_hz > 0):
@@ -58,6 +62,8 @@ class Teacher(nn.Module):
         self.frontend = frontend or {}
         self.log_mel: LogMel | None = None
         self.is_choosy = False
+        link = link or link_of_classes(self.class_names)
+        self.link = TeacherLink.whole(link, len(self.class_names)) if isinstance(link, str) else link
         self.architecture = architecture or {"class": f"{type(self).__module__}.{type(self).__qualname__}"}
 
     def forward(self, waveform: Tensor) -> Tensor:
@@ -101,7 +107,19 @@ class Teacher(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """The description for a logit store, ready for JSON."""
-        return {**self._settings(), "weights_fingerprint": weights_fingerprint(self), "fingerprint": self.fingerprint}
+        # The link changes no logit, so it is no part of the fingerprint.
+        link = {} if self.link is None else {"link": self.link.to_json()}
+        fingerprints = {"weights_fingerprint": weights_fingerprint(self), "fingerprint": self.fingerprint}
+        return {**self._settings(), **fingerprints, **link}
+
+    def tell_link(self, kind: LinkKind) -> None:
+        """Sets the link as the user says. Raises ValueError if the teacher is known to have another."""
+        told = TeacherLink.whole(kind, len(self.class_names))
+        if self.link not in (None, told):
+            raise ValueError(
+                f"teacher {self.name!r} was trained with the link {self.link}; found --teacher-link {kind}"
+            )
+        self.link = told
 
     def _settings(self) -> dict[str, Any]:
         return {

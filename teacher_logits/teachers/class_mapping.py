@@ -3,7 +3,8 @@
 The logit of a target class is the maximum over the teacher classes that are mapped to it. A clip has the target if it has any
 of them. The maximum belongs to the most probable one. Its probability never exceeds that of the union, and equals it
 for nested classes, as in AudioSet's ontology. (A mean would lower a target with every additional teacher class; a
-sum of probabilities would count nested classes twice.)
+sum of probabilities would count nested classes twice.) For a teacher trained with a softmax, whose classes exclude each other, the
+sum of probabilities is exact, and is taken.
 """
 
 import csv
@@ -62,7 +63,7 @@ def read_class_map(path: Path) -> ClassMap:
 
 
 class MappedTeacher(Teacher):
-    """A teacher whose logits are mapped to other classes, as the maximum over the teacher classes of each.
+    """A teacher whose logits are mapped to other classes: the maximum over the teacher classes of each, or behind a softmax their sum.
 
     The map and the teacher's original class names are part of ``architecture``, and therefore of the fingerprint.
     """
@@ -80,6 +81,14 @@ class MappedTeacher(Teacher):
             raise ValueError(
                 f"the class map names classes that teacher {teacher.name!r} does not have: {listed(unknown)}"
             )
+        self.sums = teacher.link is not None and "softmax" in teacher.link.kinds
+        if self.sums and len(teacher.link.kinds) > 1:
+            raise ValueError(
+                f"a class map is for teachers with one group of classes; teacher {teacher.name!r} has {teacher.link}"
+            )
+        sources = [source for name in names for source in class_map[name]]
+        each_once = sorted(sources) == sorted(teacher.class_names)
+        link = teacher.link and ("softmax" if self.sums and each_once else "sigmoid")
         super().__init__(
             teacher.name,
             names,
@@ -91,7 +100,9 @@ class MappedTeacher(Teacher):
                 "teacher": teacher.architecture,
                 "teacher_class_names": list(teacher.class_names),
                 "class_map": {name: list(class_map[name]) for name in names},
+                **({"mapped": "sums of probabilities"} if self.sums else {}),
             },
+            link=link,
         )
         self.teacher = teacher
         self.log_mel = teacher.log_mel
@@ -101,6 +112,8 @@ class MappedTeacher(Teacher):
         places = [[place_of[source] for source in class_map[name]] for name in names]
         table = torch.tensor([row + row[:1] * (most - len(row)) for row in places])
         self.register_buffer("table", table, persistent=False)
+        is_repeated = torch.tensor([[place >= len(row) for place in range(most)] for row in places])
+        self.register_buffer("is_repeated", is_repeated, persistent=False)
         self.eval()
 
     def forward(self, waveform: Tensor) -> Tensor:
@@ -120,7 +133,14 @@ class MappedTeacher(Teacher):
         return self._mapped(self.teacher.hear_clips(clip_ids, waveform, band_edges, stripes))
 
     def _mapped(self, logits: Tensor) -> Tensor:
-        return logits[:, self.table].amax(2)
+        if not self.sums:
+            return logits[:, self.table].amax(2)
+        # Classes that exclude each other: a class's probability is the sum of those that are mapped to it.
+        parts = torch.log_softmax(logits.double(), dim=1)[:, self.table].masked_fill(self.is_repeated, -torch.inf)
+        log_p = parts.logsumexp(2).clamp(max=0.0)
+        if self.link.kinds == ("softmax",):
+            return log_p.to(logits.dtype)
+        return (log_p - torch.log(-torch.expm1(log_p).clamp(max=-1e-12))).to(logits.dtype)
 
 
 def with_classes_of_clips(
@@ -150,4 +170,8 @@ def load_teacher_as_stored(spec: str, stored: Mapping[str, Any], class_names: Se
         return load_teacher(spec, class_names, clip_seconds, cross_fitted="cross_fitted" in architecture)
     cross_fitted = "cross_fitted" in architecture.get("teacher", {})
     teacher = load_teacher(spec, architecture["teacher_class_names"], clip_seconds, cross_fitted=cross_fitted)
+    if "mapped" not in architecture:
+        teacher.link = None  # as when nothing was known of it, and the maximum was taken
+    elif teacher.link is None:
+        teacher.tell_link("softmax")
     return MappedTeacher(teacher, class_names, architecture["class_map"])

@@ -10,8 +10,9 @@ from students import create_student, list_students, load_weights
 from students.card import load_student
 from students.catalog import list_families
 from students.frontend import LogMel, LogMelConfig
-from students.interface import Student
+from students.interface import Student, StudentCard
 from students.weights import OtherClasses, student_from_weights
+from teacher_logits.stores.links import TeacherLink
 from teacher_logits.teachers.base import DEFAULT_CLIP_SECONDS, Teacher
 
 
@@ -26,6 +27,7 @@ class StudentTeacher(Teacher):
         frontend: LogMelConfig,
         clip_seconds: float = DEFAULT_CLIP_SECONDS,
         short_clips: str = "pad",
+        link: TeacherLink | None = None,
     ) -> None:
         super().__init__(
             name,
@@ -35,6 +37,7 @@ class StudentTeacher(Teacher):
             short_clips=short_clips,
             frontend=frontend.to_dict(),
             architecture=dataclasses.asdict(student.config),
+            link=link,
         )
         self.log_mel = LogMel(frontend)
         self.student = student
@@ -54,8 +57,22 @@ def teacher_from_run(folder: Path) -> Teacher:
     student = load_student(folder)
     card = student.card
     clip_seconds = card.provenance.get("clip_seconds", DEFAULT_CLIP_SECONDS)
-    short_clips = card.provenance.get("short_clips", "pad")
-    return StudentTeacher(folder.resolve().name, card.class_names, student, card.frontend, clip_seconds, short_clips)
+    short_clips, link = card.provenance.get("short_clips", "pad"), link_of_card(card)
+    name = folder.resolve().name
+    return StudentTeacher(name, card.class_names, student, card.frontend, clip_seconds, short_clips, link)
+
+
+def link_of_card(card: StudentCard) -> TeacherLink | None:
+    """The link that a student was trained with; None if its card does not tell, as older cards of single-label tasks do not.
+
+    Raises ValueError for a card whose link is damaged.
+    """
+    content = card.provenance.get("link")
+    if content is None:
+        config = card.provenance.get("config")
+        loss = config.get("loss") if isinstance(config, dict) else None
+        content = "sigmoid" if isinstance(loss, dict) and loss.get("loss") == "bce" else None
+    return None if content is None else TeacherLink.from_json(content, len(card.class_names))
 
 
 def other_classes(weights: str, in_file: int, given: int) -> str:

@@ -7,6 +7,7 @@ The input must have shape (batch, samples) or (batch, 1, bands, frames). Everyth
     sample_rate_hz   sample rate of the waveform; default: 32000, with a warning
     clip_seconds     length of clips that the model is for; default: the input's length if it is fixed, otherwise 10
     frontend         JSON object, settings of students.frontend.LogMelConfig; default: the defaults of that class
+    link             "sigmoid" or "softmax", the activation that the model was trained with; default: not known
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from audio_datasets.stores.class_lists import check_class_names
 from students.frontend import LogMel, LogMelConfig
+from teacher_logits.stores.links import TeacherLink
 from teacher_logits.teachers.base import DEFAULT_CLIP_SECONDS, Teacher
 
 LARGEST_AXIS = 2**27
@@ -115,6 +117,15 @@ class OnnxModel:
             return DEFAULT_SAMPLE_RATE_HZ
         return rate
 
+    def link(self, num_classes: int) -> TeacherLink | None:
+        """What turns the logits into probabilities, if the metadata tells."""
+        if "link" not in self.metadata:
+            return None
+        try:
+            return TeacherLink.from_json(self._json("link", (str, list)), num_classes)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from error
+
     def clip_seconds(self, positions_per_second: float) -> float:
         """``positions_per_second``: samples or frames."""
         seconds = self._json("clip_seconds", (int, float))
@@ -196,6 +207,7 @@ class OnnxTeacher(Teacher):
             clip_seconds=model.clip_seconds(positions_per_second),
             frontend=log_mel.config.to_dict() if log_mel else None,
             architecture={"onnx": model.digest(), "output": model.output_name},
+            link=model.link(len(class_names)),
         )
         self.log_mel = log_mel
         self.model = model

@@ -61,9 +61,9 @@ class RunEnsemble(Teacher):
         """
         first = members[0]
         for member in members[1:]:
-            if (member.class_names, member.frontend) != (first.class_names, first.frontend):
+            if (member.class_names, member.frontend, member.link) != (first.class_names, first.frontend, first.link):
                 raise ValueError(
-                    f"the students of {name} differ in their classes or front ends, so there is no mean of them"
+                    f"the students of {name} differ in their classes, front ends or links, so there is no mean of them"
                 )
         architecture: dict[str, Any] = {"mean_of": [member.architecture for member in members]}
         if trained_on is not None:
@@ -75,6 +75,7 @@ class RunEnsemble(Teacher):
             clip_seconds=max(member.clip_seconds for member in members),
             frontend=first.frontend,
             architecture=architecture,
+            link=first.link,
         )
         self.log_mel = first.log_mel
         self.members = nn.ModuleList(members)

@@ -109,14 +109,14 @@ def test_a_student_from_scratch_gets_the_batch_norm_statistics_of_its_training_c
     clips, _ = read_task(get_task("esc50"), data)
     (part,), _ = partitions(clips, folds=(2,), valid_share=0.34)
     assert f"batch-norm statistics recomputed from {len(part.train)} training clips" in said
-    student, card = load_student(out / "fold2")
+    student = load_student(out / "fold2")
     norms = [layer for layer in student.eval().modules() if isinstance(layer, torch.nn.BatchNorm2d)]
     saved = [torch.cat([layer.running_mean, layer.running_var]).clone() for layer in norms]
     for layer in norms:
         layer.train().momentum = 1.0  # PyTorch then keeps the statistics of the last batch
     heard = [clips.waveform(int(row), 32000, 0.0, 0.4) for row in part.train]
     with torch.no_grad():
-        student(LogMel(card.frontend)(torch.stack([torch.from_numpy(waveform) for waveform in heard])))
+        student(LogMel(student.card.frontend)(torch.stack([torch.from_numpy(waveform) for waveform in heard])))
     for layer, values in zip(norms[:1], saved[:1], strict=True):  # which part of a clip is heard is drawn
         torch.testing.assert_close(torch.cat([layer.running_mean, layer.running_var]), values, rtol=0.1, atol=0.1)
     assert float(saved[0].sub(torch.tensor([0.0] * 8 + [1.0] * 8)).abs().max()) > 0.5

@@ -67,7 +67,20 @@ def test_nine_stores_make_one_ensemble_and_a_student(recordings, stores, tmp_pat
     np.testing.assert_allclose(logits, np.mean(each, axis=0), atol=1e-5)
 
     run = tmp_path / "run"
-    words = ["--clips", recordings, "--logits", *stores, "--out", run, "--student", "mn01", "--clip-seconds", 2]
+    words = [
+        "--clips",
+        recordings,
+        "--logits",
+        *stores,
+        "--teacher-link",
+        "sigmoid",
+        "--out",
+        run,
+        "--student",
+        "mn01",
+        "--clip-seconds",
+        2,
+    ]
     assert pretrain([*map(str, words), "--epochs", "1", "--batch-size", "10", "--workers", "0"]) == 0
     provenance = json.loads((run / "student.json").read_text())["provenance"]
     assert len(provenance["teachers"]) == 9
@@ -89,7 +102,19 @@ def test_a_store_with_a_class_less_is_refused(recordings, stores, tmp_path, caps
     with h5py.File(shorter, "r+") as file:
         names = json.loads(file.attrs["class_names"])
         file.attrs["class_names"] = json.dumps(names[:-1])
-    words = ["--clips", recordings, "--logits", *stores[1:], shorter, "--out", tmp_path / "run", "--student", "mn01"]
+    words = [
+        "--clips",
+        recordings,
+        "--logits",
+        *stores[1:],
+        shorter,
+        "--teacher-link",
+        "sigmoid",
+        "--out",
+        tmp_path / "run",
+        "--student",
+        "mn01",
+    ]
     assert pretrain([*map(str, words), "--epochs", "1"]) == 2
     assert str(shorter) in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -390,7 +390,7 @@ def write_kitchen_logits(path: Path, data: Path) -> Path:
         audio_digests=np.zeros((len(clips), 16), dtype=np.uint8),
         logit_blocks=[(4 * clips.targets(np.arange(len(clips))) - 2).astype(np.float16)],
         class_names=clips.class_names,
-        teacher={"name": "own", "fingerprint": "0" * 32},
+        teacher={"name": "own", "fingerprint": "0" * 32, "link": "sigmoid"},
         clip_store_fingerprint="0" * 32,
     )
     return path
@@ -450,7 +450,7 @@ def test_a_task_of_the_package_takes_student_and_objective_from_outside(
         audio_digests=np.zeros((len(clips), 16), dtype=np.uint8),
         logit_blocks=[(4 * clips.targets(np.arange(len(clips))) - 2).astype(np.float16)],
         class_names=clips.class_names,
-        teacher={"name": "own", "fingerprint": "0" * 32},
+        teacher={"name": "own", "fingerprint": "0" * 32, "link": "sigmoid"},
         clip_store_fingerprint="0" * 32,
     )
     command = ["--task", "esc50", "--data", str(data), "--logits", str(tmp_path / "logits.h5"), *SHORT, "--no-report"]

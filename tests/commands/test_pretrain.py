@@ -80,12 +80,12 @@ def test_the_students_batch_norms_know_its_weights(
     assert "4 steps are too few for batch norms with momentum 0.01" in said
     assert "recomputed from 8" not in said
     clips = ClipStore.open(tiny_store)
-    mel = LogMel(load_student(tmp_path / "kept")[1].frontend)(
+    mel = LogMel(load_student(tmp_path / "kept").card.frontend)(
         torch.stack([torch.from_numpy(clips.waveform(row, 32000, 0.0, 0.4)) for row in range(8)])
     )
     for name, heard in (("renewed", 8), ("kept", 0)):
-        student, card = load_student(tmp_path / name)
-        assert card.provenance["batch_norm_clips"] == heard
+        student = load_student(tmp_path / name)
+        assert student.card.provenance["batch_norm_clips"] == heard
         norms = [layer for layer in student.eval().modules() if isinstance(layer, torch.nn.BatchNorm2d)]
         saved = [torch.cat([layer.running_mean, layer.running_var]).clone() for layer in norms]
         for layer in norms:
@@ -277,7 +277,7 @@ def test_missing_logits(
 
 WRONG = {
     "no such file": (["--clips", "absent.h5", "--label-weight", "1"], "absent.h5"),
-    "neither logits nor labels alone": ([], "no --logits are given"),
+    "neither logits nor labels alone": ([], "there are no --logits"),
     "unknown student": (["--label-weight", "1", "--student", "mn99"], "mn99"),
     "unknown option": (["--label-weight", "1", "--student-options", "wdith=0.1"], "wdith"),
     "option without value": (["--label-weight", "1", "--student-options", "width"], "NAME=VALUE"),
@@ -337,3 +337,26 @@ def test_a_loss_that_is_not_finite_names_the_clips(
     shown = capsys.readouterr().err
     assert "not finite" in shown
     assert "clip-00" in shown
+
+
+def test_stores_that_do_not_record_their_teachers_link_are_asked_about(
+    tiny_store: Path, make_tiny_logits: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    store = make_tiny_logits("old.h5", tiny_store, link=None)
+    old = ["--logits", str(store), "--epochs", "1", "--batch-norm-clips", "0"]
+    assert main(arguments(tiny_store, tmp_path / "asked", *old)) == 2
+    shown = capsys.readouterr().err
+    assert "old.h5' does not record whether the teacher was trained with a sigmoid" in shown
+    assert "--teacher-link" in shown
+    assert not (tmp_path / "asked").exists()
+    weights = []
+    for link in ("sigmoid", "softmax"):
+        assert main(arguments(tiny_store, tmp_path / link, *old, "--teacher-link", link)) == 0
+        weights.append(load_file(tmp_path / link / "student.safetensors")["features.0.0.weight"])
+    assert not torch.equal(*weights)
+    assert load_student(tmp_path / "sigmoid").card.provenance["link"] == "sigmoid"  # of the student, for its own pupils
+    assert main(arguments(tiny_store, tmp_path / "softmax", *old, "--teacher-link", "sigmoid")) == 2
+    assert "another configuration" in capsys.readouterr().err
+    options = ["--label-weight", "1", "--teacher-link", "sigmoid"]
+    assert main(arguments(tiny_store, tmp_path / "none", *options)) == 2
+    assert "--teacher-link is not used without --logits" in capsys.readouterr().err

@@ -158,7 +158,7 @@ def test_a_store_of_views_tells_what_it_holds(tiny_store, hashing, tmp_path, cap
 
 
 def pretrained(store: Path, logits: list[Path], out: Path, *more: str) -> int:
-    words = ("--clips", store, "--logits", *logits, "--out", out, "--student", "mn01")
+    words = ("--clips", store, "--logits", *logits, "--teacher-link", "sigmoid", "--out", out, "--student", "mn01")
     try:
         return pretrain.main([*map(str, words), "--epochs", "1", "--batch-size", "4", "--workers", "0", *more])
     except SystemExit as end:  # a setting that can be told from the command line alone

@@ -276,7 +276,7 @@ def joined_files(folder: Path) -> list[Path]:
             audio_digests=clips.audio_digests(np.arange(3)),
             logit_blocks=[generator(5, "fuzz joined", 0, number).standard_normal((3, 3)).astype(np.float16)],
             class_names=CLASSES,
-            teacher={"name": "t", "fingerprint": "0" * 32},
+            teacher={"name": "t", "fingerprint": "0" * 32, "link": "sigmoid"},
             clip_store_fingerprint=clips.fingerprint,
         )
     return [root / "two.h5", root / "two-logits.h5", root / "one.h5"]

@@ -86,7 +86,11 @@ def compact_stores(folder: Path) -> list[Path]:
             audio_digests=clips.audio_digests(np.arange(len(clips))),
             logit_blocks=[generator(5, "fuzz compact").standard_normal((count, len(CLASSES))).astype(np.float16)],
             class_names=CLASSES,
-            teacher={"name": "t", "fingerprint": "0" * 32, **({"views": vars(views)} if views else {})},
+            teacher={
+                "name": "t",
+                "fingerprint": "0" * 32,
+                **({"views": vars(views), "link": "sigmoid"} if views else {}),
+            },
             clip_store_fingerprint=clips.fingerprint,
         )
         write_compact(LogitStore.open(dense), root / f"{name}-compact.h5", 2)

@@ -68,7 +68,7 @@ def write_pretrain_scene(folder: Path) -> None:
         audio_digests=clips.audio_digests(np.arange(CLIPS)),
         logit_blocks=[rng.normal(0, 2, (CLIPS, len(CLASSES))).astype(np.float16)],
         class_names=CLASSES,
-        teacher={"name": "noise", "fingerprint": "0" * 32},
+        teacher={"name": "noise", "fingerprint": "0" * 32, "link": "sigmoid"},
         clip_store_fingerprint=clips.fingerprint,
     )
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from scipy.special import softmax
 
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
@@ -14,6 +16,7 @@ from audio_datasets.system.randomness import generator
 from teacher_logits.import_logits import logit, main
 from teacher_logits.store import LogitStore
 from teacher_logits.stores.ensemble import LogitEnsemble
+from teacher_logits.stores.links import TeacherLink
 from teacher_logits.verify import VerifyConfig, verify
 
 CLASSES = tuple(f"class {index}" for index in range(527))
@@ -212,3 +215,23 @@ def test_clips_that_would_share_logits_are_refused(published: Path, capsys: pyte
     clips = clip_store(published / "clips.h5", [f"0/{NAMES[0]}.mp3", f"1/{NAMES[0]}.mp3", NAMES[1]])
     assert run(published, "--clips", str(clips)) == 2
     assert f"would all get the logits of '{NAMES[0]}'" in capsys.readouterr().err
+
+
+def test_the_teachers_link_is_stored(published: Path, capsys: pytest.CaptureFixture) -> None:
+    store = published / "teacher.h5"
+    assert run(published) == 0
+    assert LogitStore.open(store).link is None
+    assert "sigmoid or a softmax is not known; --teacher-link stores it" in capsys.readouterr().out
+    assert run(published, "--overwrite", "--teacher-link", "softmax") == 0
+    assert LogitStore.open(store).link == TeacherLink.whole("softmax", 527)
+    shares = softmax(np.load(published / "predictions.npy"), axis=1)
+    np.save(published / "shares.npy", shares)
+    expected = shares[[6, 0, 5, 1, 4, 3]]
+    for options in ((), ("--teacher-link", "softmax")):
+        assert run(published, "--overwrite", "--probabilities", *options, logits="shares.npy") == 0
+        opened = LogitStore.open(store)
+        found = opened.link.probabilities(torch.from_numpy(opened.read(NAMES)))
+        np.testing.assert_allclose(found, expected, rtol=0.01, atol=1e-6)
+    (published / "classes.txt").write_text("\n".join([*CLASSES[2:], "Speech", "Male speech, man speaking"]))
+    assert run(published, "--overwrite") == 0
+    assert LogitStore.open(store).link == TeacherLink.whole("sigmoid", 527)

@@ -343,3 +343,17 @@ def test_two_runs_do_not_write_one_store(clips, own_teachers, tmp_path, capsys):
         assert main(arguments(clips, [f"{own_teachers}:good"], out)) == 2
     assert f"statistics.h5 is in use by process {os.getpid()} on " in capsys.readouterr().err
     assert not any(out.iterdir())
+
+
+def test_the_teachers_link_is_stored(clips, run_folder, tmp_path, capsys):
+    out = tmp_path / "logits"
+    (path,) = teach(config(clips, [str(run_folder)], out))
+    assert "does not tell whether it was trained with a sigmoid or a softmax" in capsys.readouterr().out
+    assert LogitStore.open(path).link is None
+    teach(config(clips, [str(run_folder)], out, teacher_link="softmax"))  # the logits are the same
+    assert "is complete" in capsys.readouterr().out
+    (path,) = teach(config(clips, [str(run_folder)], tmp_path / "told", teacher_link="softmax"))
+    assert LogitStore.open(path).link.to_json() == "softmax"
+    assert "does not tell" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match="another teacher or other settings"):
+        teach(config(clips, [str(run_folder)], tmp_path / "told", teacher_link="sigmoid"))

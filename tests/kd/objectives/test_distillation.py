@@ -1,5 +1,9 @@
+import json
+from dataclasses import replace
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audio_datasets.tasks.label_space import LabelSpace
@@ -9,6 +13,7 @@ from kd.objectives.label_losses import bce_per_clip
 from kd.objectives.settings import DistillationConfig
 from students.frontend import LogMel, LogMelConfig
 from students.interface import StudentOutput
+from teacher_logits.stores.links import TeacherLink
 
 
 class MeanStudent(nn.Module):
@@ -153,3 +158,31 @@ def test_a_clip_without_labels_learns_from_its_teacher_at_full_weight(exclusive:
     expected = 0.3 * label.mean() + (0.7 * taught[[0, 3]].sum() + taught[[1, 2]].sum()) / 4
     torch.testing.assert_close(losses["loss"].detach(), expected)
     torch.testing.assert_close(losses["label_loss"].detach(), label.mean())
+
+
+def test_a_softmax_teacher_is_read_through_its_softmax() -> None:
+    """In binary cross entropy as well; exclusive classes get the teacher's distribution from either link."""
+    logits, softmax = torch.tensor([[6.0, 0.0, 1.0], [2.0, 2.5, -4.0]]), TeacherLink.whole("softmax", 3)
+    odds = (logits / 2.0).exp()
+    expected = odds / odds.sum(1, keepdim=True)
+    torch.testing.assert_close(distillation_targets(logits, 2.0, None, softmax), expected)
+    one = LabelSpace.single(("a", "b", "c"), exclusive=True)
+    for link in (softmax, None):
+        torch.testing.assert_close(distillation_targets(logits, 2.0, one, link), expected)
+    assert distillation_targets(logits, 1.0).mean() > distillation_targets(logits, 1.0, None, softmax).mean()
+    # A sigmoid teacher, given that exactly one class is there: p_c times all other 1 - p_j.
+    p = torch.sigmoid(logits)
+    alone = torch.stack([p[:, c] * torch.cat([1 - p[:, :c], 1 - p[:, c + 1 :]], 1).prod(1) for c in range(3)], 1)
+    torch.testing.assert_close(distillation_targets(logits, 1.0, one), alone / alone.sum(1, keepdim=True))
+
+
+def test_the_link_reaches_the_loss_and_the_dump() -> None:
+    settings = replace(objective().settings, teacher_link=TeacherLink.whole("softmax", 3))
+    assert ObjectiveSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+    student, data = MeanStudent(), batch()
+    del data["mix_weight"]
+    losses = DistillationObjective(settings)(student, data)
+    logits = student(student.seen).logits
+    teacher = torch.softmax(data["teacher_logits"], 1)
+    expected = -(teacher * F.logsigmoid(logits) + (1 - teacher) * F.logsigmoid(-logits)).mean()
+    torch.testing.assert_close(losses["distillation_loss"], expected)

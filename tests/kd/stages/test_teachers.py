@@ -9,10 +9,12 @@ import pytest
 import soundfile
 
 from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.tasks.label_space import LabelGroup, LabelSpace
 from audio_datasets.tasks.unlabelled import SoundFolder
 from kd.data.unlabelled import WithUnlabelled
 from kd.stages.stage_config import StageConfig
-from kd.stages.teachers import open_teachers, training_rows
+from kd.stages.teachers import link_for, link_of_space, open_teachers, told_link, training_rows
+from teacher_logits.stores.links import TeacherLink
 
 
 def stage(**settings: Any) -> StageConfig:
@@ -71,3 +73,43 @@ def test_a_clip_with_neither_labels_nor_logits_is_left_out_aloud(
         training_rows(stage(unlabelled=(more,)), None, clips, rows, said.append)
     with pytest.raises(ValueError, match="no training clip has labels or teacher logits"):
         training_rows(stage(), None, clips, rows[2:], said.append)
+
+
+# -- Links -------------------------------------------------------------------------------------------------------------
+
+CLASS_NAMES = ("hiss", "hum, low", "click")
+SEVERAL, ONE = (LabelSpace.single(CLASS_NAMES, exclusive) for exclusive in (False, True))
+
+
+@pytest.mark.parametrize("link", ["sigmoid", "softmax", None])
+def test_a_link_is_asked_for_where_it_matters(
+    link: str | None, tiny_store: Path, make_tiny_logits: Callable[..., Path]
+) -> None:
+    logits = str(make_tiny_logits("logits.h5", tiny_store, link=link))
+    teachers = open_teachers(stage(logits=(logits,)))
+    if link is None:
+        assert link_for(teachers, ONE) is None
+        for config in (stage(logits=(logits,)), stage(logits=(logits, logits), ensemble="probabilities")):
+            with pytest.raises(
+                ValueError, match=r"logits\.h5' .*not record whether the teacher was trained with a sigmoid"
+            ):
+                link_for(open_teachers(config), SEVERAL)
+        told = open_teachers(stage(logits=(logits,), teacher_link="softmax"))
+        assert link_for(told, SEVERAL) == TeacherLink.whole("softmax", 3)
+        assert told_link(told) == {"link": "softmax"}
+    else:
+        assert link_for(teachers, SEVERAL) == link_for(teachers, ONE) == TeacherLink.whole(link, 3)
+        assert told_link(teachers) == {}
+    assert link_for(None, SEVERAL) is None
+
+
+def test_logits_of_several_softmaxes_are_not_compared_with_one_another(
+    tiny_store: Path, make_tiny_logits: Callable[..., Path]
+) -> None:
+    pair = TeacherLink.of_runs([("softmax", 2), ("sigmoid", 1)])
+    logits = make_tiny_logits("logits.h5", tiny_store, link=pair.to_json())
+    teachers = open_teachers(stage(logits=(str(logits),)))
+    with pytest.raises(ValueError, match="cannot be compared over all 3 classes of the task.*--loss bce"):
+        link_for(teachers, ONE)
+    groups = LabelSpace((LabelGroup("a", CLASS_NAMES[:2], True), LabelGroup("b", CLASS_NAMES[2:], False)))
+    assert link_for(teachers, groups) == link_for(teachers, SEVERAL) == pair == link_of_space(groups)

@@ -24,7 +24,7 @@ def write(path: Path, ids, logits=None, classes=CLASSES, digests=None) -> np.nda
         audio_digests=np.zeros((len(ids), 16), np.uint8) if digests is None else digests,
         logit_blocks=[logits],
         class_names=classes,
-        teacher={"name": "T", "fingerprint": "f"},
+        teacher={"name": "T", "fingerprint": "f", "link": "sigmoid"},
         clip_store_fingerprint="clips",
     )
     return logits

@@ -185,3 +185,18 @@ def test_bare_weights_with_a_class_list_of_their_own(run_folder: Path, tiny_stor
     assert stored.class_names == CLASSES
     # The store tells the class list and the map, so verify needs neither.
     assert verify(["--clips", str(tiny_store), "--logits", str(stored.path), "--teacher", f"mn01@{weights}"]) == 0
+
+
+def test_classes_that_exclude_each_other_are_mapped_by_sums_of_probabilities() -> None:
+    whole = {**MAP, "click": ("Click", "Music")}
+    for class_map, link in ((MAP, "sigmoid"), (whole, "softmax")):
+        teacher = FiveClasses()
+        teacher.tell_link("softmax")
+        mapped, waveform = MappedTeacher(teacher, CLASSES, class_map), 0.1 * torch.randn(4, 16000)
+        p = torch.softmax(teacher(waveform), 1)
+        expected = torch.stack([sum(p[:, OTHER.index(source)] for source in class_map[name]) for name in CLASSES], 1)
+        assert mapped.describe()["link"] == link
+        torch.testing.assert_close(mapped.link.probabilities(mapped(waveform)), expected, rtol=1e-4, atol=1e-5)
+        stored = mapped.describe()
+        assert stored["architecture"]["mapped"] == "sums of probabilities"
+        assert stored["fingerprint"] != MappedTeacher(FiveClasses(), CLASSES, class_map).fingerprint

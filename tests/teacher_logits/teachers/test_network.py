@@ -1,5 +1,7 @@
 """Networks of ours as teachers: from run folders and bare weights, and what their fingerprint covers."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -80,3 +82,31 @@ def test_a_public_checkpoint_gives_its_reference_logits(reference_dir):
     with torch.inference_mode():
         logits = teacher(waveform).numpy()
     np.testing.assert_allclose(logits, reference["logits"], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("provenance", "link"),
+    [
+        ({"link": "softmax"}, "softmax"),
+        ({"link": [["softmax", 2], ["sigmoid", 1]]}, [["softmax", 2], ["sigmoid", 1]]),
+        ({"config": {"loss": {"loss": "bce"}}}, "sigmoid"),
+        ({"config": {"loss": {"loss": "cross-entropy"}}}, None),  # of an older version: of which groups is not told
+        ({}, None),
+    ],
+)
+def test_the_card_of_a_student_tells_its_link(tmp_path, provenance, link):
+    save_student(tmp_path, create_student("mn01", 3), CLASSES, LogMelConfig(), provenance)
+    teacher = load_teacher(tmp_path)
+    assert teacher.describe().get("link") == link
+    other = StudentTeacher("other", CLASSES, load_student(tmp_path), LogMelConfig())
+    assert teacher.fingerprint == other.fingerprint  # it changes no logit
+    if link is None:
+        teacher.tell_link("softmax")
+        assert teacher.describe()["link"] == "softmax"
+    if link != "softmax":
+        with (
+            pytest.raises(ValueError, match="was trained with the link .*; found --teacher-link sigmoid")
+            if link != "sigmoid"
+            else nullcontext()
+        ):
+            teacher.tell_link("sigmoid")

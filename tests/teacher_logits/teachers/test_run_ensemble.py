@@ -144,5 +144,5 @@ def test_what_is_no_run_of_several_students_is_refused(
         with pytest.raises(ValueError, match=message):
             students_of_run(tmp_path / "bad")
     others = [load_teacher(folds / "fold0"), load_teacher(old)]
-    with pytest.raises(ValueError, match="differ in their classes or front ends"):
+    with pytest.raises(ValueError, match="differ in their classes, front ends or links"):
         RunEnsemble("both", others)
