@@ -1,5 +1,6 @@
 """The training loop: ``fit()`` trains a learner step by step. It knows nothing about audio, labels or distillation."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,8 @@ def fit(
             if state.step_in_epoch < steps:  # otherwise the run resumes between an epoch's last step and its validation
                 for _ in train_epoch(accelerator, state, loader, steps, run, log, guard):
                     bar.update()
-                    bar.set_postfix_str(f"epoch {state.epoch + 1}/{config.epochs} loss {log.last_loss:.4f}")
+                    loss = "" if math.isnan(log.last_loss) else f" loss {log.last_loss:.4f}"  # none is logged at first
+                    bar.set_postfix_str(f"epoch {state.epoch + 1}/{config.epochs}{loss}")
                     if guard.stop:
                         raise Stopped(stop_message(signals, state, run))
                 assert state.step_in_epoch == steps, "the loader gave fewer batches than the epoch has"
