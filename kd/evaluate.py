@@ -156,6 +156,7 @@ def as_results(
         "clips_fingerprint": clips.fingerprint,
         "split": config.split,
         "folds": list(config.folds),
+        "clip_seconds": config.clip_seconds,
         "num_clips": num_clips,
         "skipped_clips": skipped,
         **metrics.summary(),

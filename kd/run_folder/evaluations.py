@@ -24,7 +24,7 @@ class Evaluation:
     clips_fingerprint: str | None
     """Fingerprint of the clip store; None in files of older versions."""
     selection: str
-    """The split and folds, in words; empty for all clips."""
+    """The split, the folds and the part of each clip, in words; empty for all clips, heard whole."""
     num_clips: int
     metrics: Mapping[str, float]
     """The numbers of ``METRICS`` that are defined."""
@@ -74,6 +74,10 @@ def _selection(content: Mapping[str, Any]) -> str:
     words = [f"split {split}"] if _is_text(split) else []
     if isinstance(folds, list) and folds:
         words.append(f"folds {' '.join(map(str, folds))}")
+    if "clip_seconds" not in content:
+        words.append("the beginning of each clip")  # all that version 0.1 heard
+    elif is_number(content["clip_seconds"]):
+        words.append(f"the first {content['clip_seconds']:g} s of each clip")
     return ", ".join(words)
 
 

@@ -134,7 +134,14 @@ def with_evaluation(
 ) -> Path:
     """The run with what ``kd evaluate --out`` writes."""
     classes = {key: {"clips": 3, "average_precision": value, "roc_auc": None} for key, value in by_class.items()}
-    selection = {"clips": f"stores/{clips}.h5", "clips_fingerprint": clips, "split": None, "folds": [5], "num_clips": 9}
+    selection = {
+        "clips": f"stores/{clips}.h5",
+        "clips_fingerprint": clips,
+        "split": None,
+        "folds": [5],
+        "num_clips": 9,
+        "clip_seconds": None,
+    }
     results = {"tagger": "x", **selection, "mAP": mean, "roc_auc": 0.9, "d_prime": None, "classes": classes}
     write_json(run / name, {**results, **more})
     return run
@@ -171,6 +178,12 @@ def test_the_evaluation_that_all_runs_have_counts(make_pretraining_run: Make, ca
     rows = table_of(capsys.readouterr().out)
     assert (rows["first"][0], rows["second"][0]) == ("0.300", "0.200")
     assert "(of fold 5.json)" in rows["second"][1]
+    with_evaluation(first, 0.3, {}, "eval.json", clip_seconds=2.5)  # other parts of the same clips
+    assert main([str(first), str(second)]) == 0
+    assert "evaluated on different clips" in capsys.readouterr().out
+    assert (
+        str(RunFolder.read(first).evaluations[1]) == "a.h5, folds 5, the first 2.5 s of each clip, 9 clips (eval.json)"
+    )
     (first / "eval.json").unlink()
     assert main([str(first), str(second)]) == 0
     assert "evaluated on different clips: their numbers are not comparable" in capsys.readouterr().out
