@@ -1,6 +1,5 @@
 """The report of a run: ``report.html``, a self-contained page, and ``report.md``, the same as text."""
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +7,12 @@ from typing import Annotated
 
 import tyro
 
-from audio_datasets.audio.codec import AUDIO_SUFFIXES, decode, encode
+from audio_datasets.audio.codec import decode, encode
 from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.stores.names import normal
 from audio_datasets.system.command import parse, run_command
 from audio_datasets.system.files import write_text
+from audio_datasets.tasks.audio_files import FolderWalk, is_audio
 from kd.reports.document import Document
 from kd.reports.markdown_text import to_markdown
 from kd.reports.page import to_html
@@ -128,15 +129,12 @@ def audio_from(path: Path) -> Audio:
 def files_by_id(folder: Path) -> dict[str, Path]:
     """Every audio file below a folder, under each id that it may go by; ids that several files share are left out."""
     files: dict[str, Path | None] = {}
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            path = Path(parent, name)
-            if path.suffix.lower() not in AUDIO_SUFFIXES:
-                continue
-            relative = path.relative_to(folder)
-            for clip_id in {name, path.stem, relative.as_posix(), relative.with_suffix("").as_posix()}:
-                files[clip_id] = None if clip_id in files else path
+    for found in filter(is_audio, FolderWalk(folder).files()):
+        relative = Path(found)
+        path = folder / relative
+        for clip_id in {path.name, path.stem, found, relative.with_suffix("").as_posix()}:
+            clip_id = normal(clip_id)  # as the clips' ids are
+            files[clip_id] = None if clip_id in files else path
     return {clip_id: path for clip_id, path in files.items() if path is not None}
 
 

@@ -36,7 +36,7 @@ def fold_metrics(clips: TaskClips, part: Partition, rows: np.ndarray, logits: np
 def write_fold_predictions(path: Path, clips: TaskClips, part: Partition, rows: np.ndarray, logits: np.ndarray) -> None:
     """Writes logits (n, C) of ``rows`` with all that reports need to know of the clips."""
     chosen = [clips.clips[row] for row in rows]
-    columns: dict[str, Any] = {"source": [str(clip.path) for clip in chosen]}
+    columns: dict[str, Any] = {"source": [clip.place for clip in chosen]}
     if all(clip.device is not None for clip in chosen):
         columns["device"] = [clip.device for clip in chosen]
         columns["device_seen"] = np.isin(columns["device"], sorted(devices_of(clips, part.train)))

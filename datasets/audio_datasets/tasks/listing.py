@@ -57,6 +57,11 @@ class Clip:
         return self.path if self.row is None else wav_of_row(self.path, self.row)
 
     @property
+    def place(self) -> str:
+        """Where its audio is, for people: its file, or "FILE[ROW]"."""
+        return str(self.path) if self.row is None else f"{self.path}[{self.row}]"
+
+    @property
     def is_labelled(self) -> bool:
         """Whether anything is known of its classes, if only that it has none of them."""
         return self.known is None or len(self.known) > 0

@@ -180,12 +180,18 @@ def _training_clips_of_task(subject: Subject, config: dict) -> ClipSet | None:
     data = Path(str(config.get("data")))
     if not data.exists() or not (subject.run / PREDICTIONS_FILE).is_file():
         return None
-    clips, _ = read_task(get_task(config["task"]), data, "leave-out", allow_outside=config.get("allow_outside") is True)
+    clips, _ = read_task(
+        get_task(config["task"]),
+        data,
+        "leave-out",
+        allow_outside=config.get("allow_outside") is True,
+        on_bad_clip="skip",
+    )
     held_out: set[str] = set()
     for file in (PREDICTIONS_FILE, VALIDATION_FILE):
         if (subject.run / file).is_file():
             held_out |= set(Predictions.read(subject.run / file, subject.label_space.class_names).clip_ids)
-    files = {clip.clip_id: clip.path for clip in clips.clips if clip.clip_id not in held_out}
+    files = {clip.clip_id: clip.path for clip in clips.clips if clip.clip_id not in held_out and clip.row is None}
     if not files:
         return None
     return ClipSet("the run's training clips", tuple(files), _windows_of_files(list(files.values()), subject.window))
