@@ -26,6 +26,7 @@ PART = re.compile(r"(seed|fold)\d+|probe")
 
 RESULTS = (
     *("result.json", "results.json", "metrics.jsonl", "student.json", "student.safetensors", "best.safetensors"),
+    "trained_on.json",
     *("predictions.npz", "validation_predictions.npz", "report.html", "report.md"),
     *(SKIPPED_CLIPS_FILE, SUSPICIOUS_CLIPS_FILE, "trackers", "non_finite", CONFIG_FILE),
 )

@@ -165,7 +165,7 @@ class CrossValidation:
             shown,
         )
         if accelerator.is_main_process:
-            save_probe(folder, self.setup, probe, part, seed)
+            save_probe(folder, self.setup, probe, part, seed, train)
         return self.keep(folder, part, seed, probe.logits(embeddings[part.test]))
 
     def _stop_the_probe(self) -> None:

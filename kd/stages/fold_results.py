@@ -20,6 +20,7 @@ from kd.stages.finetuning_setup import FinetuneSetup
 from kd.stages.teachers import link_of_space
 from students.card import save_student
 from students.linear_head import with_linear_head
+from teacher_logits.teachers.run_ensemble import write_trained_on
 
 
 def fold_metrics(clips: TaskClips, part: Partition, rows: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
@@ -58,10 +59,13 @@ def devices_of(clips: TaskClips, rows: np.ndarray) -> set[str]:
     return {device for row in rows if (device := clips.clips[row].device) is not None}
 
 
-def save_probe(folder: Path, setup: FinetuneSetup, probe: LinearProbe, part: Partition, seed: int) -> None:
+def save_probe(
+    folder: Path, setup: FinetuneSetup, probe: LinearProbe, part: Partition, seed: int, fitted: np.ndarray
+) -> None:
     """Saves a linear probe as a student: the one that the run starts from, with the probe in place of its head.
 
-    Says so if the student's head cannot be replaced by a linear layer; then nothing is saved.
+    ``fitted`` are the rows of the clips that it was fitted on. Says so if the student's head cannot be replaced by a linear layer;
+    then nothing is saved.
     """
     config = setup.config
     weight, bias = torch.from_numpy(probe.weight), torch.from_numpy(probe.bias)
@@ -83,4 +87,5 @@ def save_probe(folder: Path, setup: FinetuneSetup, probe: LinearProbe, part: Par
         "test_fold": part.fold,
         "versions": package_versions(),
     }
+    write_trained_on(folder, [setup.clips.clip_id(int(row)) for row in fitted])
     save_student(folder, student, setup.clips.class_names, config.frontend, about)

@@ -73,6 +73,7 @@ class RunEnsemble(Teacher):
             first.class_names,
             sample_rate_hz=first.sample_rate_hz,
             clip_seconds=max(member.clip_seconds for member in members),
+            short_clips=first.short_clips,
             frontend=first.frontend,
             architecture=architecture,
             link=first.link,

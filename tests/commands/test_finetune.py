@@ -247,8 +247,11 @@ def test_the_probe_of_a_trained_student_is_a_student_too(
     probe = load_student(out / "probe")
     assert probe.card.class_names == ("fan", "pump")
     assert probe.card.provenance["made_by"] == "linear probe"
+    trained_on = json.loads((out / "probe" / "trained_on.json").read_text())["clips_with_labels"]
     with np.load(out / "probe" / "predictions.npz", allow_pickle=False) as arrays:
         predicted = dict(zip(arrays["clip_ids"], arrays["logits"], strict=True))
+    assert len(trained_on) + len(predicted) == 12
+    assert not predicted.keys() & set(trained_on)
     assert pack([str(data), "--task", "folder", "--out", str(tmp_path / "clips.h5"), "--workers", "1"]) == 0
     assert teach(["--clips", str(tmp_path / "clips.h5"), "--teacher", str(out / "probe"), "--out", str(tmp_path)]) == 0
     taught = LogitStore.open(tmp_path / "probe.h5").read(list(predicted))
