@@ -71,7 +71,7 @@ class ProfileConfig:
                 f"repeats must be at least 0 and threads at least 1; found {self.repeats} and {self.threads}"
             )
         if self.chart is not None and self.chart.suffix not in CHART_FORMATS:
-            raise ValueError(f"--chart must end in {' or '.join(CHART_FORMATS)}; found {self.chart}")
+            raise ValueError(f"--chart must end in one of {', '.join(CHART_FORMATS)}; found {self.chart}")
 
 
 @dataclass(frozen=True)

@@ -310,7 +310,7 @@ def test_settings_that_are_refused():
         VerifyConfig(("a.h5",), Path("c.h5"), teacher=("x", "y"))
     with pytest.raises(ValueError, match="at least one logit store"):
         VerifyConfig((), Path("c.h5"))
-    with pytest.raises(ValueError, match="--no-average-precision leaves out"):
+    with pytest.raises(ValueError, match="need average precisions; leave out --no-average-precision"):
         VerifyConfig(("a.h5",), Path("c.h5"), classes=True, average_precision=False)
 
 
