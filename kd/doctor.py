@@ -33,7 +33,7 @@ from audio_datasets.system.files import json_text
 from audio_datasets.system.randomness import generator
 from audio_datasets.tasks.label_space import LabelSpace
 from kd.data.examples import TrainingExamples
-from kd.data.sampling import ClipRequest
+from kd.data.sampling import ClipRequest, are_labelled
 from kd.data.windows import Window
 from kd.objectives.base import ObjectiveSettings
 from kd.objectives.distillation import DistillationObjective
@@ -209,10 +209,12 @@ def cores() -> int:
 
 def check_clips(config: DoctorConfig, clips: ClipStore) -> Iterator[Finding]:
     """The clip store, its manifest, and as many clips as there is time for; or every clip."""
-    unlabelled = len(clips.class_names) - int((clips.class_counts() > 0).sum())
+    empty_classes = len(clips.class_names) - int((clips.class_counts() > 0).sum())
+    unlabelled = int((~are_labelled(clips, np.arange(len(clips)))).sum())
     kind = "PCM" if clips.audio_kind == "pcm16" else "encoded files"
     found = f"{len(clips)} clips ({kind}) of {len(clips.class_names)} classes in {clips.path}"
-    yield Finding("clip store", "ok", found + (f"; {unlabelled} classes have no clip" if unlabelled else ""))
+    found += f"; {unlabelled} clips have no labels" if unlabelled else ""
+    yield Finding("clip store", "ok", found + (f"; {empty_classes} classes have no clip" if empty_classes else ""))
     try:
         has_manifest = clips.manifest() is not None
         advice = "" if has_manifest else "without a manifest there are no splits and folds; kd pack writes one"

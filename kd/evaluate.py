@@ -24,6 +24,7 @@ from teacher_logits.processes import start_accelerator
 from teacher_logits.teachers.base import Teacher
 from teacher_logits.teachers.class_mapping import MappedTeacher, read_class_map, with_classes_of_clips
 from teacher_logits.teachers.loaders import knows_its_classes, load_teacher
+from teacher_logits.teachers.run_ensemble import trained_on_by_any
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,11 @@ def evaluate(config: EvaluateConfig) -> dict:
     rows, without = labelled_rows(clips, select_rows(clips, split=config.split, folds=config.folds or None))
     if without:
         accelerator.print(f"{without} of {len(rows) + without} clips have no labels and are not evaluated")
+    seen = clips.find(sorted(trained_on_by_any(config.tagger)))
+    if trained_on := int(np.isin(rows, seen).sum()):
+        accelerator.print(
+            f"warning: {config.tagger} was trained on {trained_on} of these {len(rows)} clips, so the metrics are too good"
+        )
     categories, columns = [], {}
     if config.label_map is not None:
         categories = manifest_categories(clips, rows)
@@ -114,6 +120,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     results = as_results(config, clips, len(rows), metrics, skipped)
     results["num_windows"] = len(evaluator.windows)
     results["unheard_seconds"] = evaluator.windows.heard.unheard_seconds
+    results["clips_trained_on"] = trained_on
     if config.label_map is not None:
         results["category_accuracy"] = category_accuracy(logits, categories, columns)
     if accelerator.is_main_process:

@@ -46,6 +46,12 @@ def read_trained_on(folder: Path) -> frozenset[str]:
     return frozenset(ids)
 
 
+def trained_on_by_any(spec: str) -> frozenset[str]:
+    """The clips whose labels any student of a run was trained on; none for other teachers and for runs that do not tell."""
+    folders = students_of_run(Path(spec)) if Path(spec).is_dir() else []
+    return frozenset().union(*(read_trained_on(place) for place in folders if (place / TRAINED_ON_FILE).is_file()))
+
+
 class RunEnsemble(Teacher):
     """The students of one run as one teacher."""
 

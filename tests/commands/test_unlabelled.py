@@ -254,8 +254,10 @@ def test_validation_clips_without_labels_are_left_out(
     assert pretrain.main([*options, *SHORT, *FRONTEND, "--out", str(tmp_path / "run")]) == 0
     assert "1 of 5 validation clips have no labels and are left out" in capsys.readouterr().out
     found = evaluate(EvaluateConfig(tagger=str(tmp_path / "run"), clips=clips, workers=0))
-    assert found["num_clips"] == 8
-    assert "1 of 9 clips have no labels and are not evaluated" in capsys.readouterr().out
+    assert (found["num_clips"], found["clips_trained_on"]) == (8, 4)
+    shown = capsys.readouterr().out
+    assert "1 of 9 clips have no labels and are not evaluated" in shown
+    assert f"warning: {tmp_path / 'run'} was trained on 4 of these 8 clips" in shown
 
 
 def test_folds_teach_the_clips_that_they_held_out(make_task_folder: Callable[..., Path], tmp_path: Path) -> None:
