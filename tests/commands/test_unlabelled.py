@@ -286,6 +286,6 @@ def test_folds_teach_the_clips_that_they_held_out(make_task_folder: Callable[...
 def test_the_length_of_a_clip_is_decided_by_those_with_labels(sounds: Path, tmp_path: Path) -> None:
     data = shutil.copytree(sounds / "data", tmp_path / "data")
     soundfile.write(data / "unlabelled" / "long.wav", np.zeros(8000 * 7), 8000)
-    config = finetune.configure(["--task", "folder", "--data", str(data), "--student", "mn01"])
+    config = finetune.configure(["--task", "folder", "--data", str(data), "--student", "mn01", "--short-clips", "pad"])
     task = get_task("folder")
     assert decided_by_data(config, task, read_task(task, data)[0]).clip_seconds == 0.4
