@@ -15,6 +15,7 @@ COMMANDS = {
     "verify": ("teacher_logits.verify", "check logit stores against a clip store"),
     "pretrain": ("kd.pretrain", "train a student on labels and teacher logits"),
     "finetune": ("kd.finetune", "fine-tune a student on ESC-50, FSD50K, OpenMIC, DCASE20 or your own sounds"),
+    "distill": ("kd.distill", "train a small student from a folder of sounds of which some are labelled"),
     "evaluate": ("kd.evaluate", "evaluate a run, a checkpoint or a teacher on a clip store"),
     "export": ("kd.export", "export a student as a folder that runs without PyTorch"),
     "inspect": ("kd.inspect_student", "measure what the dynamic parts of a trained DyMN contribute"),

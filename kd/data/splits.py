@@ -35,7 +35,7 @@ def partitions(
 
     Args:
         folds: only runs with these test folds; all if empty.
-        test_share: share of the clips to test on if clips have neither folds nor splits.
+        test_share: share of the clips to test on if clips have neither folds nor splits; 0: a partition may have no test clips.
         valid_share: share of the training clips set aside for validation if clips have no validation split.
 
     Raises:
@@ -57,9 +57,10 @@ def partitions(
         if valid_share:
             valid_rows = stratified_share(clips, train_rows, valid_share, "validation split")
             train_rows = np.setdiff1d(train_rows, valid_rows)
-        for name, rows in (("train", train_rows), ("test", test_rows)):
-            if not len(rows):
-                raise ValueError(f"{clips.path} has no clip to {name} on")
+        if not len(train_rows):
+            raise ValueError(f"{clips.path} has no clip to train on")
+        if not len(test_rows) and test_share > 0:
+            raise ValueError(f"{clips.path} has no clip to test on; to train without a test: --test-share 0")
         partition = Partition(fold, train_rows, valid_rows, test_rows)
         check_apart(clips, partition)
         result.append(replace(partition, unlabelled=_unlabelled_rows(clips, labelled, partition)))
@@ -96,6 +97,8 @@ def _divided(
             raise ValueError(f"{clips.path}: either all clips have a split or none; clip {clip!r} has none")
         divided = [(None, labelled & (splits == "train"), labelled & (splits == "test"))]
         return divided, labelled & (splits == "valid"), "train and test splits as given by the task"
+    if test_share == 0:
+        return [(None, labelled, no_clip)], no_clip, "all clips are for training; there is no test"
     test = no_clip.copy()
     test[stratified_share(clips, np.flatnonzero(labelled), test_share, "test split")] = True
     grouped = ", grouped" if any(clip.group is not None for clip in clips.clips) else ""

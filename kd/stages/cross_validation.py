@@ -90,11 +90,21 @@ class CrossValidation:
 
     def results(self) -> list[str]:
         """The files of a finished run, relative to the run folder."""
-        names = [f"{PROBE_FOLDER}/{RESULTS_FILE}"] if self.has_probe else []
+        names = []
+        if self.has_probe:
+            seed = self.setup.config.seeds[0]
+            fits = [f"{folder_name(part, [seed], seed)}/{RESULT_FILE}" for part in self.parts]
+            names = [f"{PROBE_FOLDER}/{name}" for name in ([RESULTS_FILE] if self.is_tested else fits)]
         if not self.setup.config.probe_only:
             names += [f"{folder_name(part, self.setup.config.seeds, seed)}/{RESULT_FILE}" for seed, part in self.runs()]
-            names += [RESULTS_FILE, *(["report.html", "report.md"] if self.setup.config.report else [])]
+            if self.is_tested:
+                names += [RESULTS_FILE, *(["report.html", "report.md"] if self.setup.config.report else [])]
         return names
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether there are test clips (--test-share 0 leaves none)."""
+        return all(len(part.test) for part in self.parts)
 
     def run(self, entered: EnteredRun, command: str) -> None:
         """Runs everything that was requested and is not finished yet. Raises the same errors as ``train_fold``."""
@@ -190,33 +200,39 @@ class CrossValidation:
     # -- Results
 
     def keep(self, folder: Path, part: Partition, seed: int, logits: np.ndarray) -> RunResult:
-        """Writes the predictions of a run and then its result, which marks it as finished."""
-        rows, logits = drop_skipped(part.test, logits, "test")
+        """Writes the predictions of a run and then its result, which marks it as finished. Without test clips it has no metrics."""
+        tested = len(part.test) > 0
+        rows, logits = drop_skipped(part.test, logits, "test") if tested else (part.test, logits)
         place = folder.relative_to(self.setup.config.out).as_posix()
         result = RunResult(
             seed=seed,
             fold=part.fold,
             folder=place,
-            metrics=fold_metrics(self.setup.clips, part, rows, logits),
+            metrics=fold_metrics(self.setup.clips, part, rows, logits) if tested else {},
             skipped_clips=len(part.test) - len(rows),
             accepted_changes=len(self.accepted_changes),
-            baselines=baselines(self.setup.label_space, self.setup.clips.targets(rows), self.setup.clips.mask(rows)),
+            baselines=baselines(self.setup.label_space, self.setup.clips.targets(rows), self.setup.clips.mask(rows))
+            if tested
+            else {},
             test_clips=len(rows),
         )
         if self.setup.accelerator.is_main_process:
-            write_fold_predictions(folder / PREDICTIONS_FILE, self.setup.clips, part, rows, logits)
+            if tested:
+                write_fold_predictions(folder / PREDICTIONS_FILE, self.setup.clips, part, rows, logits)
             write_json(folder / RESULT_FILE, result.to_json())
-            shown = metrics_in_words(result)
+            shown = metrics_in_words(result) if tested else "trained; there are no test clips"
             print(shown if place == "." else f"{place}: {shown}")
         self.setup.accelerator.wait_for_everyone()
         return result
 
     def summarize(self, folder: Path, runs: Sequence[RunResult], command: str, what: str) -> None:
-        """Writes ``results.json`` of several runs, prints the headline and writes the report.
+        """Writes ``results.json`` of several runs, prints the headline and writes the report, if there were test clips.
 
         The probe's folder also gets the configuration, which makes it a run folder itself.
         """
         config = self.setup.config
+        if not self.is_tested:
+            return
         headline = Headline.of(self.setup.task.metric or metric_names(self.setup.label_space)[0], runs)
         warnings = self._warnings(folder, headline, runs)
         if self.setup.accelerator.is_main_process:

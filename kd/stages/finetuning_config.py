@@ -80,7 +80,7 @@ class FinetuneConfig(StageConfig):
     allow_outside: bool = False
     """Allow a list to name files outside its own folder, by an absolute path or through ".."."""
     test_share: float = 0.2
-    """Your own sounds, without folds or splits: share of the clips held out for testing."""
+    """Your own sounds, without folds or splits: share of the clips held out for testing. 0: train on all clips and test on none."""
     valid_share: float = 0.0
     """Share of the training clips held out for validation, if the task has no validation clips of its own."""
     clip_seconds: float | None = None
@@ -131,10 +131,9 @@ class FinetuneConfig(StageConfig):
             )
         if not 0.0 < self.layer_decay <= 1.0:
             raise ValueError(f"layer_decay must be above 0 and at most 1; found {self.layer_decay}")
-        if not 0.0 < self.test_share < 1.0 or not 0.0 <= self.valid_share < 1.0:
+        if not 0.0 <= self.test_share < 1.0 or not 0.0 <= self.valid_share < 1.0:
             raise ValueError(
-                f"test_share must be between 0 and 1, and valid_share at least 0 and below 1; found {self.test_share} and "
-                f"{self.valid_share}"
+                f"test_share and valid_share must be at least 0 and below 1; found {self.test_share} and {self.valid_share}"
             )
         if not self.probe_regularization > 0:
             raise ValueError(f"probe_regularization must be positive; found {self.probe_regularization}")

@@ -114,7 +114,7 @@ class FinetuneSetup:
 
     def name_absent_classes(self, part: Partition) -> None:
         where = "" if part.fold is None else f"fold {part.fold}: "
-        for rows, what in ((part.train, "training"), (part.test, "test")):
+        for rows, what in ((part.train, "training"), *(((part.test, "test"),) if len(part.test) else ())):
             counts = (self.clips.targets(rows) * self.clips.mask(rows)).sum(axis=0)
             absent = [name for name, count in zip(self.clips.class_names, counts, strict=True) if not count]
             if absent:

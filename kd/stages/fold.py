@@ -68,7 +68,9 @@ def train_fold(
         chosen_on, logits = drop_skipped(part.valid, logits, "validation")
         if accelerator.is_main_process:
             write_fold_predictions(folder / VALIDATION_FILE, setup.clips, part, chosen_on, logits)
-    logits = setup.predict(setup.evaluator(part.test, "test"), built.tagger(best), progress.stop_if_asked)
+    logits = np.empty((0, len(setup.clips.class_names)), dtype=np.float32)
+    if len(part.test):
+        logits = setup.predict(setup.evaluator(part.test, "test"), built.tagger(best), progress.stop_if_asked)
     if accelerator.is_main_process:
         about = {"task": setup.task.name, "licence_of_the_data": setup.task.licence}
         about |= {"seed": seed, "test_fold": part.fold, "label_groups": setup.label_space.to_json()}

@@ -666,3 +666,20 @@ def test_as_a_script_with_a_worker(
     assert done.returncode == 0, done.stderr[-2000:]
     assert "accuracy" in done.stdout
     assert "<html" in (out / "report.html").read_text()
+
+
+def test_without_test_clips_a_student_learns_from_all_and_says_so(
+    make_task_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    data, out = make_task_folder("folder"), tmp_path / "run"
+    assert main(arguments("folder", data, out, "--test-share", "0")) == 0
+    shown = capsys.readouterr().out
+    assert "all clips are for training; there is no test" in shown
+    assert "trained; there are no test clips" in shown
+    assert load_student(out).card.provenance["training_clips"]["labelled"] == 10
+    assert json.loads((out / "result.json").read_text())["metrics"] == {}
+    assert not (out / "results.json").exists()
+    assert not (out / "predictions.npz").exists()
+    before = (out / "student.safetensors").stat().st_mtime_ns
+    assert main(arguments("folder", data, out, "--test-share", "0")) == 0  # finished: nothing is left to do
+    assert (out / "student.safetensors").stat().st_mtime_ns == before
