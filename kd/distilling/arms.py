@@ -76,7 +76,11 @@ class Distillation:
 
     def make_teacher(self) -> None:
         """Fits the probe, or fine-tunes the pretrained network."""
-        how = ("--probe-only",) if self.config.teacher == "probe" else ("--epochs", self.config.teacher_epochs)
+        how = (
+            ("--probe-only",)
+            if self.config.teacher == "probe"
+            else ("--no-probe", "--epochs", self.config.teacher_epochs)
+        )
         self._finetune(self.folder(TEACHER), *self.start.arguments, *how)
 
     @property

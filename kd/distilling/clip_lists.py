@@ -5,16 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from audio_datasets.audio.codec import AUDIO_SUFFIXES
-from audio_datasets.system.files import written_aside
+from audio_datasets.corpora.manifest import write_manifest
 from audio_datasets.system.messages import listed
 from audio_datasets.system.randomness import generator
 from audio_datasets.tasks.catalog import get_task, list_tasks
 from audio_datasets.tasks.listing import Clip
-from audio_datasets.tasks.own_sounds import NONE_OF_THEM, UNKNOWN_LABELS
+from audio_datasets.tasks.own_sounds import UNKNOWN_LABELS
 from audio_datasets.tasks.task import Task, TaskClips, read_task
 from kd.data.splits import Partition, partitions, stratified_share
 from kd.distilling.config import DistillConfig
@@ -38,20 +36,16 @@ class ClipList:
         return len(self.part.train) + len(self.part.unlabelled)
 
     def write(self, path: Path) -> None:
-        """Writes the division as a Parquet manifest, in which only the labels of ``train`` and of held-out clips are known."""
-        splits = {int(row): "train" for row in np.concatenate([self.part.train, self.part.unlabelled])}
-        splits |= {int(row): "valid" for row in self.part.valid} | {int(row): "test" for row in self.part.test}
-        unlabelled = set(self.part.unlabelled.tolist())
-        columns: dict[str, list] = {"clip_id": [], "path": [], "labels": [], "split": []}
+        """Writes the division as a manifest, in which only the labels of ``train`` and of held-out clips are known."""
+        part = self.part
+        splits = {int(row): "train" for row in np.concatenate([part.train, part.unlabelled])}
+        splits |= {int(row): "valid" for row in part.valid} | {int(row): "test" for row in part.test}
+        unlabelled = set(part.unlabelled.tolist())
+        clips = []
         for row in sorted(splits):
-            clip = self.clips.clips[row]
-            columns["clip_id"].append(clip.clip_id)
-            columns["path"].append(str(clip.path.absolute()))
-            columns["labels"].append([UNKNOWN_LABELS] if row in unlabelled else list(clip.labels) or [NONE_OF_THEM])
-            columns["split"].append(splits[row])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_aside(path) as aside:
-            pq.write_table(pa.table(columns), aside)
+            clip = replace(self.clips.clips[row], split=splits[row], fold=None)
+            clips.append(replace(clip, labels=(), known=()) if row in unlabelled else clip)
+        write_manifest(path, clips)
 
 
 def read_clips(config: DistillConfig) -> tuple[TaskClips, tuple[str, ...]]:

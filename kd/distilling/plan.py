@@ -8,7 +8,7 @@ import torch
 from audio_datasets.system.text_tables import text_table
 from audio_datasets.tasks.task import TaskClips, usable_durations
 from kd.distilling.arms import Distillation
-from kd.stages.finetuning_config import LONGEST_CLIP_SECONDS
+from kd.stages.finetuning_config import window_for
 from students import create_student
 from students.card import read_card
 from students.catalog import family_of
@@ -22,8 +22,10 @@ TEACHER_SECONDS = 10.0
 def plan_in_words(clips: TaskClips, distillations: Sequence[Distillation]) -> str:
     """A table of what is to be done, with time and disk space as estimated on this machine."""
     config = distillations[0].config
-    seconds = sum(usable_durations(clips, config.on_bad_clip))
-    step = seconds_per_step(distillations[0], clips)
+    durations = usable_durations(clips, config.on_bad_clip)
+    seconds = sum(durations)
+    window = config.clip_seconds or window_for(durations, "pad")
+    step = seconds_per_step(distillations[0], len(clips.class_names), window)
     heard = seconds_per_teacher_clip(distillations[0])
     passes = 1 + (config.teacher_epochs * 3 if config.teacher == "finetune" else 0)
     rows = [("trained for", "labelled", "unlabelled", "test clips", "steps per student", "students", "minutes")]
@@ -48,13 +50,13 @@ def plan_in_words(clips: TaskClips, distillations: Sequence[Distillation]) -> st
     )
 
 
-def seconds_per_step(one: Distillation, clips: TaskClips) -> float:
+def seconds_per_step(one: Distillation, classes: int, window_seconds: float) -> float:
     """Seconds for a training step of the student on random sound."""
     config = one.config
     frontend = LogMel(config.frontend)
     options = {} if config.frontend.n_mels == LogMelConfig().n_mels else {"n_mels": config.frontend.n_mels}
-    student = create_student(config.student, num_classes=len(clips.class_names), **options)
-    samples = round((config.clip_seconds or LONGEST_CLIP_SECONDS) * config.frontend.sample_rate_hz)
+    student = create_student(config.student, num_classes=classes, **options)
+    samples = round(window_seconds * config.frontend.sample_rate_hz)
     waveform = torch.randn(config.batch_size, samples)
     return fastest(lambda: student(frontend(waveform)).logits.mean().backward())
 

@@ -1,12 +1,16 @@
 """The user's own sounds in a list of files: CSV or Parquet."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from audio_datasets.stores.manifest import read_parquet
+from audio_datasets.system.files import written_aside
 from audio_datasets.system.tables import read_csv_rows, require_columns, whole_number
 from audio_datasets.tasks.listing import Clip, Listing
 from audio_datasets.tasks.own_sounds import NONE_OF_THEM, UNKNOWN_LABELS, for_training, note_on_unlabelled
@@ -46,6 +50,25 @@ def read(file: Path) -> Listing:
         )
     listing = Listing(tuple(sorted({label for clip in clips for label in clip.labels})), tuple(clips))
     return replace(listing, notes=note_on_unlabelled(listing))
+
+
+def write_manifest(file: Path, clips: Sequence[Clip]) -> None:
+    """Writes clips as a Parquet manifest with absolute paths, which ``read`` reads; the file appears by a rename.
+
+    Raises:
+        ValueError: a clip whose labels are known only in part, which a manifest cannot say.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in ("clip_id", "path", "labels", "split", "fold", "group", "device")}
+    for clip in clips:
+        if clip.known:
+            raise ValueError(f"clip {clip.clip_id!r}: a manifest cannot say that only some of its labels are known")
+        labels = list(clip.labels) or [NONE_OF_THEM]
+        values = (clip.clip_id, str(clip.path.absolute()), labels if clip.is_labelled else [UNKNOWN_LABELS])
+        for name, value in zip(columns, (*values, clip.split, clip.fold, clip.group, clip.device), strict=True):
+            columns[name].append(value)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(file) as aside:
+        pq.write_table(pa.table({name: values for name, values in columns.items() if any(v is not None for v in values)}), aside)
 
 
 def _parquet_rows(file: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
