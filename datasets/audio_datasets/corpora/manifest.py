@@ -56,10 +56,14 @@ def write_manifest(file: Path, clips: Sequence[Clip]) -> None:
     """Writes clips as a Parquet manifest with absolute paths, which ``read`` reads; the file appears by a rename.
 
     Raises:
-        ValueError: a clip whose labels are known only in part, which a manifest cannot say.
+        ValueError: a clip whose labels are known only in part, or that has no file of its own: a manifest cannot say that.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in ("clip_id", "path", "labels", "split", "fold", "group", "device")}
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("clip_id", "path", "labels", "split", "fold", "group", "device")
+    }
     for clip in clips:
+        if clip.row is not None:
+            raise ValueError(f"clip {clip.clip_id!r} has no audio file of its own but is a row of {clip.path}")
         if clip.known:
             raise ValueError(f"clip {clip.clip_id!r}: a manifest cannot say that only some of its labels are known")
         labels = list(clip.labels) or [NONE_OF_THEM]
@@ -68,7 +72,9 @@ def write_manifest(file: Path, clips: Sequence[Clip]) -> None:
             columns[name].append(value)
     file.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(file) as aside:
-        pq.write_table(pa.table({name: values for name, values in columns.items() if any(v is not None for v in values)}), aside)
+        pq.write_table(
+            pa.table({name: values for name, values in columns.items() if any(v is not None for v in values)}), aside
+        )
 
 
 def _parquet_rows(file: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audio_datasets.corpora.manifest import read, write_manifest
 from audio_datasets.tasks.catalog import get_task, read_listing
+from audio_datasets.tasks.listing import Clip
 from audio_datasets.tasks.task import read_task
 
 
@@ -198,3 +200,21 @@ def test_a_word_beside_labels_is_refused(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "m.csv", [["clip_id", "path", "labels"], ["a", "a.wav", "dog;(none)"]])
     with pytest.raises(ValueError, match=r"row 2: \(none\) stands in place of labels.*found dog, \(none\)"):
         read_listing(path)
+
+
+def test_a_manifest_that_is_written_is_read_alike(tmp_path: Path) -> None:
+    clips = [
+        Clip("a", tmp_path / "a.wav", ("dog;cat", "hum"), split="train", fold=2, group="g"),
+        Clip("b", tmp_path / "b.wav", (), known=(), split="test"),
+        Clip("c", tmp_path / "c.wav", (), split="train"),
+    ]
+    write_manifest(tmp_path / "out" / "clips.parquet", clips)
+    found = read(tmp_path / "out" / "clips.parquet").clips
+    assert [(clip.clip_id, clip.path, clip.labels, clip.is_labelled, clip.split, clip.fold) for clip in found] == [
+        ("a", tmp_path / "a.wav", ("dog;cat", "hum"), True, "train", 2),
+        ("b", tmp_path / "b.wav", (), False, "test", None),
+        ("c", tmp_path / "c.wav", (), True, "train", None),
+    ]
+    for clip in (Clip("d", tmp_path, (), known=("hum",)), Clip("d", tmp_path, ("hum",), row=3)):
+        with pytest.raises(ValueError, match="clip 'd'"):
+            write_manifest(tmp_path / "clips.parquet", [clip])
