@@ -18,6 +18,8 @@ from kd.stages.finetuning_config import Deciding, FinetuneConfig, read_deciding
 from kd.training.transfer import start_from_run
 from students.public_weights import student_of
 
+ALSO_BESIDE = ("--label-weight", "--teacher-temperature")
+"""Options of teachers that also count for an objective with a teacher of its own."""
 GUIDE = """\
 finetune.py trains a student on a task. It needs:
   --task NAME   esc50, fsd50k, openmic, dcase20; folder or manifest for your own sounds
@@ -52,7 +54,11 @@ def configure(arguments: Sequence[str]) -> FinetuneConfig:
         return parse(FinetuneConfig, arguments, "kd finetune")  # reports what is missing
     config = parse(FinetuneConfig, arguments, "kd finetune", defaults(given))
     typed = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
-    if unused := [option for option in ONLY_WITH_LOGITS if option in typed and not config.logits]:
+    if unused := [
+        option
+        for option in ONLY_WITH_LOGITS
+        if option in typed and not config.logits and not (config.has_teacher_beside and option in ALSO_BESIDE)
+    ]:
         raise ValueError(f"{unused[0]} has no effect without --logits; leave it out, or give teacher logits")
     return config
 

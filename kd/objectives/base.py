@@ -104,14 +104,20 @@ class Objective(nn.Module):
     def forward(self, student: CallStudent, batch: Batch) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def inputs(self, batch: Batch) -> Inputs:
-        """The batch's spectrograms with all augmentation applied, and their targets.
+    def start_from(self, student: nn.Module) -> None:
+        """Told the student once, before training and before a checkpoint is loaded. Most objectives need only ``forward``."""
+
+    def follow(self, student: nn.Module) -> None:
+        """Told the student before each batch of training."""
+
+    def inputs(self, batch: Batch, frontend: LogMel | None = None) -> Inputs:
+        """The batch's spectrograms with all augmentation applied, and their targets; ``frontend``: another one than the student's.
 
         Batch: ``waveform`` (B, S), ``targets`` (B, C); optionally ``known`` (B, C) bool, ``band_edges`` (B, 2) in Hz,
         ``stripes`` (B, 4), ``style_weight`` (B,), ``mix_weight`` (B,), ``time_masks`` and ``frequency_masks`` (B, n, 2).
         A label of a mixed clip is known only if it is known for both parts.
         """
-        mel = self.frontend(batch["waveform"], batch.get("band_edges"))
+        mel = (frontend or self.frontend)(batch["waveform"], batch.get("band_edges"))
         targets, known = batch["targets"], batch.get("known")
         if "stripes" in batch:
             mel = mask_stripes(mel, batch["stripes"])

@@ -6,9 +6,20 @@ from typing import Any
 
 from audio_datasets.system.imports import named_attribute
 from kd.objectives.base import Objective, ObjectiveSettings
+from kd.objectives.beside import EmbeddingObjective, OnlineObjective
 from kd.objectives.distillation import DistillationObjective
+from kd.objectives.mean_teacher import MeanTeacherObjective
+from kd.objectives.pseudo_labels import PseudoLabelObjective
+from kd.objectives.soft_targets import SoftTargetObjective
 
-OBJECTIVES: dict[str, type[Objective]] = {"distillation": DistillationObjective}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "distillation": DistillationObjective,
+    "soft-targets": SoftTargetObjective,
+    "pseudo-labels": PseudoLabelObjective,
+    "embedding": EmbeddingObjective,
+    "online": OnlineObjective,
+    "mean-teacher": MeanTeacherObjective,
+}
 
 
 def objective_class(name: str) -> type[Objective]:

@@ -137,7 +137,10 @@ class FinetuneConfig(StageConfig):
             )
         if not self.probe_regularization > 0:
             raise ValueError(f"probe_regularization must be positive; found {self.probe_regularization}")
-        if not self.logits and replace(self.distillation, label_weight=0.1) != DistillationConfig():
+        if (
+            not (self.logits or self.has_teacher_beside)
+            and replace(self.distillation, label_weight=0.1) != DistillationConfig()
+        ):
             raise ValueError(
                 "--teacher-temperature and --mixup-of-teacher have no effect without --logits; leave them out"
             )

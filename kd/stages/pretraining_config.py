@@ -59,7 +59,8 @@ class PretrainConfig(StageConfig):
             raise ValueError(f"seed must not be negative; found {self.seed}")
         # A recipe on its own (and the command line's defaults) have no clips yet, and so no logits.
         has_clips = isinstance(self.clips, tuple) and len(self.clips) > 0
-        if has_clips and not self.logits and self.distillation.label_weight < 1.0:
+        needs_logits = not self.has_teacher_beside and self.distillation.label_weight < 1.0
+        if has_clips and not self.logits and needs_logits:
             raise ValueError(
                 f"label_weight is {self.distillation.label_weight}, but there are no --logits; give teacher logits, or "
                 "--label-weight 1 to train on labels alone"

@@ -14,7 +14,7 @@ from audio_datasets.audio.impulse_responses import load_impulse_responses
 from audio_datasets.command_line.help_pages import HelpGroups
 from kd.data.sampling import SamplingConfig
 from kd.data.windows import ShortClips
-from kd.objectives.catalog import check_options
+from kd.objectives.catalog import check_options, objective_class
 from kd.objectives.settings import DistillationConfig, LossConfig
 from kd.run_folder.config import parse_options
 from kd.training.batch_norm.reestimation import DEFAULT_CLIPS
@@ -94,7 +94,8 @@ class StageConfig:
     views: Literal["own", "stored"] = "own"
     """own: this run's own augmentation. stored: the views that the teachers heard (kd teach --views)."""
     objective: str = "distillation"
-    """Training objective: distillation (labels and stored logits), or MODULE:CLASS for your own."""
+    """Training objective: distillation (labels and stored logits), soft-targets, pseudo-labels, embedding, online, mean-teacher
+    (docs/add_an_objective.md), or MODULE:CLASS for your own."""
     objective_options: tuple[str, ...] = ()
     """Options of the objective, each NAME=VALUE."""
     clip_seconds: float | None = None
@@ -155,6 +156,11 @@ class StageConfig:
         check_options(self.objective, parse_options(self.objective_options))
         if self.weights == IMAGENET:
             check_imagenet_start(self.student, tuple(self.student_options), self.frontend)
+
+    @property
+    def has_teacher_beside(self) -> bool:
+        """Whether the objective brings a teacher of its own, and so can do without stored logits."""
+        return objective_class(self.objective).learns_from_bare_audio
 
     @property
     def is_pretrained(self) -> bool:

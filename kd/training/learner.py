@@ -22,6 +22,7 @@ class Learner(nn.Module):
         super().__init__()
         self.student = student
         self.objective = objective
+        objective.start_from(student)
         self._frozen = list(frozen)  # a list, so that they are not registered a second time
 
     def train(self, mode: bool = True) -> "Learner":
@@ -37,6 +38,8 @@ class Learner(nn.Module):
         """
         device = batch["waveform"].device.type
         lower_precision = torch.is_autocast_enabled(device)
+        if self.training:
+            self.objective.follow(self.student)
         set_sample_keys(self.student, batch["sample_key"])
 
         def call_student(mel: Tensor) -> StudentOutput:

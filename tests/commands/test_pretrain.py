@@ -20,9 +20,10 @@ from kd.evaluate import EvaluateConfig, evaluate
 from kd.pretrain import main
 from kd.run_folder.metrics_log import read_metrics
 from kd.training.checkpoint import checkpoints
-from students.card import load_student
+from students import create_student
+from students.card import load_student, save_student
 from students.families.dymn import DyMN
-from students.frontend import LogMel
+from students.frontend import LogMel, LogMelConfig
 from teacher_logits.compact import write_compact
 from teacher_logits.store import LogitStore, write_logit_store
 
@@ -360,3 +361,36 @@ def test_stores_that_do_not_record_their_teachers_link_are_asked_about(
     options = ["--label-weight", "1", "--teacher-link", "sigmoid"]
     assert main(arguments(tiny_store, tmp_path / "none", *options)) == 2
     assert "--teacher-link is not used without --logits" in capsys.readouterr().err
+
+
+WAYS = {
+    "soft-targets": ("--teacher-temperature", "2"),
+    "pseudo-labels": ("--objective-options", "threshold=0.6"),
+    "embedding": ("--objective-options", "teacher=TEACHER", "weight=0.5"),
+    "online": ("--objective-options", "teacher=TEACHER", "link=sigmoid"),
+    "mean-teacher": ("--objective-options", "decay=0.9"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_teach_trains_and_resumes(
+    way: str, tiny_store: Path, tiny_logits: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    save_student(
+        tmp_path / "teacher", create_student("mn01", 3), ClipStore.open(tiny_store).class_names, LogMelConfig()
+    )
+    options = ["--objective", way, *(word.replace("TEACHER", str(tmp_path / "teacher")) for word in WAYS[way])]
+    options += ["--epochs", "1", "--checkpoint-every-steps", "1", "--keep-checkpoints", "9", "--batch-norm-clips", "0"]
+    options += ["--logits", str(tiny_logits)] if way in ("soft-targets", "pseudo-labels") else []
+    options += ["--ema-decay", "0.5"] if way == "mean-teacher" else []
+    assert main(arguments(tiny_store, tmp_path / "whole", *options)) == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    (tmp_path / "resumed" / "student.safetensors").unlink()
+    for path in checkpoints(tmp_path / "resumed" / "checkpoints")[-3:]:
+        shutil.rmtree(path)
+    assert main(arguments(tiny_store, tmp_path / "resumed", *options)) == 0
+    same_result(tmp_path / "whole", tmp_path / "resumed")
+    assert load_student(tmp_path / "whole").card.provenance["objective"] == way
+    if way == "online":
+        assert main(arguments(tiny_store, tmp_path / "both", *options, "--logits", str(tiny_logits))) == 2
+        assert "leave out --logits" in capsys.readouterr().err
