@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from audio_datasets.audio.bad_clips import OnBadClip, summary
 from audio_datasets.stores.class_lists import check_same_classes, read_class_names
 from audio_datasets.stores.clip_store import ClipStore
-from audio_datasets.stores.manifest import select_rows
+from audio_datasets.stores.manifest import heard_of, select_rows
 from audio_datasets.system.command import parse, progress, run_command
 from audio_datasets.system.files import write_json, written_aside
 from audio_datasets.system.randomness import generator
@@ -162,8 +162,9 @@ def inspect_student(config: InspectConfig) -> dict:
         ],
     }  # fmt: skip
     write_results(config, f"{tagger.name}, {len(rows)} clips", untouched, random_row, table_rows, points, results)
-    if skipped:
-        print(summary(skipped, len(rows) + len(skipped), "skipped"))
+    told = summary(skipped, len(rows) + len(skipped), "skipped") if skipped else ""
+    for line in filter(None, (told, str(heard_of([clips.path], tagger.clip_seconds, rows)))):
+        print(line)
     return results
 
 
