@@ -125,7 +125,7 @@ WRONG_TUNING: dict[str, tuple[dict[str, Any], str]] = {
     "a negative seed": ({"seeds": (-1,)}, "0 or greater"),
     "no patience": ({"patience": 0}, "patience and eval_batch_size must be at least 1; found 0 and 32"),
     "layers that learn faster": ({"layer_decay": 1.1}, "layer_decay must be above 0 and at most 1"),
-    "everything tests": ({"test_share": 1.0}, "test_share must be between 0 and 1"),
+    "everything tests": ({"test_share": 1.0}, "test_share and valid_share must be at least 0 and below 1"),
     "a probe without strength": ({"probe_regularization": 0.0}, "must be positive"),
     "a teacher's temperature": ({"distillation": DistillationConfig(teacher_temperature=2.0)}, "without --logits"),
     "a teacher's mixup": ({"distillation": DistillationConfig(mixup_of_teacher="logits")}, "without --logits"),
