@@ -2,7 +2,7 @@
 
 A dump is a folder ``non_finite/step-…-process-…`` in the run folder: ``batch.safetensors``, ``student.safetensors``,
 ``objective.safetensors`` (if the objective has weights) and ``dump.json`` (position, clips, losses, the configurations of
-student and objective, and the run's configuration). ``python kd/non_finite.py DUMP`` repeats the step.
+student and objective, and the run's configuration). ``python -m kd.training.non_finite DUMP`` repeats the step.
 """
 
 from collections.abc import Sequence

@@ -81,7 +81,7 @@ class BatchGuard:
                 learner = self.accelerator.unwrap_model(state.learner)
                 position = {"epoch": state.epoch, "step": state.step, "process": self.accelerator.process_index}
                 folder = write_dump(self.run_folder, learner, batch, losses, position, self.describe(batch))
-                reports.append(f"To find the cause, run: python kd/non_finite.py {folder}")
+                reports.append(f"To find the cause, run: python -m kd.training.non_finite {folder}")
         reports = gather_object(reports)
         if ends:
             before = f" ({state.skipped_steps} such steps were skipped before)" if state.skipped_steps else ""

@@ -1,4 +1,4 @@
-"""A fine-tuning run that stops at a loss which is not finite, and `python kd/non_finite.py` on what it leaves."""
+"""A fine-tuning run that stops at a loss which is not finite, and `python -m kd.training.non_finite` on what it leaves."""
 
 import re
 import subprocess
@@ -13,15 +13,16 @@ from torch import Tensor
 
 from audio_datasets.tasks.catalog import get_task
 from audio_datasets.tasks.task import read_task
-from kd import finetune, non_finite
+from kd import finetune
 from kd.objectives.distillation import DistillationObjective
+from kd.training import non_finite
 from kd.training.batch_dump import run_dump
 from students import create_student
 from students.card import save_student
 from students.frontend import LogMelConfig
 from teacher_logits.store import write_logit_store
 
-SCRIPT = str(Path(__file__).parents[2] / "kd" / "non_finite.py")
+COMMAND = [sys.executable, "-m", "kd.training.non_finite"]
 SHORT = "--student mn01 --epochs 2 --batch-size 2 --workers 0 --clip-seconds 0.4 --eval-batch-size 4 --no-report"
 BROKEN_BATCH = 3
 
@@ -105,7 +106,7 @@ def test_a_dump_run_again_gives_the_loss_that_the_run_had(
     assert finetune.main(["--task", task, "--data", str(data), "--out", str(out), *SHORT.split(), *given]) == 2
     message = capsys.readouterr().err
     monkeypatch.undo()
-    dump = Path(re.search(r"python kd/non_finite\.py (\S+) shows", message)[1])
+    dump = Path(re.search(r"python -m kd\.training\.non_finite (\S+)", message)[1])
     assert dump.is_relative_to(out)
     assert "Clips of the batch: " in message
 
@@ -116,7 +117,7 @@ def test_a_dump_run_again_gives_the_loss_that_the_run_had(
     assert non_finite.main([str(dump)]) == 0
     shown = capsys.readouterr().out
     assert f"loss: {losses[-1]['loss']} (in the run: nan)" in shown
-    assert "nothing: the step came out finite this time" in shown
+    assert "nothing: this time the step was finite" in shown
 
 
 def test_the_script_names_the_input_that_is_not_finite(
@@ -137,10 +138,10 @@ def test_the_script_names_the_input_that_is_not_finite(
         assert finetune.main(["--task", "folder", "--data", str(data), "--out", str(out), *SHORT.split()]) == 2
     dump = out / "non_finite" / f"step-{BROKEN_BATCH - 1:08d}-process-0"
     assert str(dump) in capsys.readouterr().err
-    done = subprocess.run([sys.executable, SCRIPT, str(dump)], env=environment, capture_output=True, text=True)
+    done = subprocess.run([*COMMAND, str(dump)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "first that is not finite: input waveform" in done.stdout
-    done = subprocess.run([sys.executable, SCRIPT, str(out)], env=environment, capture_output=True, text=True)
+    done = subprocess.run([*COMMAND, str(out)], env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     # Without the fault the same command goes on to its end.

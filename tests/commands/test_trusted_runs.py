@@ -15,12 +15,11 @@ from safetensors.torch import load_file
 from audio_datasets.system.command import STOPPED
 from audio_datasets.system.files import read_json
 from audio_datasets.system.locks import locked
-from kd import non_finite
 from kd.data.windows import EvaluationWindows
 from kd.objectives.distillation import DistillationObjective
 from kd.pretrain import main
 from kd.run_folder.metrics_log import read_metrics
-from kd.training import batch_dump
+from kd.training import batch_dump, non_finite
 from kd.training.checkpoint import checkpoints
 
 STEPS = 12
@@ -188,7 +187,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_dump_that_shows_it_again
     message = capsys.readouterr().err
     assert "the loss is not finite in epoch 0, step 3. Clips of the batch: clip-00" in message
     dump = out / "non_finite" / "step-00000003-process-0"
-    assert f"python kd/non_finite.py {dump}" in message
+    assert f"python -m kd.training.non_finite {dump}" in message
     assert checkpoints(out / "checkpoints")[-1].name == "step-00000003"
     monkeypatch.undo()
 

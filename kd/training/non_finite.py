@@ -1,6 +1,6 @@
 """Runs a batch again whose loss was not finite.
 
-    python kd/non_finite.py runs/mn10/non_finite/step-00001234-process-0
+    python -m kd.training.non_finite runs/mn10/non_finite/step-00001234-process-0
 
 prints its losses and names the first input, layer or loss that is not finite (``kd.training.batch_dump``).
 """
@@ -38,7 +38,7 @@ def report(config: NonFiniteConfig) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    return run_command(lambda: report(parse(NonFiniteConfig, arguments, "non_finite.py")))
+    return run_command(lambda: report(parse(NonFiniteConfig, arguments, "python -m kd.training.non_finite")))
 
 
 if __name__ == "__main__":
