@@ -17,6 +17,7 @@ COMMANDS = {
     "finetune": ("kd.finetune", "fine-tune a student on ESC-50, FSD50K, OpenMIC, DCASE20 or your own sounds"),
     "distill": ("kd.distill", "train a small student from a folder of sounds of which some are labelled"),
     "evaluate": ("kd.evaluate", "evaluate a run, a checkpoint or a teacher on a clip store"),
+    "tag": ("kd.tag", "tag audio files with a trained student or an export"),
     "export": ("kd.export", "export a student as a folder that runs without PyTorch"),
     "inspect": ("kd.inspect_student", "measure what the dynamic parts of a trained DyMN contribute"),
     "report": ("kd.report", "write the report of a run, as a web page and as text"),

@@ -69,6 +69,14 @@ def window_starts(duration_seconds: float, window_seconds: float) -> list[float]
     return [0.0] if count == 1 else np.linspace(0.0, duration_seconds - window_seconds, count).tolist()
 
 
+def whole_samples(duration_seconds: float, sample_rate_hz: int) -> float:
+    """A clip's length in seconds, rounded up to whole samples at a rate.
+
+    So a clip has the same windows whether it comes from a file or, resampled, from a cache.
+    """
+    return int(np.ceil(duration_seconds * sample_rate_hz - 1e-6)) / sample_rate_hz
+
+
 class EvaluationWindows(Dataset[tuple[int, Tensor]]):
     """The windows of chosen clips as (number, waveform (S,)); nothing is random.
 
@@ -127,10 +135,8 @@ class EvaluationWindows(Dataset[tuple[int, Tensor]]):
 
     def _duration(self, row: int) -> float:
         """One clip's length at the window's sample rate, in seconds; 0 for a clip that cannot be used: reading it tells why."""
-        rate = self.window.sample_rate_hz
         try:
-            # Whole samples: so a clip has the same windows whether it comes from a file or, resampled, from a cache.
-            return int(np.ceil(self.clips.duration_seconds(row) * rate - 1e-6)) / rate
+            return whole_samples(self.clips.duration_seconds(row), self.window.sample_rate_hz)
         except BadClipError:
             if self.on_bad_clip == "refuse":
                 raise

@@ -77,6 +77,13 @@ def for_reports(**make: Make) -> dict[str, Any]:
     return {}
 
 
+def for_tagging(**make: Make) -> dict[str, Any]:
+    save_student("runs/mine", create_student("mn01", 2), ("fan", "pump"), LogMelConfig(), {"clip_seconds": 1.0})
+    waveform = 0.1 * np.random.default_rng(0).standard_normal(44100)
+    soundfile.write("street.wav", waveform, 44100)
+    return {"waveform": waveform}
+
+
 def for_teachers(**make: Make) -> dict[str, Any]:
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 2]) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", ends[:1], ends[1:])
@@ -95,6 +102,7 @@ GIVEN: dict[str, Callable[..., dict[str, Any]]] = {
     "docs/results.md": for_results,
     "docs/inspect.md": for_inspect,
     "docs/reports.md": for_reports,
+    "docs/tag.md": for_tagging,
     "docs/teachers.md": for_teachers,
 }
 """Pages that are not here take nothing for granted."""

@@ -17,6 +17,7 @@ import torch
 
 from audio_datasets.tasks.label_space import LabelSpace
 from kd.deploy.exporting import export_student as exporting
+from kd.deploy.tagging.tagger import Tagger
 from kd.export import main
 from kd.run_folder.predictions import VALIDATION_FILE, write_predictions
 from students import create_student
@@ -185,6 +186,19 @@ def test_tag_py_gives_the_scores_of_evaluation(run: Path, export: Path) -> None:
         wanted = logits.sigmoid().numpy()
         assert np.abs(np.array([scores[name] for name in NAMES]) - wanted).max() < 1e-4
         assert list(scores) == [NAMES[index] for index in np.argsort(-wanted)]
+
+
+def test_a_tagger_gives_the_same_tags_with_the_run_and_its_export(run: Path, export: Path) -> None:
+    from_run, from_export = Tagger.load(run), Tagger.load(export, threads=1)
+    assert np.array_equal(from_run.thresholds, from_export.thresholds)
+    assert from_export.model.thresholds_from == "validation"
+    for path in sorted(run.parent.glob("*.wav")):
+        wanted, found = from_run(path), from_export(path)
+        assert np.abs(found.scores - wanted.scores).max() < 1e-5
+        assert np.abs(found.embedding - wanted.embedding).max() < 1e-4
+        assert found.present == wanted.present
+    with pytest.raises(ValueError, match="an export runs on the CPU; found device 'cuda'"):
+        Tagger.load(export, device="cuda")
 
 
 def test_an_export_is_a_teacher_again(run: Path, export: Path) -> None:

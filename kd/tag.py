@@ -1,0 +1,102 @@
+"""Tags audio files with a trained student or an export: a table, JSON lines, CSV, embeddings."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import tyro
+
+from audio_datasets.command_line.help_pages import HelpGroups
+from audio_datasets.stores.class_lists import read_class_names
+from audio_datasets.system.command import USER_MISTAKE, parse, run_command
+from kd.deploy.tagging.output import TOP, TagText
+from kd.deploy.tagging.tag_files import tag_files
+from kd.deploy.tagging.tagger import Tagger
+
+
+@dataclass(frozen=True)
+class TagConfig:
+    """Tag audio files, or all audio files in folders."""
+
+    help_groups: ClassVar[HelpGroups] = {
+        "Files and tagger": ("files", "tagger", "class_names"),
+        "What is printed": ("top", "present", "threshold", "windows", "json", "csv", "embeddings"),
+        "Computing": ("window_seconds", "device", "threads"),
+    }
+
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Audio files, and folders with audio files."""
+    tagger: str
+    """A run folder, an export folder, or NAME@WEIGHTS (such as mn04@mn04_as_mAP_432.pt)."""
+    class_names: Path | None = None
+    """Class list for weights that carry none (AudioSet's class_labels_indices.csv, or one name a line). If left out, a
+    class_labels_indices.csv beside the weights is read; without one, classes are numbered."""
+    top: int | None = None
+    """Show at most this many classes of a file, the highest scores first (default: 5 in the table, all in JSON)."""
+    present: bool = False
+    """Show only classes whose scores reach their thresholds."""
+    threshold: float | None = None
+    """One threshold for all classes, from 0 to 1. If left out: those chosen on the run's validation clips, or 0.5."""
+    windows: bool = False
+    """Also show each window of a file, with its start and end."""
+    json: bool = False
+    """Print one line of JSON for each file."""
+    csv: bool = False
+    """Print CSV: one row for each file (with --windows: for each window), one column for each class."""
+    embeddings: Path | None = None
+    """Also write embeddings to this .npz file: one row for each file (with --windows: for each window)."""
+    window_seconds: float | None = None
+    """Length of the windows. If left out: that of the student's evaluation."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 …; auto takes a GPU if there is one. Exports run on the CPU."""
+    threads: int | None = None
+    """Threads that compute on the CPU (the library's own choice if left out)."""
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise ValueError("give at least one audio file or folder")
+        if self.top is not None and self.top < 1:
+            raise ValueError(f"--top must be at least 1; found {self.top}")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ValueError(f"--threshold must lie between 0 and 1; found {self.threshold:g}")
+        if self.json and self.csv:
+            raise ValueError("--json and --csv exclude each other")
+        if self.csv and (self.top is not None or self.present or self.threshold is not None):
+            raise ValueError("--csv has the scores of all classes; leave --top, --present and --threshold out")
+        if self.embeddings is not None and self.embeddings.suffix != ".npz":
+            raise ValueError(f"--embeddings must end in .npz; found {self.embeddings}")
+
+    def text(self, class_names: Sequence[str]) -> TagText:
+        """How tags are printed."""
+        form = "json" if self.json else "csv" if self.csv else "table"
+        top = TOP if self.top is None and form == "table" else self.top
+        return TagText(tuple(class_names), form, self.windows, top, self.present)
+
+
+def tag(config: TagConfig) -> int:
+    """Tags what was named; exit code 2 if a file could not be tagged."""
+    tagger = Tagger.load(
+        config.tagger,
+        class_names=None if config.class_names is None else read_class_names(config.class_names),
+        window_seconds=config.window_seconds,
+        device=config.device,
+        threads=config.threads,
+        threshold=config.threshold,
+    )
+    try:
+        unusable = tag_files(tagger, config.files, config.text(tagger.class_names), config.embeddings)
+    except BrokenPipeError:  # whoever read the tags has had enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return USER_MISTAKE if unusable else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run_command(lambda: tag(parse(TagConfig, arguments, "kd tag")))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
