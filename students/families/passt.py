@@ -274,7 +274,7 @@ class Passt(Student):
         grid = grid + self.freq_new_pos_embed + self.time_new_pos_embed[..., : grid.shape[3]]
         patches = self.patchout(grid)
         extra = torch.cat([self.cls_token, self.dist_token], dim=1) + self.new_pos_embed
-        tokens = torch.cat([extra.expand(len(patches), -1, -1), patches], dim=1)
+        tokens = torch.cat([extra.expand(patches.shape[0], -1, -1), patches], dim=1)
         embedding = self.norm(self.blocks(tokens)[:, :2]).mean(1)
         return StudentOutput(self.head(embedding), embedding)
 

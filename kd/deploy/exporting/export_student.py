@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+import tyro
 
 from audio_datasets.audio.bad_clips import BadClipError
 from audio_datasets.stores.class_lists import read_class_names
@@ -54,7 +55,7 @@ FLOAT_CLIPS = 16
 class ExportConfig:
     """Export a trained student as a folder that needs neither PyTorch nor this package."""
 
-    student: str
+    student: Annotated[str, tyro.conf.Positional]
     """A run folder, or NAME@WEIGHTS (as mn04@mn04_as_mAP_432.pt)."""
     out: Path
     """Folder to write."""
@@ -138,7 +139,9 @@ def _check_target(config: ExportConfig) -> None:
 
 def _example(subject: Subject, config: ExportConfig) -> torch.Tensor:
     """An input of the kind that the model takes."""
-    seconds = subject.student.clip_seconds or min(EXAMPLE_SECONDS, subject.window.seconds)
+    seconds = subject.window.seconds
+    if subject.student.clip_seconds is None:  # any length will do
+        seconds = min(EXAMPLE_SECONDS, seconds)
     samples = max(round(seconds * subject.frontend.sample_rate_hz), subject.frontend.minimum_samples)
     waveform = 0.1 * torch.randn(config.batch or 2, samples, generator=torch.Generator().manual_seed(0))
     return waveform if config.input == "waveform" else LogMel(subject.frontend)(waveform)

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from students.frontend import DECIBELS_PER_LN, MINIMUM_DEVIATION, LogMelConfig, mel_of_hz
 
 _TURN = 2.0 * math.pi
+_BANDS = 16
+"""Bands that are computed together: nine tenths of the mel matrix are zeros, and this leaves out most of them."""
 
 
 class ConvolutionalLogMel(nn.Module):
@@ -39,16 +41,22 @@ class ConvolutionalLogMel(nn.Module):
         self.first, self.end = left // self.q, -(-(left + config.window_samples) // self.q)
         rows = window[: config.n_fft].view(self.p, self.q)[self.first : self.end]
         k1 = torch.arange(self.p // 2 + 1)[:, None]
-        k = k1 + self.p * torch.arange(self.q)  # (J, P)
+        # Rows of k₂ = 0, q - 1, 1, q - 2, … hold frequencies in ascending order, so that a few mel bands need a few of them.
+        k2 = [order for number in range(-(-self.q // 2)) for order in (number, self.q - 1 - number)][: self.q]
+        self.register_buffer("k2", torch.tensor(k2), persistent=False)
+        k = k1 + self.p * self.k2  # (J, P)
         # N - k has the power of k. For k₁ = 0 and k₁ = p / 2 both are in the same row, and one of them is left out.
         both = (k1 == 0) | (2 * k1 == self.p)
         k = torch.where(both, k, torch.minimum(k, config.n_fft - k))
         k = torch.where(k < config.n_fft // 2, k, -1)  # LogMel has no band at the Nyquist frequency
         mel = mel_of_hz(k.clamp(min=0) * (config.sample_rate_hz / config.n_fft))
         low, high = mel_of_hz(torch.tensor([config.fmin_hz, config.fmax_hz]))
-        position = (mel - low) * ((config.n_mels + 1) / (high - low))
+        position = torch.where(k < 0, -10.0, (mel - low) * ((config.n_mels + 1) / (high - low)))
         self.register_buffer("window", rows.t()[:, None].contiguous(), persistent=False)  # (q, 1, rows)
-        self.register_buffer("position", torch.where(k < 0, -10.0, position).flatten(), persistent=False)  # (J * P,)
+        self.register_buffer("position", position, persistent=False)  # (J, P): of each frequency, in units of bands
+        self.groups = [
+            _group(position, first, min(first + _BANDS, config.n_mels)) for first in range(0, config.n_mels, _BANDS)
+        ]
 
     def forward(self, waveform: Tensor) -> Tensor:
         """(B, N) at ``config.sample_rate_hz``, in [-1, 1] -> (B, 1, M, T)"""
@@ -68,9 +76,9 @@ class ConvolutionalLogMel(nn.Module):
         waveform = nn.functional.pad(waveform[:, None], (start, end), mode="reflect")[:, 0]
         rows = waveform.shape[1] // q
         rows_first = waveform[:, : rows * q].unflatten(1, (rows, q)).transpose(1, 2)  # (B, q, R)
-        power = self._power(rows_first)
-        bands = torch.matmul(self._mel_bank(), power) + config.log_offset
-        log_mel = bands.log()
+        power = self._power(rows_first)  # (B, J, P, T)
+        bands = torch.cat([self._bands(power, *group) for group in self.groups], dim=1)
+        log_mel = (bands + config.log_offset).log()
         if config.logarithm == "db":
             log_mel = log_mel * DECIBELS_PER_LN
         log_mel = (log_mel + config.shift) / config.scale
@@ -86,7 +94,7 @@ class ConvolutionalLogMel(nn.Module):
         return log_mel[:, None]
 
     def _power(self, rows: Tensor) -> Tensor:
-        """(B, q, R) -> (B, J * P, T)"""
+        """(B, q, R) -> (B, J, P, T)"""
         q, columns = self.q, self.p // 2 + 1
         device = rows.device
         quarter = torch.tensor([0.0, 0.25 * _TURN], device=device)  # real part, minus the imaginary part
@@ -101,18 +109,27 @@ class ConvolutionalLogMel(nn.Module):
         sums = sums.unflatten(1, (q, columns, 2)).permute(0, 2, 3, 1, 4).flatten(2, 3)  # (B, J, 2 q, T)
 
         b = torch.arange(q, device=device)
-        k = k1[:, None] + self.p * b  # (J, P)
+        k = k1[:, None] + self.p * self.k2  # (J, P)
         angle = (k[:, :, None] * b % self.config.n_fft) * (_TURN / self.config.n_fft)  # (J, P, q)
         # exp(-iθ) (x + iy) = (x cos θ + y sin θ) + i (y cos θ - x sin θ)
         shift = torch.tensor([[0.0, -0.25 * _TURN], [0.25 * _TURN, 0.0]], device=device)
         outer = torch.cos(angle[:, None, :, None, :] + shift[:, None, :, None])  # (J, 2, P, 2, q)
-        spectrum = torch.matmul(outer.flatten(1, 2).flatten(2, 3), sums).square()  # (B, J, 2 P, T)
-        return (spectrum[:, :, :q] + spectrum[:, :, q:]).flatten(1, 2)
+        spectrum = torch.matmul(outer.flatten(1, 2).flatten(2, 3), sums)  # (B, J, 2 P, T)
+        squares = spectrum * spectrum  # exported as a product, which runtimes have faster code for than for a power
+        return squares[:, :, :q] + squares[:, :, q:]
 
-    def _mel_bank(self) -> Tensor:
-        """(M, J * P)"""
-        centre = torch.arange(1, self.config.n_mels + 1, device=self.position.device, dtype=torch.float32)
-        return (1.0 - (self.position - centre[:, None]).abs()).clamp(min=0.0)
+    def _bands(self, power: Tensor, bands: range, k2: slice) -> Tensor:
+        """(B, J, P, T) -> the given mel bands (B, bands, T), of the rows of k₂ in which they are not zero"""
+        centre = torch.arange(bands.start + 1, bands.stop + 1, device=power.device, dtype=torch.float32)
+        position = self.position[:, k2].flatten()
+        bank = (1.0 - (position - centre[:, None]).abs()).clamp(min=0.0)
+        return torch.matmul(bank, power[:, :, k2].flatten(1, 2))
+
+
+def _group(position: Tensor, first: int, end: int) -> tuple[range, slice]:
+    """Neighbouring bands, and the rows of k₂ that they need."""
+    needed = ((position > first) & (position < end + 1)).any(0).nonzero().flatten().tolist()
+    return range(first, end), slice(needed[0], needed[-1] + 1) if needed else slice(0, 1)
 
 
 def _factor(config: LogMelConfig) -> int:

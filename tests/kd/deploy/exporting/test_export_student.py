@@ -97,7 +97,7 @@ def traced_once() -> Iterator[None]:
 def export(run: Path) -> Path:
     """The run, exported with float32 weights."""
     out = run.parent / "export"
-    assert main(["--student", str(run), "--out", str(out), "--weights", "fp32"]) == 0
+    assert main([str(run), "--out", str(out), "--weights", "fp32"]) == 0
     return out
 
 
@@ -216,7 +216,7 @@ def test_fewer_bits_make_a_smaller_file_that_still_agrees(
 ) -> None:
     monkeypatch.setattr("kd.deploy.graph.stored_weights.FEWEST_INT8", 32)  # the tiny student's layers are all narrow
     network_file = run.parent / weights
-    assert main(["--student", str(run), "--out", str(network_file), "--weights", weights]) == 0
+    assert main([str(run), "--out", str(network_file), "--weights", weights]) == 0
     kinds = {
         onnx.TensorProto.DataType.Name(tensor.data_type)
         for tensor in onnx.load(network_file / "model.onnx").graph.initializer
@@ -229,7 +229,7 @@ def test_fewer_bits_make_a_smaller_file_that_still_agrees(
 
 def test_a_mel_export_takes_our_log_mel(run: Path) -> None:
     out = run.parent / "mel"
-    assert main(["--student", str(run), "--out", str(out), "--input", "mel", "--weights", "fp32", "--batch", "1"]) == 0
+    assert main([str(run), "--out", str(out), "--input", "mel", "--weights", "fp32", "--batch", "1"]) == 0
     assert not (out / "tag.py").exists()
     model = session(out)
     assert model.get_inputs()[0].shape == [1, 1, 24, "frames"]
@@ -247,7 +247,6 @@ def test_int8_activations_are_calibrated_on_given_clips(
     monkeypatch.setattr("kd.deploy.graph.activations.FEWEST_INT8", 32)
     out = run.parent / "act8"
     command = [
-        "--student",
         str(run),
         "--out",
         str(out),
@@ -282,7 +281,7 @@ def test_an_export_that_disagrees_is_refused_by_name_and_leaves_nothing(
         return model
 
     monkeypatch.setattr(exporting, "onnx_model", wrong)
-    assert main(["--student", str(run), "--out", str(run.parent / "wrong")]) == 2
+    assert main([str(run), "--out", str(run.parent / "wrong")]) == 2
     message = capsys.readouterr().err
     assert "does not agree with PyTorch" in message
     assert "for clip 'clip " in message
@@ -305,7 +304,7 @@ def test_what_is_lost_with_fewer_bits_is_refused_unless_allowed(
 
     monkeypatch.setattr(exporting, "store_weights", coarse)
     monkeypatch.setattr("kd.deploy.graph.stored_weights.FEWEST_INT8", 32)
-    command = ["--student", str(run), "--out", str(run.parent / "coarse"), "--weights", "int8"]
+    command = [str(run), "--out", str(run.parent / "coarse"), "--weights", "int8"]
     assert main(command) == 2
     message = capsys.readouterr().err
     assert "loses too much on the run's validation clips" in message
@@ -367,15 +366,15 @@ def strange_model(folder: Path, external: str = "", domain: str = "") -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--student", "nowhere"], "neither a run folder nor NAME@WEIGHTS"),
-        (["--student", "mn01@nowhere.pt"], "carry no class names"),
-        (["--student", "{runs}"], "holds several students; name one of its folders: 'mine'"),
-        (["--student", "{export}"], "is an export already"),
-        (["--student", "{run}", "--weights", "fp32", "--allow-difference"], "--allow-difference is for fp16 and int8"),
-        (["--student", "{run}", "--out", "{export}"], "give --replace, or another --out"),
-        (["--student", "{run}", "--out", "{run}"], "holds something else than an export"),
-        (["--student", "{run}", "--clips", "nowhere"], "no such clip store or folder: nowhere"),
-        (["--student", "{run}", "--activations", "int8"], "give some with --calibration-clips"),
+        (["nowhere"], "neither a run folder nor NAME@WEIGHTS"),
+        (["mn01@nowhere.pt"], "carry no class names"),
+        (["{runs}"], "holds several students; name one of its folders: 'mine'"),
+        (["{export}"], "is an export already"),
+        (["{run}", "--weights", "fp32", "--allow-difference"], "--allow-difference is for fp16 and int8"),
+        (["{run}", "--out", "{export}"], "give --replace, or another --out"),
+        (["{run}", "--out", "{run}"], "holds something else than an export"),
+        (["{run}", "--clips", "nowhere"], "no such clip store or folder: nowhere"),
+        (["{run}", "--activations", "int8"], "give some with --calibration-clips"),
     ],
 )
 def test_a_wrong_command_ends_with_one_message(
