@@ -3,6 +3,7 @@
 The first run is the baseline.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import tyro
 
 from audio_datasets.system.command import parse, run_command
 from audio_datasets.system.files import write_text
+from audio_datasets.system.paths.outputs import Output, check_outputs, containing
 from kd.reports.analysis.multi_label import multi_label_classes
 from kd.reports.analysis.parts import mean_over_parts
 from kd.reports.analysis.single_label import single_label_classes
@@ -56,6 +58,8 @@ class CompareConfig:
     folds of one experiment) counts as one run; runs with the same name in two such folders form pairs."""
     out: Path | None = None
     """Also write a page (.html) or the text (.md) to this file."""
+    overwrite: bool = False
+    """Let --out replace a file that holds something else than a comparison."""
 
     def __post_init__(self) -> None:
         if len(self.runs) < 2:
@@ -70,6 +74,9 @@ def compare(config: CompareConfig) -> Document:
     Raises:
         ValueError: a folder that is no run folder, or one that is damaged.
     """
+    if config.out is not None:
+        title = re.compile(rb"(<h1>|^# )\d+ runs compared", re.MULTILINE)
+        check_outputs(config, [Output(config.out, containing(title), "a comparison of runs")], config.overwrite)
     document = comparison([read_run_or_runs(path) for path in config.runs])
     print(to_markdown(document))
     if config.out is not None:

@@ -15,6 +15,7 @@ from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.manifest import select_rows
 from audio_datasets.system.command import parse, run_command
 from audio_datasets.system.files import write_json
+from audio_datasets.system.paths.outputs import Output, check_outputs, json_with
 from kd.data.sampling import labelled_rows
 from kd.data.windows import EvaluationWindows, Window
 from kd.evaluation.metrics import TaggingMetrics, category_accuracy, category_columns, tagging_metrics
@@ -65,6 +66,8 @@ class EvaluateConfig:
     """A clip that cannot be decoded: refuse stops and names it; skip leaves it out and lists it."""
     out: Path | None = None
     """Write the results as JSON to this file."""
+    overwrite: bool = False
+    """Let --out replace a file that holds something else than results of kd evaluate."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.workers < 0:
@@ -79,6 +82,8 @@ def evaluate(config: EvaluateConfig) -> dict:
     Raises:
         ValueError: files that are missing or of another kind, class lists that differ, clips without labels.
     """
+    if config.out is not None:
+        check_outputs(config, [results_file(config)], config.overwrite)
     torch.set_flush_denormal(True)
     accelerator = start_accelerator()
     leave_a_core_to_the_workers(accelerator)
@@ -129,6 +134,11 @@ def evaluate(config: EvaluateConfig) -> dict:
         if config.out is not None:
             write_json(config.out, results)
     return results
+
+
+def results_file(config: EvaluateConfig) -> Output:
+    """The file of ``--out``."""
+    return Output(config.out, json_with("tagger", "clips", "num_clips", "mAP"), "the results of kd evaluate")
 
 
 def what_is_heard(windows: EvaluationWindows, is_restricted: bool) -> str:

@@ -26,6 +26,7 @@ from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.manifest import heard_of, select_rows
 from audio_datasets.system.command import parse, progress, run_command
 from audio_datasets.system.files import write_json, written_aside
+from audio_datasets.system.paths.outputs import Output, check_outputs
 from audio_datasets.system.randomness import generator
 from audio_datasets.system.text_tables import markdown_table
 from kd.data.windows import EvaluationWindows, Window
@@ -41,7 +42,6 @@ TABLE_FILE = "inspect.md"
 RESULTS_FILE = "inspect.json"
 MAP_CHART_FILE = "inspect_map.png"
 RELU_CHART_FILE = "inspect_dyrelu.png"
-
 SHOWN_QUANTILES = (0.01, 0.99)
 
 
@@ -121,6 +121,8 @@ def inspect_student(config: InspectConfig) -> dict:
     accelerator = start_accelerator()
     if accelerator.num_processes > 1:
         raise ValueError(f"kd inspect runs in one process; found {accelerator.num_processes}")
+    files = (TABLE_FILE, RESULTS_FILE, MAP_CHART_FILE, RELU_CHART_FILE)
+    check_outputs(config, [Output(config.out / name, lambda path: True, "the results of kd inspect") for name in files])
     clips, tagger, methods, places = open_inputs(config)
     rows = select_rows(clips, split=config.split, folds=config.folds or None)
     rows, skipped = usable(clips, rows, tagger, config)
@@ -148,9 +150,7 @@ def inspect_student(config: InspectConfig) -> dict:
     ]
     untouched, random_row = found[UNTOUCHED], Row("", "random predictions", tuple(chance))
     results = {
-        "config": as_json(config),
-        "num_clips": len(rows),
-        "skipped_clips": skipped,
+        "config": as_json(config), "num_clips": len(rows), "skipped_clips": skipped,
         "untouched": {"mAP": untouched},
         "random_predictions": _numbers(random_row, untouched),
         "interventions": [

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from audio_datasets.system.command import parse, progress, run_command
 from audio_datasets.system.files import write_json, written_aside
+from audio_datasets.system.paths.outputs import Output, check_outputs, is_chart, json_with
 from audio_datasets.system.text_tables import text_table
 from kd.run_folder.config import as_json, parse_options
 from students import create_student, list_students
@@ -61,6 +62,8 @@ class ProfileConfig:
     """Draw MACs against parameters into this file (.png, .svg or .pdf)."""
     out: Path | None = None
     """Write the numbers as JSON to this file."""
+    overwrite: bool = False
+    """Let --out and --chart replace files that hold something else."""
     frontend: Annotated[LogMelConfig, Flat] = field(default_factory=LogMelConfig)
 
     def __post_init__(self) -> None:
@@ -107,6 +110,9 @@ def profile_students(config: ProfileConfig) -> list[StudentCost]:
     Raises:
         ValueError: an unknown student or option, or a device that is not there.
     """
+    outputs = [Output(config.chart, is_chart, "a chart")] if config.chart else []
+    outputs += [Output(config.out, json_with("machine", "students"), "the costs of students")] if config.out else []
+    check_outputs(config, outputs, config.overwrite)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: PyTorch finds no CUDA device here; leave it out to measure on the CPU")
     torch.set_flush_denormal(True)

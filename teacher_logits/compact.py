@@ -8,6 +8,7 @@ import numpy as np
 from scipy.special import expit, log_expit
 
 from audio_datasets.system.command import parse, progress, run_command
+from audio_datasets.system.paths.outputs import Output, check_outputs, is_hdf5
 from teacher_logits.store import ROWS_PER_BLOCK, LogitStore, write_logit_store
 
 
@@ -44,15 +45,14 @@ def compact(config: CompactConfig) -> None:
     Raises ValueError for a store that is compact already, a number to keep that is no less than the number of classes,
     and an ``out`` that exists, unless it is to be replaced.
     """
+    check_outputs(config, [Output(config.out, is_hdf5, "a logit store")], config.replace, "replace it with --replace")
     dense = LogitStore.open(config.logits)
     if dense.keep is not None:
         raise ValueError(
             f"{dense.path} already keeps only {dense.keep} logits of each clip; use the store with all logits"
         )
-    if config.out.exists() and (not config.replace or config.out.samefile(config.logits)):
-        raise ValueError(
-            f"{config.out} exists; choose another --out, or replace it with --replace (it must not be --logits itself)"
-        )
+    if config.out.exists() and not config.replace:
+        raise ValueError(f"{config.out} exists; choose another --out, or replace it with --replace")
     write_compact(dense, config.out, config.keep)
     before, after = config.logits.stat().st_size, config.out.stat().st_size
     error = storage_error(dense, LogitStore.open(config.out))

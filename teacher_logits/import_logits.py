@@ -26,6 +26,7 @@ from audio_datasets.stores.joined import AnyClips, open_clips
 from audio_datasets.stores.names import is_writable
 from audio_datasets.system.command import parse, progress, run_command
 from audio_datasets.system.messages import brief, listed
+from audio_datasets.system.paths.outputs import Output, check_outputs, is_hdf5
 from audio_datasets.system.plain_pickle import read_plain_pickle
 from teacher_logits.store import DIGEST_BYTES, LogitStore, to_float16, write_logit_store
 from teacher_logits.stores.links import LinkKind, link_of_classes
@@ -77,6 +78,7 @@ def import_logits(config: ImportConfig) -> LogitStore:
     Raises ValueError for an array of another type or shape, an index that does not fit it, names that are not unique, values
     that are not logits, and an existing store.
     """
+    check_outputs(config, [Output(config.out, is_hdf5, "a logit store")], config.overwrite)
     if config.out.exists() and not config.overwrite:
         raise ValueError(f"{config.out} exists; replace it with --overwrite, or choose another --out")
     class_names = read_class_names(config.class_names) if config.class_names else None

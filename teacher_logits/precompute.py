@@ -31,6 +31,7 @@ from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.manifest import heard_of
 from audio_datasets.system.command import parse, run_command
 from audio_datasets.system.disk_space import require_space
+from audio_datasets.system.paths.outputs import Output, check_outputs, is_hdf5, refuse_links
 from audio_datasets.system.stop_signals import StopSignals
 from audio_datasets.tasks.task import usable_durations
 from audio_datasets.tasks.unlabelled import SoundFolder
@@ -143,11 +144,21 @@ def teach(config: TeachConfig) -> list[Path]:
         teacher.name = name
     names = unique_names([teacher.name for teacher in teachers])
     paths = [config.out / f"{name}.h5" for name in names]
+    check_teach_outputs(config, paths)
     with StopSignals() as signals:
         for teacher, path in zip(teachers, paths, strict=True):
             with locked_by_main_process(accelerator, path.with_name(f"{path.name}.lock"), str(path)):
                 make_store(accelerator, teacher, clips, path, config, signals)
     return paths
+
+
+def check_teach_outputs(config: TeachConfig, paths: Sequence[Path]) -> None:
+    """Raises ValueError if a logit store, or the list beside it, would replace an input, or its work lies behind a link."""
+    outputs = [Output(path, is_hdf5, "a logit store") for path in paths]
+    outputs += [Output(skipped_path(path), lambda path: True, "a list of skipped clips") for path in paths]
+    check_outputs(config, outputs, advice="remove it")
+    names = {f"{path.name}{ending}" for path in paths for ending in (".partial", ".lock")}
+    refuse_links(config.out, names.__contains__)
 
 
 def open_heard_clips(config: TeachConfig, class_names: Sequence[str] | None) -> HeardClips:

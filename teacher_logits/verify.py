@@ -1,5 +1,6 @@
 """``kd verify``: checks logit stores against a clip store, and shows how good the teachers are."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from audio_datasets.stores.class_lists import check_same_classes, read_class_nam
 from audio_datasets.stores.joined import AnyClips, open_clips
 from audio_datasets.system.command import parse, run_command
 from audio_datasets.system.messages import Tally, brief, listed
+from audio_datasets.system.paths.outputs import Output, check_outputs, containing
 from teacher_logits.store import ROWS_PER_BLOCK, LogitStore
 from teacher_logits.stores.class_precisions import class_precisions
 from teacher_logits.stores.ensemble import LogitEnsemble, MeanOf
@@ -31,6 +33,8 @@ class VerifyConfig:
     """Also print the average precision of each class: for each store, for the ensemble, and for the ensemble without each store."""
     table: Path | None = None
     """Write the table of --classes to this CSV file."""
+    overwrite: bool = False
+    """Let --table replace a file that holds something else than such a table."""
     average_precision: bool = True
     """Compute average precisions, which takes longer than the checks."""
     teacher: tuple[str, ...] = ()
@@ -58,6 +62,9 @@ def verify(config: VerifyConfig) -> None:
 
     Raises ValueError that lists all mismatches, one per line.
     """
+    if config.table is not None:
+        table = Output(config.table, containing(re.compile(rb"\Aclass,clips,")), "a table of classes")
+        check_outputs(config, [table], config.overwrite)
     class_names = read_class_names(config.class_names) if config.class_names else None
     clips = open_clips(config.clips, class_names)
     ensemble = LogitEnsemble.open(config.logits, config.ensemble)

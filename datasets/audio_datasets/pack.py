@@ -19,13 +19,16 @@ from audio_datasets.audio import codec as audio_codec
 from audio_datasets.audio.bad_clips import ClipList, OnBadClip, one_line, summary
 from audio_datasets.command_line.help_pages import HelpGroups
 from audio_datasets.pack_plan import (
+    STORE_SUFFIXES,
     LabelledClip,
+    check_pack_outputs,
     open_work_folder,
     packed_label_space,
     plan_of,
     shard_bounds,
     sizes_and_times,
     with_class_names,
+    work_folder,
 )
 from audio_datasets.pack_shards import ShardTask, pack_shards
 from audio_datasets.stores.clip_store import ClipStore
@@ -41,7 +44,6 @@ from audio_datasets.tasks.catalog import get_task, read_listing
 from audio_datasets.tasks.label_space import LabelSpace
 from audio_datasets.tasks.listing import Listing, check_labels, describe, refuse_unusable
 
-STORE_SUFFIXES = (".h5", ".hdf5")
 DEFAULT_SAMPLE_RATE_HZ = 32000
 SAMPLED_FILES = 32  # whose headers give an estimate of the duration of all
 SOURCE_DIGEST = "source_digest"
@@ -141,10 +143,11 @@ def pack(config: PackConfig, show_progress: bool = True) -> PackResult:
 
     With several workers, a script calls this under ``if __name__ == "__main__":``, since they start by importing it.
 
-    Raises ValueError for a source that cannot be read, labels outside the class list, files that ``on_bad_clip`` refuses, an
-    existing store of other content, unfinished work with another plan, and a store that another run is packing. Raises
+    Raises ValueError for a source that cannot be read or would be overwritten, labels outside the class list, files that
+    ``on_bad_clip`` refuses, an existing store of other content, unfinished work with another plan, and a store that another run is packing. Raises
     Stopped where a stop signal interrupts it (``stop_signals.raised_stop_signals``).
     """
+    check_pack_outputs(config, [missing_path(config.out), skipped_path(config.out), suspicious_path(config.out)])
     with locked(config.out.with_name(f"{config.out.name}.lock"), str(config.out)):
         try:
             return _pack(config, show_progress)
@@ -249,7 +252,7 @@ def _merge(
 
 
 def _work_folder(config: PackConfig) -> Path:
-    return config.out.with_name(f"{config.out.name}.partial")
+    return work_folder(config.out)
 
 
 def _require_space(config: PackConfig, work: Path, clips: Sequence[LabelledClip], sizes: Sequence[int]) -> None:

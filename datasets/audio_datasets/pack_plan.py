@@ -10,13 +10,16 @@ from typing import Any
 import soundfile
 
 from audio_datasets.stores.class_lists import check_class_names, read_class_names, read_label_map
+from audio_datasets.stores.manifest import manifest_path
 from audio_datasets.stores.waveform_rows import row_bytes
 from audio_datasets.system.files import digest_of, digest_of_pieces, read_json, remove_asides, write_json
 from audio_datasets.system.messages import listed
+from audio_datasets.system.paths.outputs import Output, check_outputs, is_hdf5
 from audio_datasets.tasks.label_space import LabelSpace
 from audio_datasets.tasks.listing import Clip, Listing
 
 SHARD_BYTES = 256 * 2**20
+STORE_SUFFIXES = (".h5", ".hdf5")
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,39 @@ def _digest_of_clips(clips: Sequence[LabelledClip], sizes: Sequence[tuple[int, i
         yield b"]" if clips else b"[]"
 
     return digest_of_pieces(pieces)
+
+
+def work_folder(store_path: Path) -> Path:
+    """``clips.h5`` -> ``clips.h5.partial``: the folder of unfinished work."""
+    return store_path.with_name(f"{store_path.name}.partial")
+
+
+def check_pack_outputs(config: Any, lists: Sequence[Path]) -> None:
+    """Checks the store, its manifest and its lists against the inputs of ``kd pack``, and against stores beside it.
+
+    Args:
+        config: the command's options, with ``out`` and ``overwrite``.
+        lists: the lists of clips beside the store.
+
+    Raises:
+        ValueError: one of them is an input or belongs to another store, or a manifest is there without a store.
+    """
+    out, work, manifest = config.out, work_folder(config.out), manifest_path(config.out)
+    for suffix in STORE_SUFFIXES:
+        other = out.with_suffix(suffix)
+        if suffix != out.suffix.lower() and other.exists():
+            raise ValueError(
+                f"{manifest.name} beside {out} would replace that of {other}; choose another name for --out"
+            )
+    if work.is_symlink():
+        raise ValueError(
+            f"{work} is a symbolic link, through which nothing is written; remove it, or choose another --out"
+        )
+    # What a finished or unfinished run left beside its store may be replaced.
+    left = out.exists() or (work / "plan.json").exists()
+    outputs = [Output(out, is_hdf5, "a clip store"), Output(manifest, lambda path: left, f"the manifest of {out.name}")]
+    outputs += [Output(path, lambda path: left, f"a list of clips of {out.name}") for path in lists]
+    check_outputs(config, outputs, config.overwrite)
 
 
 def open_work_folder(work: Path, plan: dict, restart: bool) -> None:

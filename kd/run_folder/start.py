@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from audio_datasets.system.files import flush_folder, read_json, remove_asides, write_json
+from audio_datasets.system.paths.outputs import check_output_folder, refuse_links
 from kd.run_folder.config import differences
 from kd.training.checkpoint import checkpoints, remove_leftovers
 
@@ -20,6 +21,8 @@ CONFIG_FILE = "config.json"
 LOCK_FILE = "run.lock"
 SKIPPED_CLIPS_FILE = "skipped_clips.txt"
 SUSPICIOUS_CLIPS_FILE = "suspicious_clips.txt"
+
+GIVEN_UP = ".checkpoints.given-up"
 
 PART = re.compile(r"(seed|fold)\d+|probe")
 """Folders in a run folder that contain runs themselves: seeds and folds of fine-tuning, and its linear probe."""
@@ -31,6 +34,24 @@ RESULTS = (
     *(SKIPPED_CLIPS_FILE, SUSPICIOUS_CLIPS_FILE, "trackers", "non_finite", CONFIG_FILE),
 )
 """The files that ``restart`` removes after the checkpoints, in this order. Other files in the folder are kept."""
+
+
+def is_part_of_run(name: str) -> bool:
+    """Whether a run writes a file or folder of this name directly in its folder."""
+    return name in (*RESULTS, LOCK_FILE, "checkpoints", GIVEN_UP) or PART.fullmatch(name) is not None
+
+
+def check_run_folder(config: Any, folder: Path) -> None:
+    """Called before a run opens anything. Raises ValueError if it would write over one of its inputs, or through a link."""
+    check_output_folder(config, folder, is_part_of_run)
+    refuse_links_in_run(folder)
+
+
+def refuse_links_in_run(folder: Path) -> None:
+    """Raises ValueError if a part of a run, or a file in a part, is a symbolic link."""
+    refuse_links(folder, is_part_of_run)
+    for part in parts_of(folder) if folder.is_dir() else ():
+        refuse_links(part, is_part_of_run)
 
 
 @dataclass(frozen=True)
@@ -74,6 +95,7 @@ def enter_run_folder(
     Raises:
         ValueError: the run has other settings, and neither ``accept_changes`` nor ``restart`` is given.
     """
+    refuse_links_in_run(folder)
     _remove_half_written(folder)
     path = folder / CONFIG_FILE
     new = dict(description)
@@ -186,7 +208,7 @@ def division(description: Mapping[str, Any]) -> str:
 def parts_of(folder: Path) -> Iterator[Path]:
     """The folders of a run's parts, nested ones first."""
     for item in sorted(folder.iterdir()):
-        if item.is_dir() and PART.fullmatch(item.name):
+        if item.is_dir() and not item.is_symlink() and PART.fullmatch(item.name):
             yield from parts_of(item)
             yield item
 
@@ -208,7 +230,7 @@ def give_up(folder: Path) -> None:
 
 def remove_results(folder: Path) -> None:
     """Removes everything that one run, or one part of it, has written."""
-    given_up = folder / ".checkpoints.given-up"
+    given_up = folder / GIVEN_UP
     if given_up.exists():
         shutil.rmtree(given_up)
     if (folder / "checkpoints").exists():

@@ -15,7 +15,7 @@ from kd.data.splits import partitions
 from kd.data.unlabelled import open_sources, with_unlabelled
 from kd.recipes.finetuning import unpublished_settings
 from kd.run_folder.config import parse_options
-from kd.run_folder.start import LOCK_FILE, SUSPICIOUS_CLIPS_FILE
+from kd.run_folder.start import LOCK_FILE, SUSPICIOUS_CLIPS_FILE, check_run_folder
 from kd.stages.build_run import enter
 from kd.stages.cross_validation import CrossValidation
 from kd.stages.finetuning_config import ASKS_FOR, CHANGES_NOTHING, FinetuneConfig, decided_by_data, window_note
@@ -41,6 +41,7 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
             another process, or a loss that is not finite.
         Stopped: on SIGTERM or SIGUSR1, after the run was saved.
     """
+    check_run_folder(config, config.out)
     torch.set_flush_denormal(True)
     accelerator = start_accelerator(
         mixed_precision=config.mixed_precision,

@@ -25,7 +25,7 @@ from kd.evaluation.label_metrics import label_metrics
 from kd.evaluation.predict import ClipEvaluator
 from kd.run_folder.config import as_json, flat_values, parse_options
 from kd.run_folder.metrics_log import check_trackers
-from kd.run_folder.start import LOCK_FILE, SKIPPED_CLIPS_FILE, EnteredRun
+from kd.run_folder.start import LOCK_FILE, SKIPPED_CLIPS_FILE, EnteredRun, check_run_folder
 from kd.stages.build_run import (
     BuiltRun,
     Progress,
@@ -179,6 +179,7 @@ def pretrain(config: PretrainConfig, command: str = "") -> Path:
             another process, or a loss that is not finite.
         Stopped: on SIGTERM or SIGUSR1, after the run was saved.
     """
+    check_run_folder(config, config.out)
     accelerator = create_accelerator(config)
     stage = prepare(config, accelerator)
     with StopSignals() as signals, locked_by_main_process(accelerator, config.out / LOCK_FILE, str(config.out)):

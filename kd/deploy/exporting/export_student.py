@@ -18,6 +18,7 @@ from audio_datasets.audio.bad_clips import BadClipError
 from audio_datasets.stores.class_lists import read_class_names
 from audio_datasets.system.files import flush_folder, make_folder, write_json
 from audio_datasets.system.messages import brief, listed
+from audio_datasets.system.paths.outputs import check_output_folder
 from kd.deploy.exporting.clips import ClipSet, clips_at, parity_clips, synthetic_clips, training_clips
 from kd.deploy.exporting.pages import write_pages
 from kd.deploy.exporting.parity import (
@@ -96,6 +97,7 @@ def export_student(config: ExportConfig) -> Path:
     something else.
     """
     require_packages()
+    check_output_folder(config, config.out, lambda name: True)
     _check_target(config)
     torch.set_flush_denormal(True)
     subject = read_subject(config.student, read_class_names(config.class_names) if config.class_names else None)

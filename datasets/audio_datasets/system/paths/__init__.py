@@ -1,0 +1,1 @@
+"""Paths that a user names: what may be read, and what may be written over."""
