@@ -14,6 +14,7 @@ from accelerate.tracking import get_available_trackers
 
 from audio_datasets.system.files import digest_of, finite_values, flush_folder
 from audio_datasets.system.messages import brief
+from audio_datasets.system.paths.outputs import no_link
 
 
 class MetricsLog:
@@ -31,7 +32,7 @@ class MetricsLog:
             self.last_loss = values.get("loss", math.nan)
         if self.accelerator.is_main_process:
             record = {"kind": kind, "step": step, "epoch": epoch, **values, **(untracked or {})}
-            with open(self.path, "a", encoding="utf-8") as file:
+            with open(self.path, "a", encoding="utf-8", opener=no_link) as file:
                 file.write(json.dumps(finite_values(record), allow_nan=False) + "\n")
         self.track(kind, step, values)
 
@@ -72,7 +73,8 @@ class MetricsLog:
                 f"{self.path} was changed: it has {found} bytes, but had {size} when the checkpoint was written"
             )
         if found > size:
-            os.truncate(self.path, size)
+            with open(self.path, "r+b", opener=no_link) as file:
+                file.truncate(size)
 
 
 def check_trackers(names: tuple[str, ...]) -> None:

@@ -17,6 +17,7 @@ from typing import Literal
 from audio_datasets.audio.codec import AUDIO_SUFFIXES, AudioCheck
 from audio_datasets.system.files import written_aside
 from audio_datasets.system.messages import by_kind
+from audio_datasets.system.paths.outputs import no_link
 
 OnBadClip = Literal["refuse", "skip"]
 
@@ -73,7 +74,7 @@ class ClipList:
     def add(self, name: str, reason: str) -> None:
         """Appends a clip with a single write, so that lines of several processes are not mixed."""
         line = _line(name, reason).encode()
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        descriptor = no_link(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
             os.write(descriptor, line)
         finally:

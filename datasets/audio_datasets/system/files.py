@@ -26,6 +26,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     """
     make_folder(path.parent)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside.unlink(missing_ok=True)  # a link of this name would be written through
     try:
         yield aside
         with open(aside, "rb") as file:

@@ -25,6 +25,7 @@ from functools import cache
 from pathlib import Path
 
 from audio_datasets.system.files import make_folder
+from audio_datasets.system.paths.outputs import no_link
 
 WAIT_SECONDS = 0.5
 NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -123,7 +124,7 @@ def _lock(path: Path, what: str) -> int:
     """The descriptor of the lock file, locked and with our description in it."""
     _close_in_forked_processes()
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = no_link(path, os.O_RDWR | os.O_CREAT)
         _held.add(descriptor)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
