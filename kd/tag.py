@@ -12,6 +12,7 @@ import tyro
 from audio_datasets.command_line.help_pages import HelpGroups
 from audio_datasets.stores.class_lists import read_class_names
 from audio_datasets.system.command import USER_MISTAKE, parse, run_command
+from audio_datasets.system.paths.outputs import Output, check_outputs, npz_with
 from kd.deploy.tagging.output import TOP, TagText
 from kd.deploy.tagging.tag_files import tag_files
 from kd.deploy.tagging.tagger import Tagger
@@ -48,6 +49,8 @@ class TagConfig:
     """Print CSV: one row for each file (with --windows: for each window), one column for each class."""
     embeddings: Path | None = None
     """Also write embeddings to this .npz file: one row for each file (with --windows: for each window)."""
+    overwrite: bool = False
+    """Let --embeddings replace a file that holds something else than embeddings."""
     window_seconds: float | None = None
     """Length of the windows. If left out: that of the student's evaluation."""
     device: str = "auto"
@@ -78,6 +81,9 @@ class TagConfig:
 
 def tag(config: TagConfig) -> int:
     """Tags what was named; exit code 2 if a file could not be tagged."""
+    if config.embeddings is not None:
+        written = Output(config.embeddings, npz_with("embeddings"), "embeddings")
+        check_outputs(config, [written], config.overwrite)
     tagger = Tagger.load(
         config.tagger,
         class_names=None if config.class_names is None else read_class_names(config.class_names),

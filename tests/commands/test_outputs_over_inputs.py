@@ -189,6 +189,17 @@ def test_tables_and_charts(
         assert is_chart(tmp_path / name)
 
 
+def test_tag_keeps_other_arrays(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    array = tmp_path / "mine.npz"
+    np.savez(array, mine=np.zeros(3))
+    error = refused(capsys, "tag", tmp_path, "--tagger", run_folder, "--embeddings", array, "--overwrite")
+    assert f"{array} would be overwritten with embeddings, but it is part of an input (FILES)" in error
+    (tmp_path / "sounds").mkdir()
+    error = refused(capsys, "tag", tmp_path / "sounds", "--tagger", run_folder, "--embeddings", array)
+    assert f"{array} exists and holds something else than embeddings; replace it with --overwrite" in error
+    assert list(np.load(array)) == ["mine"]
+
+
 @pytest.mark.parametrize("command", ["pretrain", "finetune"])
 def test_a_run_keeps_the_student_that_it_starts_from(
     command: str, tmp_path: Path, tiny_store: Path, capsys: pytest.CaptureFixture[str]

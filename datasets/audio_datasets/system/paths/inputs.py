@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-OUTPUT_OPTIONS = frozenset({"out", "cache", "chart", "table"})
+OUTPUT_OPTIONS = frozenset({"out", "cache", "chart", "table", "embeddings"})
 """Options that name what a command writes. All others that name an existing path are inputs."""
 
-POSITIONAL = {"source": "SOURCE", "run": "RUN", "runs": "RUNS"}
+POSITIONAL = {"source": "SOURCE", "run": "RUN", "runs": "RUNS", "files": "FILES"}
 """How messages call the arguments that have no option."""
 
 SPECIAL_KINDS = {

@@ -6,6 +6,7 @@ Paths are compared by device and inode, so that links, ``..`` and other spelling
 import json
 import os
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +139,19 @@ def json_with(*names: str) -> Callable[[Path], bool]:
         except (OSError, ValueError, RecursionError):
             return False
         return isinstance(content, dict) and set(names) <= content.keys()
+
+    return recognise
+
+
+def npz_with(*names: str) -> Callable[[Path], bool]:
+    """Recognises an .npz file that has arrays of all these names."""
+
+    def recognise(path: Path) -> bool:
+        try:
+            with zipfile.ZipFile(path) as members:
+                return {f"{name}.npy" for name in names} <= set(members.namelist())
+        except (OSError, ValueError, zipfile.BadZipFile):
+            return False
 
     return recognise
 
