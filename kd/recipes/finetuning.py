@@ -120,7 +120,9 @@ def recipe_config(
     """The configuration that a recipe gives a task and a student; ``settings`` are further fields of it.
 
     ``views`` is what the command line gives: with stored ones a recipe neither augments nor repeats clips. A student with trained
-    weights gets a linear probe first.
+    weights gets a linear probe first. On your own sounds it goes on from that (Kumar et al., "Fine-Tuning can Distort Pretrained
+    Features and Underperform Out-of-Distribution", 2022: first a linear probe, then all layers), and keeps the statistics of its batch
+    norms: the probe was fitted to what they give, and those of a few small batches are others.
     ``frontend`` is the one that ``init`` was trained with; without it a MergeNet hears what MergeNet was published with.
 
     Raises:
@@ -145,4 +147,6 @@ def recipe_config(
     if views == "stored":  # clips are shown as the teachers heard them
         only_mixup = AugmentConfig(mixup_alpha=config.augment.mixup_alpha, mel_jitter=False)
         config = replace(config, augment=only_mixup, short_clips="pad")
+    if config.is_pretrained and recipe == "dymn" and task.clip_seconds is None:
+        config = replace(config, from_probe=True, freeze="batch-norm")
     return replace(config, **{"probe": config.is_pretrained, **settings})

@@ -25,7 +25,9 @@ from kd.stages.finetuning_setup import FinetuneSetup
 from kd.stages.fold import train_fold
 from kd.stages.fold_results import fold_metrics, save_probe, write_fold_predictions
 from kd.stages.teachers import link_for
+from students.card import CARD_FILE, load_student
 from students.frontend import LogMel
+from students.interface import Student
 from teacher_logits.processes import any_process
 
 
@@ -86,7 +88,8 @@ class CrossValidation:
     def has_probe(self) -> bool:
         """Whether the call asks for a linear probe, and there are labels to fit one to."""
         config = self.setup.config
-        return config.probe_only or (config.probe and all(len(self.labelled(part.train)) for part in self.parts))
+        wanted = config.probe or config.starts_from_probe
+        return config.probe_only or (wanted and all(len(self.labelled(part.train)) for part in self.parts))
 
     def results(self) -> list[str]:
         """The files of a finished run, relative to the run folder."""
@@ -128,10 +131,19 @@ class CrossValidation:
         for index, (seed, part) in enumerate(self.runs()):
             if results[index] is None:
                 further = results.count(None) - 1
-                logits = train_fold(self.setup, folders[index], part, seed, self.accepted_changes, further)
+                start = self.start_of(part, seed)
+                logits = train_fold(self.setup, folders[index], part, seed, start, self.accepted_changes, further)
                 results[index] = self.keep(folders[index], part, seed, logits)
                 self.setup.accelerator.free_memory()
         self.summarize(self.setup.config.out, results, command, "fine-tuned")
+
+    def start_of(self, part: Partition, seed: int) -> Student:
+        """The student that a run starts from: the part's linear probe if the run is to go on from it, else one with a fresh head."""
+        config = self.setup.config
+        probe = config.out / PROBE_FOLDER / folder_name(part, [seed], seed)
+        if config.starts_from_probe and (probe / CARD_FILE).is_file():
+            return load_student(probe, allow=(config.student,))
+        return self.setup.starting_student(seed)
 
     def finished(self, folder: Path) -> RunResult | None:
         """A run's result; None if it is unfinished, or if changes of settings were accepted since then."""

@@ -17,6 +17,7 @@ from kd.data.windows import WINDOW_TOLERANCE, ShortClips
 from kd.evaluation.label_metrics import metric_names
 from kd.objectives.label_losses import loss_space
 from kd.objectives.settings import DistillationConfig
+from kd.run_folder.config import parse_options
 from kd.stages import stage_config
 from kd.stages.stage_config import STAGE_GROUPS, Flat, StageConfig
 from kd.training.loop import LoopConfig
@@ -50,7 +51,7 @@ class FinetuneConfig(StageConfig):
 
     help_groups: ClassVar[HelpGroups] = {
         "Data": ("task", "data", "out", "test_share", "valid_share", "cache", "missing_audio", "allow_outside"),
-        "Student": ("student", "weights", "init", "student_options", "freeze", "layer_decay"),
+        "Student": ("student", "weights", "init", "student_options", "from_probe", "freeze", "layer_decay"),
         "Training": ("recipe", *STAGE_GROUPS["Training"], "early_stopping", "patience"),
         "Evaluation": ("fold", "seeds", "probe", "probe_only", "probe_regularization", "report", "eval_batch_size"),
         **{title: names for title, names in STAGE_GROUPS.items() if title not in ("Student", "Training")},
@@ -88,7 +89,7 @@ class FinetuneConfig(StageConfig):
     for your own sounds the length that 90 % of them do not exceed, from 1 to 10 s)."""
     freeze: Freeze = "none"
     """backbone: train only the classifier (the layers after the last feature map). batch-norm: keep the running statistics of
-    all batch norms except the first."""
+    all batch norms except the first (default for your own sounds, with --weights or --init)."""
     layer_decay: float = 1.0
     """Learning rate of each layer, as a fraction of the next layer's."""
     early_stopping: str | None = None
@@ -97,6 +98,9 @@ class FinetuneConfig(StageConfig):
     """Early stopping: number of validations without improvement before training stops."""
     probe: bool = False
     """First fit a linear probe on the frozen embeddings, a check that takes seconds (default: with --weights or --init)."""
+    from_probe: bool = False
+    """Train on from the linear probe, whose linear layer takes the place of the student's head (default: for your own sounds, with
+    --weights or --init): a few epochs do not reach the probe from a fresh head."""
     probe_only: bool = False
     """Fit the linear probe only; do not train."""
     probe_regularization: float = 1.0
@@ -149,6 +153,11 @@ class FinetuneConfig(StageConfig):
     def is_pretrained(self) -> bool:
         """Whether the student starts from trained weights."""
         return super().is_pretrained or self.init is not None
+
+    @property
+    def starts_from_probe(self) -> bool:
+        """Whether training goes on from the linear probe. A head that was asked for is not replaced."""
+        return self.from_probe and "head" not in parse_options(self.student_options)
 
 
 CHANGES_NOTHING = (*stage_config.CHANGES_NOTHING, *ASKS_FOR, "allow_outside", "data", "cache")

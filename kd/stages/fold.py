@@ -16,6 +16,7 @@ from kd.stages.fold_results import fold_metrics, write_fold_predictions
 from kd.training.early_stopping import EarlyStopping
 from kd.training.loop import Hooks
 from students.card import save_student
+from students.interface import Student
 from teacher_logits.teachers.run_ensemble import write_trained_on
 
 
@@ -24,10 +25,11 @@ def train_fold(
     folder: Path,
     part: Partition,
     seed: int,
+    start: Student,
     accepted_changes: list[dict[str, Any]],
     further_runs: int = 0,
 ) -> np.ndarray:
-    """Trains a student on a fold and saves it; its logits (n, C) for the test clips of ``part``, NaN for skipped ones.
+    """Trains the student ``start`` on a fold and saves it; its logits (n, C) for the test clips of ``part``, NaN for skipped ones.
 
     There must be disk space for its checkpoints, and for those of ``further_runs`` after it.
 
@@ -41,7 +43,7 @@ def train_fold(
         config,
         accelerator,
         TrainingData(setup.training_clips, rows, setup.label_space, setup.teachers, setup.impulse_responses),
-        setup.starting_student(seed),
+        start,
         setup.batches(rows, seed),
         seed=seed,
         skipped=setup.skipped,

@@ -85,6 +85,7 @@ def save_probe(
         "licence_of_the_data": setup.task.licence,
         "seed": seed,
         "test_fold": part.fold,
+        "label_groups": setup.label_space.to_json(),
         "versions": package_versions(),
     }
     write_trained_on(folder, [setup.clips.clip_id(int(row)) for row in fitted])

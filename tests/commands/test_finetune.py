@@ -268,6 +268,7 @@ def test_the_probe_of_a_trained_student_is_a_student_too(
     ]
     assert main(again) == 0
     started = load_student(tmp_path / "again")
+    assert load_student(out).config.options["head"] == "linear"  # trained on from the probe
     torch.testing.assert_close(started.classifier[-1].weight, probe.classifier[-1].weight, atol=1e-5, rtol=1e-5)
 
 

@@ -140,3 +140,15 @@ def test_what_was_not_published_is_said_aloud(
     short = ["--epochs", "1", "--workers", "0", "--clip-seconds", "0.4", "--eval-batch-size", "4", "--no-report"]
     assert main(["--task", "folder", "--data", str(data), "--out", str(tmp_path / "run"), *short, *small]) == 0
     assert "no batch size is known for passt_tiny on folder: using 16, as for MN" in capsys.readouterr().out
+
+
+def test_own_sounds_are_repeated_and_start_from_the_probe_where_there_are_weights() -> None:
+    """Corpora with a length of their own keep the papers' protocol."""
+    own, scratch = config("folder", student="mn04", weights="w.pt"), config("folder", student="mn04")
+    assert (own.short_clips, own.probe, own.from_probe, own.freeze) == ("repeat", True, True, "batch-norm")
+    assert own.starts_from_probe
+    assert (scratch.short_clips, scratch.probe, scratch.from_probe, scratch.freeze) == ("repeat", False, False, "none")
+    corpus = config("esc50", student="mn04", weights="w.pt")
+    assert (corpus.short_clips, corpus.probe, corpus.from_probe, corpus.freeze) == ("pad", True, False, "none")
+    assert not replace(own, student_options=("head=attention_pooling",)).starts_from_probe
+    assert config("folder", weights="w.pt", views="stored").short_clips == "pad"

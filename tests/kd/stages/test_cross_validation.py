@@ -23,7 +23,7 @@ from kd.stages.finetuning_config import FinetuneConfig, decided_by_data
 from kd.stages.finetuning_setup import FinetuneSetup
 from kd.training.loop import LoopConfig
 from students import create_student
-from students.card import save_student
+from students.card import load_student, save_student
 from students.frontend import LogMelConfig
 
 FOLD = Partition(3, np.arange(2), np.arange(0), np.arange(2))
@@ -110,6 +110,20 @@ def test_every_fold_of_a_seed_starts_with_the_same_student_of_its_own(
     with torch.no_grad():
         one.classifier[-1].weight.zero_()
     assert torch.equal(runs.setup.starting_student(0).classifier[-1].weight, other.classifier[-1].weight)
+
+
+def test_a_run_starts_from_the_probe_of_its_own_fold(make_runs: Callable[..., CrossValidation], tmp_path: Path) -> None:
+    runs = make_runs("esc50", from_probe=True)
+    with torch.random.fork_rng():
+        for fold in (1, 2):
+            student = create_student("mn01", 3, head="linear")
+            save_student(tmp_path / "run" / "probe" / f"fold{fold}", student, ("a", "b", "c"), LogMelConfig())
+    one, two, three = (runs.start_of(part, seed=0) for part in runs.parts)
+    for fold, started in ((1, one), (2, two)):
+        saved = load_student(tmp_path / "run" / "probe" / f"fold{fold}")
+        assert torch.equal(started.classifier[-1].weight, saved.classifier[-1].weight)
+    assert three.config.options["head"] == "mlp"  # its probe could not be saved
+    assert make_runs("esc50").start_of(runs.parts[0], seed=0).config.options["head"] == "mlp"
 
 
 def test_a_fresh_student_expects_one_class_of_all_where_a_clip_may_have_several(
