@@ -6,6 +6,8 @@ from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
+from audio_datasets.system.stop_signals import interrupt_once
+
 COMMANDS = {
     "demo": ("kd.demo", "run the whole pipeline on synthetic sound scenes, in a few minutes"),
     "pack": ("audio_datasets.pack", "pack a folder or a manifest of audio files into a clip store"),
@@ -60,7 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"; did you mean kd {nearest[0]}?" if nearest else ""
         print(f"error: no such command: {arguments[0]}{hint}\n\n{usage()}", file=sys.stderr)
         return 2
-    return import_module(COMMANDS[arguments[0]][0]).main(arguments[1:])
+    interrupt_once()
+    try:  # importing PyTorch takes seconds
+        command = import_module(COMMANDS[arguments[0]][0])
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return command.main(arguments[1:])
 
 
 if __name__ == "__main__":

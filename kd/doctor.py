@@ -7,6 +7,7 @@ are bounded in time, so that the whole takes less than a minute; docs/doctor.md 
 import math
 import os
 import platform
+import resource
 import shutil
 import tempfile
 import time
@@ -31,6 +32,13 @@ from audio_datasets.system.command import parse, progress, run_command
 from audio_datasets.system.disk_space import readable_bytes
 from audio_datasets.system.files import json_text
 from audio_datasets.system.randomness import generator
+from audio_datasets.system.workers.sharing import (
+    FILES_BESIDE,
+    FILES_OF_A_WORKER,
+    FILES_OF_SHARED_BATCHES,
+    SHARED_MEMORY,
+    free_files,
+)
 from audio_datasets.tasks.label_space import LabelSpace
 from kd.data.examples import TrainingExamples
 from kd.data.sampling import ClipRequest, are_labelled
@@ -46,6 +54,7 @@ from teacher_logits.stores.ensemble import LogitEnsemble
 Status = Literal["ok", "warning", "problem"]
 
 LITTLE_SHARED_MEMORY = 2**30  # containers often have 64 MB, and data-loading workers hand over batches there
+WORKERS_LOOKED_AT = 4
 LITTLE_DISK = 5 * 10**9
 SLOW_DISK = 100e6  # bytes a second
 PROBE_BYTES = 256 * 2**20
@@ -180,15 +189,14 @@ def check_gpu() -> Iterator[Finding]:
 def check_machine(config: DoctorConfig) -> Iterator[Finding]:
     """Cores, shared memory, and room on disk."""
     yield Finding("cores", "ok", f"{cores()} for this process ({platform.machine()})", numbers={"cores": cores()})
-    shared = Path("/dev/shm")
+    shared = SHARED_MEMORY
     if shared.is_dir():
-        size = shutil.disk_usage(shared).total
-        little = size < LITTLE_SHARED_MEMORY
-        advice = (
-            "give the container more (docker run --shm-size 8g, or --ipc host), or use --workers 0" if little else ""
-        )
-        found = f"{readable_bytes(size)} in /dev/shm for batches from data-loading workers"
-        yield Finding("shared memory", "problem" if little else "ok", found, advice)
+        room = shutil.disk_usage(shared)
+        little = room.free < LITTLE_SHARED_MEMORY
+        advice = "batches without room go through pipes, which is slower; give the container more (docker run --shm-size 8g, or --ipc host)"
+        found = f"{readable_bytes(room.free)} of {readable_bytes(room.total)} free in {shared} for batches from data-loading workers"
+        yield Finding("shared memory", "warning" if little else "ok", found, advice if little else "")
+    yield check_open_files()
     folder = config.out.absolute()
     while not folder.exists():
         folder = folder.parent
@@ -197,6 +205,25 @@ def check_machine(config: DoctorConfig) -> Iterator[Finding]:
     yield Finding("free space", "warning" if advice else "ok", f"{readable_bytes(free)} in {folder}", advice)
     if not os.access(folder, os.W_OK):
         yield Finding("folder", "problem", f"{folder} cannot be written", "choose another folder with --out")
+
+
+def check_open_files() -> Finding:
+    """Whether this process may open enough files for data-loading workers."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    free = (
+        math.inf
+        if hard == resource.RLIM_INFINITY
+        else free_files() + hard - resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    )
+    found = "any number" if free == math.inf else f"{max(0, free)} more"
+    found += f" may be opened; {WORKERS_LOOKED_AT} workers need {FILES_BESIDE + WORKERS_LOOKED_AT * FILES_OF_A_WORKER}"
+    if free < FILES_BESIDE + WORKERS_LOOKED_AT * FILES_OF_A_WORKER:
+        advice = "raise the limit (ulimit -n 1024; docker run --ulimit nofile=1024), or use --workers 0"
+        return Finding("open files", "problem", found, advice)
+    if free < FILES_BESIDE + WORKERS_LOOKED_AT * (FILES_OF_A_WORKER + FILES_OF_SHARED_BATCHES):
+        advice = "batches go through pipes, which is slower than shared memory; raise the limit (ulimit -n 1024)"
+        return Finding("open files", "warning", found, advice)
+    return Finding("open files", "ok", found)
 
 
 def cores() -> int:

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from audio_datasets.audio.bad_clips import OnBadClip, summary
 from audio_datasets.stores.class_lists import check_same_classes, read_class_names
@@ -29,6 +28,7 @@ from audio_datasets.system.files import write_json, written_aside
 from audio_datasets.system.paths.outputs import Output, check_outputs
 from audio_datasets.system.randomness import generator
 from audio_datasets.system.text_tables import markdown_table
+from audio_datasets.system.workers.loading import create_loader
 from kd.data.windows import EvaluationWindows, Window
 from kd.evaluation.metrics import tagging_metrics
 from kd.run_folder.config import as_json
@@ -247,7 +247,7 @@ def usable(
         return rows, {}
     window = Window(tagger.sample_rate_hz, tagger.clip_seconds, tagger.short_clips)
     dataset = EvaluationWindows(clips, rows, window, on_bad_clip="skip", whole_clips=False)
-    loader = DataLoader(dataset, config.batch_size, num_workers=config.workers)
+    loader = create_loader(dataset, batch_size=config.batch_size, workers=config.workers)
     bad = [
         ~int(index)
         for indices, _ in progress(loader, desc="read", unit="batch", leave=False)
@@ -276,7 +276,7 @@ def disturbed_logits(
     batches = np.array_split(order, min(math.ceil(len(rows) / config.batch_size), len(rows) // 2))
     window = Window(tagger.sample_rate_hz, tagger.clip_seconds, tagger.short_clips)
     dataset = EvaluationWindows(clips, rows, window, whole_clips=False)
-    loader = DataLoader(dataset, batch_sampler=[batch.tolist() for batch in batches], num_workers=config.workers)
+    loader = create_loader(dataset, batch_sampler=[batch.tolist() for batch in batches], workers=config.workers)
     logits = np.zeros((len(runs), len(rows), len(tagger.class_names)), dtype=np.float32)
     points: dict[ReLUPlace, list[np.ndarray]] = {place: [] for place in places}
     seen = 0

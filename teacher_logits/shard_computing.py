@@ -11,14 +11,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from audio_datasets.audio.bad_clips import BadClipError, OnBadClip
 from audio_datasets.audio.codec import fit_length
 from audio_datasets.audio.views import ViewConfig
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.system.command import progress
-from audio_datasets.system.stop_signals import Stopped, StopSignals, outlive_stop_signals
+from audio_datasets.system.stop_signals import Stopped, StopSignals
+from audio_datasets.system.workers.loading import create_loader
 from audio_datasets.tasks.unlabelled import SoundFolder
 from teacher_logits.store import to_float16
 from teacher_logits.stores.shards import ShardBatches, ShardFolder, batches_of
@@ -49,12 +50,11 @@ def compute_shards(
     clips_in_batch = max(1, batch_size // work.views)
     shards = [work.shards[index] for index in indices]
     batches = ShardBatches(shards, clips_in_batch)
-    loader = DataLoader(
+    loader = create_loader(
         ClipBatches(clips, batches, teacher, views),
         batch_size=None,  # the data set's items are batches
-        num_workers=min(workers, len(batches)),
-        worker_init_fn=outlive_stop_signals,
-        pin_memory=accelerator.device.type == "cuda",
+        workers=min(workers, len(batches)),
+        on_gpu=accelerator.device.type == "cuda",
     )
     loaded = iter(loader)
     share = f" (1 of {accelerator.num_processes} processes)" if accelerator.num_processes > 1 else ""

@@ -23,6 +23,7 @@ from audio_datasets.system.command import progress
 from audio_datasets.system.disk_space import readable_bytes
 from audio_datasets.system.files import write_json
 from audio_datasets.system.stop_signals import StopRequested, delayed_stop_signals, outlive_stop_signals
+from audio_datasets.system.workers.sharing import require_files
 from audio_datasets.tasks.label_space import LabelSpace
 
 LARGEST_FILE_BYTES = 2**30  # files are read whole: hours of compressed audio, or 93 minutes of 16-bit stereo at 48 kHz
@@ -58,6 +59,7 @@ def pack_shards(tasks: Sequence[ShardTask], workers: int, show_progress: bool) -
             for task in missing:
                 bar.update(_pack_shard(task))
             return
+        require_files(workers)
         # "spawn": torch's threads do not survive a fork.
         pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
         try:
@@ -71,7 +73,8 @@ def pack_shards(tasks: Sequence[ShardTask], workers: int, show_progress: bool) -
             raise
         except BrokenProcessPool as error:
             raise OSError(
-                "a worker process was killed (out of memory?); run the command again with fewer --workers to continue"
+                "a worker process was killed (out of memory?); finished shards are kept, so run the command again with fewer "
+                "--workers to continue"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)

@@ -6,12 +6,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from audio_datasets.audio.bad_clips import OnBadClip
 from audio_datasets.system.command import progress
-from audio_datasets.system.stop_signals import outlive_stop_signals
 from audio_datasets.system.text_tables import text_table
+from audio_datasets.system.workers.loading import create_loader
 from kd.data.windows import Clips, EvaluationWindows, Window
 from kd.evaluation.metrics import TaggingMetrics
 
@@ -46,13 +45,8 @@ class ClipEvaluator:
         self.windows = EvaluationWindows(clips, rows, window, on_bad_clip, whole_clips, shown)
         self.skipped: dict[str, str] = {}
         """The clips that the last call skipped: reason by clip id."""
-        loader = DataLoader(
-            self.windows,
-            batch_size,
-            num_workers=workers,
-            worker_init_fn=outlive_stop_signals,
-            pin_memory=accelerator.device.type == "cuda",
-        )
+        on_gpu = accelerator.device.type == "cuda"
+        loader = create_loader(self.windows, batch_size=batch_size, workers=workers, on_gpu=on_gpu)
         self._loader = accelerator.prepare(loader)
 
     def predict(self, tagger: Tagger, before_batch: Callable[[], None] = lambda: None) -> np.ndarray:

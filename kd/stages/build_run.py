@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from audio_datasets.audio.bad_clips import ClipList
 from audio_datasets.system.files import digest_of, make_folder
-from audio_datasets.system.stop_signals import Stopped, StopSignals, outlive_stop_signals
+from audio_datasets.system.stop_signals import Stopped, StopSignals
+from audio_datasets.system.workers.loading import create_loader
 from audio_datasets.tasks.label_space import LabelSpace
 from kd.data.examples import TrainingExamples
 from kd.data.replacements import Replacements
@@ -210,14 +211,8 @@ def class_weights_of(data: TrainingData, config: StageConfig) -> Tensor:
 
 def training_loader(dataset: Dataset, batches: EpochBatches, workers: int, accelerator: Accelerator) -> DataLoader:
     """A loader of whole batches, not yet prepared by Accelerate. Its workers live as long as the loader."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        worker_init_fn=outlive_stop_signals,
-        persistent_workers=workers > 0,
-        pin_memory=accelerator.device.type == "cuda",
-    )
+    on_gpu = accelerator.device.type == "cuda"
+    return create_loader(dataset, batch_sampler=batches, workers=workers, on_gpu=on_gpu, persistent_workers=True)
 
 
 # -- The run folder ----------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Code shared by all commands: arguments from a dataclass, plain errors with exit code 2, and progress bars."""
 
 import dataclasses
-import errno
 import gc
 import io
 import math
@@ -18,7 +17,8 @@ import tyro
 from tqdm import tqdm
 
 from audio_datasets.command_line.help_pages import help_page, wants_help
-from audio_datasets.system.stop_signals import Stopped, StopRequested, raised_stop_signals
+from audio_datasets.system.stop_signals import Stopped, StopRequested, interrupt_once, raised_stop_signals
+from audio_datasets.system.workers.faults import fault_message, system_hint
 
 Config = TypeVar("Config")
 
@@ -92,10 +92,12 @@ def run_command(function: Callable[[], Any]) -> int:
     """Runs a command's body and returns its exit code.
 
     ValueError and OSError are what our code raises for a user's mistake (wrong data, a missing file, a full disk): they
-    become one plain message on standard error and exit code 2. Anything else is our bug and keeps its traceback. With
+    become one plain message on standard error and exit code 2. So do a worker that was killed and memory that ran out
+    (``audio_datasets.system.workers.faults``). Anything else is our bug and keeps its traceback. With
     ``KD_TRACEBACK=1`` in the environment the traceback is shown for these as well. A stop signal (``stop_signals``) ends the
     command with exit code 75, whatever it is doing.
     """
+    interrupt_once()
     code, with_others = _run(function)
     if with_others:  # here, because no exception's frames refer to the group any more
         leave_process_group()
@@ -108,10 +110,13 @@ def _run(function: Callable[[], Any]) -> tuple[int, bool]:
     try:
         with raised_stop_signals():
             result = function()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        message = fault_message(error) if isinstance(error, RuntimeError | MemoryError) else plain_message(error)
+        if message is None:
+            raise
         if os.environ.get("KD_TRACEBACK") == "1":
             traceback.print_exc()
-        print(f"error{f' in process {rank}' if rank else ''}: {plain_message(error)}", file=sys.stderr)
+        print(f"error{f' in process {rank}' if rank else ''}: {message}", file=sys.stderr)
         return USER_MISTAKE, False
     except Stopped as stopped:
         if rank == 0:
@@ -146,8 +151,8 @@ def plain_message(error: Exception) -> str:
     """The error's own message. For errors from data-loading workers, the worker's traceback before it is removed."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename is not None else ""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return where + error.strerror + (". Finished work is kept; free some space and run again" if full else "")
+        hint = system_hint(error.errno)
+        return where + error.strerror + (f". {hint}" if hint else "")
     message = str(error)
     if not message.startswith("Caught "):
         return message

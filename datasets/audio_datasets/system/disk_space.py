@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from audio_datasets.system.workers.faults import fault_message
+
 UNITS = ("bytes", "KB", "MB", "GB", "TB")
 
 
@@ -46,6 +48,8 @@ def told_as_os_error(folder: Path) -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:
+        if fault_message(error) is not None:  # a worker ended meanwhile
+            raise
         free = readable_bytes(shutil.disk_usage(folder).free)
         raise OSError(f"{folder} cannot be written, with {free} free: {error}") from error
 

@@ -1,4 +1,4 @@
-"""Stopping on request by SIGTERM and SIGUSR1, which cluster schedulers send.
+"""Stopping on request by SIGTERM and SIGUSR1, which cluster schedulers send, and by SIGHUP, which a closed terminal sends.
 
 Training records them and stops between two steps. All other work is interrupted by an exception, and half-written files are
 removed while it propagates.
@@ -7,12 +7,17 @@ removed while it propagates.
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+PARENT_CHECK_SECONDS = 1.0
+"""How soon a worker notices that its parent has ended."""
+ONE_INTERRUPTION_SECONDS = 3.0
+"""Ctrl-C that is pressed again within this time counts once, so that it does not break off the tidying up."""
 
 
 class Stopped(Exception):
@@ -101,7 +106,25 @@ def _handled_by(handler: Handler) -> dict[int, Handler | int | None]:
     """Installs a handler for all stop signals; returns the previous handlers."""
     if threading.current_thread() is not threading.main_thread():  # Python allows handlers in the main thread only
         return {}
-    return {number: signal.signal(number, handler) for number in STOP_SIGNALS}
+    # An ignored signal stays ignored: nohup says so of SIGHUP.
+    heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in heeded}
+
+
+def interrupt_once() -> None:
+    """Makes repeated Ctrl-C one KeyboardInterrupt. Does nothing where Ctrl-C is ignored, or handled in another way."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return
+    last = -ONE_INTERRUPTION_SECONDS
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        before, last = last, time.monotonic()
+        if last - before >= ONE_INTERRUPTION_SECONDS:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
 
 
 def _restore(handlers: dict[int, Handler | int | None]) -> None:
@@ -110,11 +133,13 @@ def _restore(handlers: dict[int, Handler | int | None]) -> None:
 
 
 def outlive_stop_signals(worker: int = 0) -> None:
-    """Makes a worker process ignore stop signals unless its own parent sends them.
+    """Makes a worker process ignore Ctrl-C, and stop signals unless its own parent sends them; it ends when its parent has ended.
 
-    Launchers and schedulers signal whole process groups, and PyTorch's workers would end at once. But their parent needs
-    their batches to finish its step. It ends them itself when it is done.
+    Launchers, schedulers and terminals signal whole process groups, and PyTorch's workers would end at once. But their parent
+    needs their batches to finish its step. It ends them itself when it is done. If it is killed it cannot, and PyTorch's
+    workers may then wait for ever to pass on a batch.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
@@ -122,6 +147,8 @@ def outlive_stop_signals(worker: int = 0) -> None:
 
 
 def _end_for_parent(parent: int) -> None:
-    while signal.sigwaitinfo(STOP_SIGNALS).si_pid != parent:
-        pass
+    while os.getppid() == parent:
+        received = signal.sigtimedwait(STOP_SIGNALS, PARENT_CHECK_SECONDS)
+        if received is not None and received.si_pid == parent:
+            break
     os._exit(0)

@@ -19,12 +19,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader
 
 from audio_datasets.audio.bad_clips import OnBadClip
 from audio_datasets.system.command import progress
 from audio_datasets.system.randomness import generator
-from audio_datasets.system.stop_signals import outlive_stop_signals
+from audio_datasets.system.workers.loading import create_loader
 from kd.data.windows import Clips, EvaluationWindows, Window
 
 DEFAULT_CLIPS = 2000
@@ -131,12 +130,11 @@ class BatchNormStatistics:
         # Batches of equal size, because a small remainder would count as much as a full batch. Few clips make one batch.
         batches = np.array_split(chosen, max(1, len(chosen) // CLIPS_PER_BATCH))
         processes, mine = self.accelerator.num_processes, self.accelerator.process_index
-        loader = DataLoader(
+        loader = create_loader(
             windows,
             batch_sampler=[batch.tolist() for batch in batches[mine::processes]],
-            num_workers=self.workers,
-            worker_init_fn=outlive_stop_signals,
-            pin_memory=self.accelerator.device.type == "cuda",
+            workers=self.workers,
+            on_gpu=self.accelerator.device.type == "cuda",
         )
         rounds = -(-len(batches) // processes)
         loaded, shown = iter(loader), self.accelerator.is_main_process

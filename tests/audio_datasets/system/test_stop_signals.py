@@ -11,10 +11,16 @@ import pytest
 
 from audio_datasets.system.command import STOPPED, run_command
 from audio_datasets.system.files import written_aside
-from audio_datasets.system.stop_signals import Stopped, StopSignals, delayed_stop_signals, outlive_stop_signals
+from audio_datasets.system.stop_signals import (
+    Stopped,
+    StopSignals,
+    delayed_stop_signals,
+    interrupt_once,
+    outlive_stop_signals,
+)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_is_noted_while_the_context_lasts(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with StopSignals() as signals:
@@ -35,7 +41,7 @@ def test_the_exit_code_of_stopped_work(capsys: pytest.CaptureFixture, monkeypatc
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_ends_a_command_where_it_is(
     number: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -83,7 +89,7 @@ def test_a_worker_lives_through_a_signal_unless_its_parent_sends_it() -> None:
         time.sleep(60)
         os._exit(1)
     assert os.read(read, 1) == b"1"
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
         subprocess.run(["kill", f"-{number:d}", str(worker)], check=True)
         time.sleep(0.05)
         assert os.waitpid(worker, os.WNOHANG) == (0, 0)
@@ -113,3 +119,61 @@ def test_the_end_of_a_launcher_counts_as_a_request() -> None:
         process.stdin.write("\n")
         process.stdin.flush()
         assert process.stdout.readline() == f"None / {expected}\n"
+
+
+def test_a_worker_ends_soon_after_its_parent() -> None:
+    """Also one that waits for ever, as PyTorch's may for a pipe that nobody reads any more."""
+    read, write = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        worker = os.fork()
+        if worker == 0:
+            os.close(read)
+            outlive_stop_signals(0)
+            os.write(write, b"1")
+            time.sleep(600)
+            os._exit(1)
+        time.sleep(600)
+        os._exit(1)
+    os.close(write)
+    assert os.read(read, 1) == b"1"
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    assert os.read(read, 1) == b""  # the worker has ended, and with it the last writer
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not signals.requested
+        assert run_command(lambda: os.kill(os.getpid(), signal.SIGHUP)) == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_ctrl_c_pressed_ten_times_is_one_interruption(capsys: pytest.CaptureFixture) -> None:
+    tidied = []
+
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        finally:
+            for _ in range(9):
+                os.kill(os.getpid(), signal.SIGINT)
+            tidied.append("up")
+
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run_command(work) == 130
+        assert capsys.readouterr().err == "interrupted\n"
+        assert tidied == ["up"]
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as for a command that runs in the background
+        interrupt_once()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
