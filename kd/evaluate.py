@@ -18,6 +18,7 @@ from audio_datasets.system.files import write_json
 from audio_datasets.system.paths.outputs import Output, check_outputs, json_with
 from kd.data.sampling import labelled_rows
 from kd.data.windows import EvaluationWindows, Window
+from kd.evaluation.baselines import beside, category_baseline
 from kd.evaluation.metrics import TaggingMetrics, category_accuracy, category_columns, tagging_metrics
 from kd.evaluation.predict import ClipEvaluator, class_table, listed_absent
 from kd.training.threads import leave_a_core_to_the_workers
@@ -128,6 +129,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     results["clips_trained_on"] = trained_on
     if config.label_map is not None:
         results["category_accuracy"] = category_accuracy(logits, categories, columns)
+        results["category_baseline"] = category_baseline(categories, len(columns))
     if accelerator.is_main_process:
         print(what_is_heard(evaluator.windows, is_restricted=config.clip_seconds is not None))
         print_results(config, clips, metrics, results)
@@ -194,7 +196,8 @@ def print_results(config: EvaluateConfig, clips: ClipStore, metrics: TaggingMetr
     print(listed_absent(metrics))
     print(" ".join(f"{name} {value:.4f}" for name, value in metrics.summary().items()), f"({num_clips} clips)")
     if "category_accuracy" in results:
-        print(f"category accuracy {results['category_accuracy']:.4f} (map: {config.label_map})")
+        level = beside(results["category_baseline"])
+        print(f"category accuracy {results['category_accuracy']:.4f} ({level}; map: {config.label_map})")
     if skipped:
         print(summary(skipped, num_clips + len(skipped), "skipped"))
 

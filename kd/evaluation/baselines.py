@@ -3,7 +3,8 @@
 Shapes: n clips, C classes.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.stats import binomtest
@@ -45,6 +46,15 @@ def baselines(label_space: LabelSpace, targets: np.ndarray, mask: np.ndarray) ->
             most = np.unique(answers, axis=0, return_counts=True)[1].max()
             found[ALL_RIGHT] = {CHANCE: chance, MAJORITY: float(most / len(answers))}
     return found
+
+
+def category_baseline(categories: Sequence[str], choices: int) -> dict[str, float]:
+    """The baselines of choosing each clip's category among so many.
+
+    Args:
+        categories: the true category of each clip.
+    """
+    return {CHANCE: 1 / choices, MAJORITY: max(Counter(categories).values()) / len(categories)}
 
 
 def beside(baseline: Mapping[str, float]) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from audio_datasets.tasks.label_space import LabelGroup, LabelSpace
-from kd.evaluation.baselines import baselines, beside, is_near_chance, warnings_of
+from kd.evaluation.baselines import baselines, beside, category_baseline, is_near_chance, warnings_of
 from kd.evaluation.label_metrics import label_metrics
 from kd.run_folder.results import mean_baseline
 
@@ -41,6 +41,10 @@ def test_several_groups_are_right_together() -> None:
     found = baselines(space, np.concatenate([verbs, nouns], axis=1), np.ones((4, 4), dtype=bool))
     assert found["verb/accuracy"] == {"chance": 0.5, "majority": 0.75}
     assert found["accuracy"] == {"chance": 0.25, "majority": 0.5}
+
+
+def test_a_category_among_several() -> None:
+    assert category_baseline(["rain", "dog", "rain", "sea"], 4) == {"chance": 0.25, "majority": 0.5}
 
 
 def test_the_mean_over_runs_needs_all_of_them() -> None:
