@@ -18,6 +18,7 @@ from audio_datasets.system.command import USER_MISTAKE
 from audio_datasets.system.forks import fork_when_threads_rest
 from audio_datasets.system.locks import locked
 from audio_datasets.system.stop_signals import Stopped
+from students.kept_memory import keep_freed_memory
 
 if torch.distributed.is_available():
     # Before there is a process group: these functions take the group of that moment as the value of a parameter, and one
@@ -36,9 +37,11 @@ def start_accelerator(**options: Any) -> Accelerator:
     They enter Python when they free the tensors of an exchange. Where they do while Python shuts down, the process is
     aborted, if rarely: nothing must keep the group once
     ``audio_datasets.system.command.leave_process_group`` has left it, which this module sees to. Where they do while a data
-    loader's process is forked, that one may hang (``audio_datasets.system.forks``).
+    loader's process is forked, that one may hang (``audio_datasets.system.forks``). Freed memory is kept
+    (``students.kept_memory``), which makes computing on a CPU about twice as fast.
     """
     refuse_too_many_processes()
+    keep_freed_memory()
     accelerator = Accelerator(**options)
     refuse_separate_processes(accelerator.num_processes)
     if accelerator.num_processes > 1:
