@@ -1,9 +1,9 @@
-"""Tags audio files with a trained student or an export: a table, JSON lines, CSV, embeddings."""
+"""Tags audio files with a trained student or an export (a table, JSON lines, CSV, embeddings), and events of a stream."""
 
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -13,6 +13,8 @@ from audio_datasets.command_line.help_pages import HelpGroups
 from audio_datasets.stores.class_lists import read_class_names
 from audio_datasets.system.command import USER_MISTAKE, parse, run_command
 from audio_datasets.system.paths.outputs import Output, check_outputs, npz_with
+from kd.deploy.streaming.options import StreamOptions
+from kd.deploy.streaming.tag_stream import tag_stream
 from kd.deploy.tagging.output import TOP, TagText
 from kd.deploy.tagging.tag_files import tag_files
 from kd.deploy.tagging.tagger import Tagger
@@ -20,7 +22,7 @@ from kd.deploy.tagging.tagger import Tagger
 
 @dataclass(frozen=True)
 class TagConfig:
-    """Tag audio files, or all audio files in folders."""
+    """Tag audio files, or all audio files in folders; or print the events of a stream."""
 
     help_groups: ClassVar[HelpGroups] = {
         "Files and tagger": ("files", "tagger", "class_names"),
@@ -28,10 +30,10 @@ class TagConfig:
         "Computing": ("window_seconds", "device", "threads"),
     }
 
-    files: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Audio files, and folders with audio files."""
     tagger: str
     """A run folder, an export folder, or NAME@WEIGHTS (such as mn04@mn04_as_mAP_432.pt)."""
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Audio files, and folders with audio files."""
     class_names: Path | None = None
     """Class list for weights that carry none (AudioSet's class_labels_indices.csv, or one name a line). If left out, a
     class_labels_indices.csv beside the weights is read; without one, classes are numbered."""
@@ -57,10 +59,16 @@ class TagConfig:
     """cpu, cuda, cuda:1 …; auto takes a GPU if there is one. Exports run on the CPU."""
     threads: int | None = None
     """Threads that compute on the CPU (the library's own choice if left out)."""
+    streams: Annotated[StreamOptions, tyro.conf.arg(name="")] = field(default_factory=StreamOptions)
 
     def __post_init__(self) -> None:
-        if not self.files:
-            raise ValueError("give at least one audio file or folder")
+        if self.streams.is_used:
+            for name in ("files", "top", "present", "windows", "json", "csv", "embeddings", "overwrite"):
+                if getattr(self, name):
+                    flag = "files" if name == "files" else f"--{name}"
+                    raise ValueError(f"{flag} would not be used: of a stream, events are printed; leave it out")
+        elif not self.files:
+            raise ValueError("give at least one audio file or folder, or --stream or --microphone")
         if self.top is not None and self.top < 1:
             raise ValueError(f"--top must be at least 1; found {self.top}")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
@@ -84,15 +92,18 @@ def tag(config: TagConfig) -> int:
     if config.embeddings is not None:
         written = Output(config.embeddings, npz_with("embeddings"), "embeddings")
         check_outputs(config, [written], config.overwrite)
+    streams = config.streams
     tagger = Tagger.load(
         config.tagger,
         class_names=None if config.class_names is None else read_class_names(config.class_names),
-        window_seconds=config.window_seconds,
+        window_seconds=None if streams.is_used else config.window_seconds,
         device=config.device,
         threads=config.threads,
         threshold=config.threshold,
     )
     try:
+        if streams.is_used:
+            return tag_stream(tagger.model, streams.open(), streams.settings(config.window_seconds))
         unusable = tag_files(tagger, config.files, config.text(tagger.class_names), config.embeddings)
     except BrokenPipeError:  # whoever read the tags has had enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

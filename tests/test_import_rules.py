@@ -34,6 +34,7 @@ LIBRARIES = {
             "safetensors",
             "scipy",
             "sklearn",
+            "sounddevice",
             "soundfile",
             "timm",
         ),

@@ -117,3 +117,51 @@ def span_to_read(start_seconds: float, seconds: float | None, from_hz: int, to_h
     first_period = max(0, start // new - margin)
     count = None if keep is None else ((start + keep) // new + 1 + margin - first_period) * old
     return Span(first=first_period * old, count=count, skip=start - first_period * new, keep=keep)
+
+
+class StreamResampler:
+    """``resample`` for audio that arrives piece by piece: in blocks of about ``BLOCK_SECONDS``, with what the filter reaches.
+
+    The samples do not depend on how the audio is cut into pieces.
+    """
+
+    BLOCK_SECONDS = 0.1
+
+    def __init__(self, from_hz: int, to_hz: int) -> None:
+        self.from_hz, self.to_hz = from_hz, to_hz
+        self._old, self._new = _reduced(from_hz, to_hz)
+        margin_periods = -(-_filter_width(self._old, self._new) // self._old) + 1
+        block_periods = max(1, round(self.BLOCK_SECONDS * from_hz / self._old))
+        self._margin, self._margin_out = margin_periods * self._old, margin_periods * self._new
+        self._block, self._block_out = block_periods * self._old, block_periods * self._new
+        self._pieces = [np.zeros(self._margin, np.float32)]  # silence before the start, as the filter has it
+        self._waiting = self._margin
+        self._received = self._given = 0
+
+    def feed(self, waveform: np.ndarray) -> np.ndarray:
+        """float32 (any,) -> float32 (any,): the samples that are complete by now."""
+        if self.from_hz == self.to_hz:
+            return waveform
+        self._received += len(waveform)
+        self._pieces.append(waveform)
+        self._waiting += len(waveform)
+        needed = self._block + 2 * self._margin
+        if self._waiting < needed:
+            return np.empty(0, np.float32)
+        waiting, found, start = np.concatenate(self._pieces), [], 0
+        while len(waiting) - start >= needed:
+            resampled = resample(waiting[start : start + needed], self.from_hz, self.to_hz)
+            found.append(resampled[self._margin_out :][: self._block_out])
+            start += self._block
+        self._pieces, self._waiting = [waiting[start:].copy()], len(waiting) - start
+        self._given += len(found) * self._block_out
+        return np.concatenate(found)
+
+    def finish(self) -> np.ndarray:
+        """What is left when the audio has ended."""
+        left = -(-self._received * self._new // self._old) - self._given
+        if self.from_hz == self.to_hz or left == 0:
+            return np.empty(0, np.float32)
+        waiting = np.concatenate([*self._pieces, np.zeros(self._margin, np.float32)])
+        self._given += left
+        return resample(waiting, self.from_hz, self.to_hz)[self._margin_out :][:left]

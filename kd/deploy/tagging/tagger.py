@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from kd.data.windows import Window
+from kd.deploy.streaming.event_stream import EventStream, StreamSettings
 from kd.deploy.tagging.ahead import ahead
 from kd.deploy.tagging.audio import CutClip, as_waveforms, cut_file, cut_waveform
 from kd.deploy.tagging.model import TaggingModel, load_model, with_threshold, with_window
@@ -113,6 +114,10 @@ class Tagger:
             else:
                 path, error = item
                 yield path, self._of_outputs(clip, outputs) if error is None else UnusableFile(error)
+
+    def stream(self, sample_rate_hz: int, settings: StreamSettings | None = None) -> EventStream:
+        """Events of samples that are fed to it piece by piece. ValueError for a rate or a window that cannot be."""
+        return EventStream(self.model, sample_rate_hz, settings)
 
     def _decoded(self, paths: Iterable[Path]) -> Iterator[CutClip | np.ndarray | tuple[Path, str | None]]:
         """For each file a CutClip and the batches (W, S) of its windows, and then its path and, if it is unusable, why."""
