@@ -81,7 +81,7 @@ def for_tagging(**make: Make) -> dict[str, Any]:
     save_student("runs/mine", create_student("mn01", 2), ("fan", "pump"), LogMelConfig(), {"clip_seconds": 1.0})
     waveform = 0.1 * np.random.default_rng(0).standard_normal(44100)
     soundfile.write("street.wav", waveform, 44100)
-    return {"waveform": waveform}
+    return {"waveform": waveform, "audio": 0.1 * torch.randn(2, 32000)}
 
 
 def for_teachers(**make: Make) -> dict[str, Any]:
