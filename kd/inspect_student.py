@@ -197,7 +197,7 @@ def write_results(
     text = table_of_parts(untouched, chance, rows)
     print(f"{title}; mean of {config.repeats} draws\n{text}")
     with written_aside(config.out / TABLE_FILE) as aside:
-        aside.write_text(text + "\n", encoding="utf-8")
+        aside.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     write_json(config.out / RESULTS_FILE, results)
     draw_map_chart(untouched, chance, rows, config.out / MAP_CHART_FILE, title)
     if points:

@@ -1,7 +1,5 @@
 """Tags audio files with a trained student or an export (a table, JSON lines, CSV, embeddings), and events of a stream."""
 
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,8 +103,7 @@ def tag(config: TagConfig) -> int:
         if streams.is_used:
             return tag_stream(tagger.model, streams.open(), streams.settings(config.window_seconds))
         unusable = tag_files(tagger, config.files, config.text(tagger.class_names), config.embeddings)
-    except BrokenPipeError:  # whoever read the tags has had enough, as `head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
         return 0
     return USER_MISTAKE if unusable else 0
 

@@ -57,7 +57,7 @@ def save_student(
     }
     text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
     _replace(folder / WEIGHTS_FILE, lambda aside: save_file(state, aside))
-    _replace(folder / CARD_FILE, lambda aside: aside.write_text(text, encoding="utf-8"))
+    _replace(folder / CARD_FILE, lambda aside: aside.write_text(text, "utf-8", "backslashreplace"))
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:

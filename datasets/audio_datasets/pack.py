@@ -323,7 +323,7 @@ def _write_lines(path: Path, lines: Sequence[str]) -> None:
         path.unlink(missing_ok=True)
         return
     with written_aside(path) as aside:
-        aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        aside.write_text("".join(f"{one_line(line)}\n" for line in lines), encoding="utf-8")
 
 
 # -- Command -----------------------------------------------------------------------------------------------------------

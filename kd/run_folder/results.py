@@ -284,6 +284,8 @@ def command_line(found: Any) -> str | None:
     """The user's command line, saved as text or as a list of arguments; ValueError for anything else."""
     if isinstance(found, list):
         found = shlex.join(map(str, found))
+    if isinstance(found, str):  # a path in it may not be UTF-8
+        found = found.encode("utf-8", "backslashreplace").decode()
     if found is not None and (not isinstance(found, str) or not is_writable(found)):
         raise ValueError(f"command has the wrong type; found {brief(found)}")
     return found

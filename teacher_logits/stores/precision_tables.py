@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from audio_datasets.system.files import written_aside
+from audio_datasets.system.tables import no_formulas
 from audio_datasets.system.text_tables import text_table
 from teacher_logits.stores.class_precisions import ClassPrecisions
 from teacher_logits.stores.ensemble import LogitEnsemble
@@ -64,9 +65,12 @@ def write_class_table(path: Path, precisions: ClassPrecisions, ensemble: LogitEn
     if len(ensemble.stores) > 1:
         heads += ["ensemble", *(f"without {store.path}" for store in ensemble.stores)]
         columns += [precisions.ensemble, *precisions.without]
-    with written_aside(path) as aside, open(aside, "w", encoding="utf-8", newline="") as file:
+    with (
+        written_aside(path) as aside,
+        open(aside, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
         writer = csv.writer(file)
-        writer.writerow(["class", "clips", *heads])
+        writer.writerow(no_formulas(["class", "clips", *heads]))
         for index, name in enumerate(ensemble.class_names):
             values = ["" if np.isnan(column[index]) else float(column[index]) for column in columns]
-            writer.writerow([name, precisions.positives[index], *values])
+            writer.writerow(no_formulas([name, precisions.positives[index], *values]))

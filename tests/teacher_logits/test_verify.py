@@ -14,6 +14,7 @@ from sklearn.metrics import average_precision_score
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from audio_datasets.stores.hdf5_arrays import id_order
+from audio_datasets.system.tables import no_formulas
 from teacher_logits.precompute import TeachConfig, teach
 from teacher_logits.store import LogitStore, write_logit_store
 from teacher_logits.stores import class_precisions as precisions_module
@@ -331,5 +332,10 @@ def test_a_table_of_any_class_names_reads_back(tmp_path_factory, class_names):
         head, *rows = csv.reader(file, strict=True)
     assert head == ["class", "clips", "teacher, one.h5"]
     assert [(name, int(clips), float(value)) for name, clips, value in rows] == list(
-        zip(class_names, positives.tolist(), values.tolist(), strict=True)
+        zip(no_formulas(class_names), positives.tolist(), values.tolist(), strict=True)
     )
+
+
+def test_names_that_are_formulas_get_a_quote() -> None:
+    row = ["=1+1", "@cat", "+a", "-a", "-1.5", "a=b", -2, 0.5, ""]
+    assert no_formulas(row) == ["'=1+1", "'@cat", "'+a", "'-a", "-1.5", "a=b", -2, 0.5, ""]

@@ -17,6 +17,7 @@ import tyro
 from tqdm import tqdm
 
 from audio_datasets.command_line.help_pages import help_page, wants_help
+from audio_datasets.command_line.terminal import safe_output
 from audio_datasets.system.stop_signals import Stopped, StopRequested, interrupt_once, raised_stop_signals
 from audio_datasets.system.workers.faults import fault_message, system_hint
 
@@ -98,7 +99,8 @@ def run_command(function: Callable[[], Any]) -> int:
     command with exit code 75, whatever it is doing.
     """
     interrupt_once()
-    code, with_others = _run(function)
+    with safe_output():
+        code, with_others = _run(function)
     if with_others:  # here, because no exception's frames refer to the group any more
         leave_process_group()
     return code

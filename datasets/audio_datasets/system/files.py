@@ -62,9 +62,12 @@ def flush_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes text in UTF-8 under a temporary name that is then renamed."""
+    """Writes text in UTF-8 under a temporary name that is then renamed.
+
+    Bytes of paths that are not UTF-8 become escapes (``\\udce9``), from which JSON gives back the same path.
+    """
     with written_aside(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -32,6 +32,21 @@ def require_columns(file: Path, required: Sequence[str], found: list[str]) -> No
         raise ValueError(f"{file} lacks the columns {missing}; found {found}")
 
 
+def no_formulas(row: Sequence[Any]) -> list[Any]:
+    """A row for a CSV file: a text that spreadsheets would run as a formula, such as ``=1+1`` or ``@name``, gets a quote in front."""
+    return [f"'{cell}" if isinstance(cell, str) and _is_formula(cell) else cell for cell in row]
+
+
+def _is_formula(cell: str) -> bool:
+    if not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return False
+    try:
+        float(cell)
+        return False
+    except ValueError:
+        return True
+
+
 def whole_number(value: Any, where: str) -> int | None:
     """A cell as a whole number; None if it is empty. Tables often store whole numbers as floats, with NaN for empty cells."""
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):

@@ -15,6 +15,7 @@ import numpy as np
 
 from audio_datasets.audio.bad_clips import one_line
 from audio_datasets.system.files import written_aside
+from audio_datasets.system.tables import no_formulas
 from kd.deploy.tagging.tags import Tags, ranked
 
 Form = Literal["table", "json", "csv"]
@@ -138,5 +139,5 @@ def _digits(score: float) -> str:
 
 def _csv_line(row: Sequence[str]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(row)
+    csv.writer(line, lineterminator="").writerow(no_formulas(row))
     return line.getvalue()

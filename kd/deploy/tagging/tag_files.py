@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from audio_datasets.audio.bad_clips import one_line
+from audio_datasets.command_line.terminal import is_gone
 from audio_datasets.system.command import progress
 from audio_datasets.system.files import make_folder
 from kd.deploy.tagging.output import EmbeddingRows, TagText
@@ -45,6 +46,8 @@ def tag_files(tagger: Tagger, paths: Sequence[Path], text: TagText, embeddings: 
                 if embeddings is not None:
                     rows.add(str(path), tags)
             bar.update()
+            if is_gone(sys.stdout):
+                raise BrokenPipeError  # whoever read the tags has had enough, as `head` has
     sys.stdout.flush()
     if embeddings is not None:
         count = rows.write(embeddings, tagger.model.embedding_dim)
