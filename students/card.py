@@ -127,6 +127,8 @@ def outline(folder: str | Path, card: StudentCard) -> Student:
 
 def _read_card_file(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     path = Path(folder) / CARD_FILE
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ValueError(f"{path} is not a regular file")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

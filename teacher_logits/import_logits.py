@@ -26,6 +26,7 @@ from audio_datasets.stores.joined import AnyClips, open_clips
 from audio_datasets.stores.names import is_writable
 from audio_datasets.system.command import parse, progress, run_command
 from audio_datasets.system.messages import brief, listed
+from audio_datasets.system.paths.inputs import read_regular, require_regular
 from audio_datasets.system.paths.outputs import Output, check_outputs, is_hdf5
 from audio_datasets.system.plain_pickle import read_plain_pickle
 from teacher_logits.store import DIGEST_BYTES, LogitStore, to_float16, write_logit_store
@@ -132,6 +133,7 @@ def open_array(path: Path, num_classes: int) -> np.ndarray:
     """The array (R, C) in an ``.npy`` file, memory-mapped. ValueError for another format, type or number of columns."""
     if not path.exists():
         raise ValueError(f"no such file: {path}")
+    require_regular(path)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # for a damaged header, NumPy passes on errors of Python's tokenizer and parser
@@ -156,7 +158,7 @@ def read_index(path: Path, num_rows: int) -> tuple[list[str], np.ndarray]:
     suffix = path.suffix.lower()
     if suffix in (".json", ".csv"):
         try:
-            text = path.read_text(encoding="utf-8-sig")
+            text = read_regular(path).decode("utf-8-sig")
             pairs = _json_pairs(text) if suffix == ".json" else _csv_pairs(text)
         except (ValueError, csv.Error) as error:
             raise ValueError(f"{path}: {error}") from error

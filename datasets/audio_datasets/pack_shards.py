@@ -22,6 +22,7 @@ from audio_datasets.stores.manifest import ManifestRow
 from audio_datasets.system.command import progress
 from audio_datasets.system.disk_space import readable_bytes
 from audio_datasets.system.files import write_json
+from audio_datasets.system.paths.inputs import read_regular
 from audio_datasets.system.stop_signals import StopRequested, delayed_stop_signals, outlive_stop_signals
 from audio_datasets.system.workers.sharing import require_files
 from audio_datasets.tasks.label_space import LabelSpace
@@ -130,7 +131,7 @@ def _stored_audio(
     size = source.stat().st_size if isinstance(source, Path) else len(source)
     if size > LARGEST_FILE_BYTES:
         raise ValueError(f"{readable_bytes(size)}: a clip may have {readable_bytes(LARGEST_FILE_BYTES)}; cut it first")
-    data = source.read_bytes() if isinstance(source, Path) else source
+    data = read_regular(source) if isinstance(source, Path) else source
     if kind == "keep":
         check = audio_codec.check_audio(data)
     else:

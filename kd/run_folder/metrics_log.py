@@ -14,6 +14,7 @@ from accelerate.tracking import get_available_trackers
 
 from audio_datasets.system.files import digest_of, finite_values, flush_folder
 from audio_datasets.system.messages import brief
+from audio_datasets.system.paths.inputs import open_regular
 from audio_datasets.system.paths.outputs import no_link
 
 
@@ -90,7 +91,7 @@ def check_trackers(names: tuple[str, ...]) -> None:
 def read_metrics(path: Path, kind: str | None = None) -> list[dict]:
     """The records in a ``metrics.jsonl`` file, optionally of one kind only. ValueError, with the path, for a damaged file."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open_regular(path) as file:
             records = [json.loads(line) for line in file]
         for record in records:
             if not isinstance(record, dict) or not isinstance(record.get("kind"), str):

@@ -19,6 +19,7 @@ from torch import Tensor
 from audio_datasets.stores.class_lists import check_class_names, class_list_difference
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.system.messages import listed
+from audio_datasets.system.paths.inputs import read_regular
 from audio_datasets.tasks.unlabelled import SoundFolder
 from teacher_logits.teachers.base import Teacher
 from teacher_logits.teachers.loaders import load_teacher
@@ -38,7 +39,7 @@ def read_class_map(path: Path) -> ClassMap:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise ValueError(f"no such class map: {path}") from None
     except UnicodeDecodeError as error:

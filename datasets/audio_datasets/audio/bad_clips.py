@@ -17,6 +17,7 @@ from typing import Literal
 from audio_datasets.audio.codec import AUDIO_SUFFIXES, AudioCheck
 from audio_datasets.system.files import written_aside
 from audio_datasets.system.messages import by_kind
+from audio_datasets.system.paths.inputs import read_regular
 from audio_datasets.system.paths.outputs import no_link
 
 OnBadClip = Literal["refuse", "skip"]
@@ -84,7 +85,7 @@ class ClipList:
         """Reason by name, in the order of the file; empty if there is no file."""
         if not self.path.exists():
             return {}
-        lines = self.path.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(self.path).decode("utf-8").splitlines()
         return {name: reason for name, _, reason in (line.partition("\t") for line in lines)}
 
     def replace(self, clips: Mapping[str, str]) -> None:

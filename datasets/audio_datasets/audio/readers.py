@@ -20,6 +20,7 @@ import soundfile
 from audio_datasets.audio.containers import Content, Findings, demuxer_of, examine
 from audio_datasets.audio.ffmpeg_reader import FFmpegReader
 from audio_datasets.audio.resampling import mix_to_mono
+from audio_datasets.system.paths.inputs import open_regular, require_regular
 
 # What an audio file may be. Beyond it a header is damaged: a wrong rate of 1 Hz, say, makes 32,000 samples of each.
 SLOWEST_HZ, FASTEST_HZ = 1_000, 1_000_000
@@ -57,6 +58,8 @@ def open_audio(data: bytes | Path) -> AudioReader:
         ValueError: audio that is empty, in no known format, or of an absurd sample rate.
         OSError: a file that cannot be opened.
     """
+    if isinstance(data, Path):
+        require_regular(data)
     if not (len(data) if isinstance(data, bytes) else data.stat().st_size):
         raise ValueError("audio is empty: 0 bytes")
     with _content_of(data) as content:
@@ -99,7 +102,7 @@ def _content_of(data: bytes | Path) -> Iterator[Content]:
     if isinstance(data, bytes):
         yield data
         return
-    with open(data, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+    with open_regular(data) as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
         yield content
 
 

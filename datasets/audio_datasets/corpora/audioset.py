@@ -6,6 +6,7 @@ few ways. https://research.google.com/audioset/download.html describes the files
 """
 
 import csv
+import io
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -16,6 +17,7 @@ from typing import NamedTuple
 from audio_datasets.audio.codec import AUDIO_SUFFIXES
 from audio_datasets.stores.class_lists import read_class_names
 from audio_datasets.system.messages import listed
+from audio_datasets.system.paths.inputs import open_regular
 from audio_datasets.tasks.audio_files import FolderWalk
 from audio_datasets.tasks.listing import Clip, Listing, in_our_splits
 from audio_datasets.tasks.task import Task
@@ -72,7 +74,7 @@ def read_segments(path: Path) -> Iterator[Segment]:
     with path and line, for any other.
     """
     try:
-        with open(path, encoding="utf-8-sig", newline="") as text:
+        with open_regular(path) as content, io.TextIOWrapper(content, encoding="utf-8-sig", newline="") as text:
             # Comments become empty lines, so that the reader's count stays that of the file.
             lines = ("\n" if line.startswith("#") else line for line in text)
             reader = csv.reader(lines, skipinitialspace=True, strict=True)
@@ -103,7 +105,7 @@ def read_class_ids(folder: Path) -> dict[str, str]:
             f"{folder} has no {CLASS_LIST}, AudioSet's list of classes; put it beside the lists of segments"
         )
     names = read_class_names(path)
-    with open(path, encoding="utf-8-sig", newline="") as text:
+    with open_regular(path) as content, io.TextIOWrapper(content, encoding="utf-8-sig", newline="") as text:
         rows = csv.DictReader(text)
         if "mid" not in rows.fieldnames:
             raise ValueError(f"{path} has no column 'mid'; found {rows.fieldnames}")

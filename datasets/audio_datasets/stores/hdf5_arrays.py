@@ -24,8 +24,10 @@ from typing import Any
 import h5py
 import numpy as np
 
+from audio_datasets.stores.hdf5_origin import require_own_content
 from audio_datasets.system.disk_space import reserve
 from audio_datasets.system.messages import listed
+from audio_datasets.system.paths.inputs import special_kind
 
 ALIGNMENT_BYTES = 64
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -189,7 +191,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     if not path.exists():
         raise ValueError(f"no such file: {path}")
     if not path.is_file():
-        raise ValueError(f"{path} is a folder, not an HDF5 file")
+        raise ValueError(f"{path} is {special_kind(path) or 'a folder'}, not an HDF5 file")
     check_seal(path)
     try:
         # Stores are renamed into place and never changed, so we need no lock, which some network file systems refuse.
@@ -200,6 +202,8 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         found = "is truncated" if "truncated" in str(error) else "is damaged or not an HDF5 file"
         raise ValueError(f"{path} {found} ({error})") from error
     with file:
+        with plain_hdf5_errors(path, "HDF5 file"):
+            require_own_content(path, file)
         yield file
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet
 
 from audio_datasets.audio.heard import Heard
 from audio_datasets.system.files import written_aside
+from audio_datasets.system.paths.inputs import require_regular
 
 SCHEMA = pyarrow.schema(
     [
@@ -111,6 +112,7 @@ def _column_names(path: Path) -> list[str]:
 
 @contextmanager
 def _plain_errors(path: Path) -> Iterator[None]:
+    require_regular(path)
     try:
         yield
     except (pyarrow.ArrowException, OSError, ValueError) as error:

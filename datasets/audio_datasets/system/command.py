@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from audio_datasets.command_line.help_pages import help_page, wants_help
 from audio_datasets.command_line.terminal import safe_output
+from audio_datasets.system.paths.inputs import refuse_special_inputs
 from audio_datasets.system.stop_signals import Stopped, StopRequested, interrupt_once, raised_stop_signals
 from audio_datasets.system.workers.faults import fault_message, system_hint
 
@@ -57,6 +58,7 @@ def parse(
         print(without_box(shown.getvalue()), end="", file=sys.stderr)
         raise
     refuse_infinities(filled)
+    refuse_special_inputs(filled)
     return filled
 
 

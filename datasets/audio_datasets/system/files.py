@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from audio_datasets.system.paths.inputs import read_regular
+
 ASIDE = re.compile(r"\..+\.\d+\.tmp")
 """Temporary names of files that are being written: ".NAME.PROCESS.tmp"."""
 
@@ -102,7 +104,7 @@ def read_json(path: Path) -> Any:
 def read_text(path: Path) -> str:
     """Reads a text file in UTF-8, with or without a byte order mark; ValueError with the path if it is missing or not UTF-8."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_regular(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError:
         raise ValueError(f"no such file: {path}") from None
     except UnicodeDecodeError as error:

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from audio_datasets.system.paths.inputs import read_regular
+
 _MARK = object()
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _NUMBERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT")
@@ -56,7 +58,7 @@ def read_plain_pickle(path: Path) -> Any:
     nothing is executed.
     """
     try:
-        return plain_pickle(path.read_bytes())
+        return plain_pickle(read_regular(path))
     except ValueError as error:
         raise ValueError(f"{path} is {error}") from error
 

@@ -1,10 +1,13 @@
 """Strict reading of tables in text files: a missing column or a ragged line is an error that names the file."""
 
 import csv
+import io
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from audio_datasets.system.paths.inputs import open_regular
 
 
 def read_csv_rows(file: Path, required: Sequence[str], delimiter: str = ",") -> Iterator[tuple[int, dict[str, str]]]:
@@ -14,7 +17,7 @@ def read_csv_rows(file: Path, required: Sequence[str], delimiter: str = ",") -> 
         ValueError: a file that is not UTF-8, lacks a required column, or has a line of another length.
     """
     try:
-        with open(file, encoding="utf-8-sig", newline="") as text:
+        with open_regular(file) as content, io.TextIOWrapper(content, encoding="utf-8-sig", newline="") as text:
             reader = csv.DictReader(text, strict=True, delimiter=delimiter)
             require_columns(file, required, list(reader.fieldnames or ()))
             for row in reader:

@@ -8,6 +8,7 @@ from pathlib import Path
 from audio_datasets.audio.codec import AUDIO_SUFFIXES
 from audio_datasets.stores.names import as_on_disk, normal
 from audio_datasets.system.messages import by_kind, extension_of, listed
+from audio_datasets.system.paths.inputs import special_kind
 
 
 def is_audio(name: str) -> bool:
@@ -60,6 +61,8 @@ class FolderWalk:
                 folders.append(name)
             elif entry.is_file():
                 files.append(name)
+            elif entry.is_symlink() and (kind := special_kind(Path(entry.path))) is not None:
+                self.unusable[name] = f"the symbolic link leads to {kind} ({os.readlink(entry.path)})"
             elif entry.is_symlink():
                 self.unusable[name] = f"the symbolic link leads nowhere (to {os.readlink(entry.path)!r})"
             elif name not in self.special:
