@@ -10,6 +10,9 @@ from typing import Any, BinaryIO
 OUTPUT_OPTIONS = frozenset({"out", "cache", "chart", "table", "embeddings"})
 """Options that name what a command writes. All others that name an existing path are inputs."""
 
+STREAMS = frozenset({"--stream"})
+"""Options that may name a pipe or a device, because they are read as they come."""
+
 POSITIONAL = {"source": "SOURCE", "run": "RUN", "runs": "RUNS", "files": "FILES"}
 """How messages call the arguments that have no option."""
 
@@ -112,5 +115,5 @@ def _paths_in(value: Any) -> Iterator[Path]:
 def refuse_special_inputs(config: Any) -> None:
     """Raises NotAFileError for an option that names a pipe, a device or a socket as input."""
     for option, path in paths_named_by(config):
-        if (kind := special_kind(path)) is not None:
+        if option not in STREAMS and (kind := special_kind(path)) is not None:
             raise NotAFileError(f"{option}: {path} is {kind}, not a regular file")
