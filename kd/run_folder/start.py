@@ -18,6 +18,8 @@ from kd.run_folder.config import differences
 from kd.training.checkpoint import checkpoints, remove_leftovers
 
 CONFIG_FILE = "config.json"
+COMPUTED_WITH = "computed_with"
+"""Entry of ``config.json``: what the last bits of the result depend on besides configuration and data."""
 LOCK_FILE = "run.lock"
 SKIPPED_CLIPS_FILE = "skipped_clips.txt"
 SUSPICIOUS_CLIPS_FILE = "suspicious_clips.txt"
@@ -124,7 +126,7 @@ def enter_run_folder(
         new["accepted_changes"] = accepted
     if finished:
         return EnteredRun(folder, "finished", new, tuple(notes))
-    notes += _note_on_division(old, new)
+    notes += _note_on_division(old, new) + _note_on_bits(old, new)
     write_json(path, new)
     return EnteredRun(folder, "unfinished", new, tuple(notes))
 
@@ -153,6 +155,19 @@ def _note_on_division(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
     return [
         f"a step is now {division(new)}, before it was {division(old)}: the same clips with the same augmentation, but sums are "
         "taken in another order, and batch norm sees other parts of a step unless --sync-batch-norm is given"
+    ]
+
+
+def _note_on_bits(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """A message, once, if the run continues with other threads, vector instructions or versions; nothing for runs without a record."""
+    before, now = old.get(COMPUTED_WITH), new.get(COMPUTED_WITH)
+    if not isinstance(before, Mapping) or not isinstance(now, Mapping):
+        return []
+    changed = [f"{name} {before.get(name)} → {value}" for name, value in now.items() if before.get(name) != value]
+    if not changed:
+        return []
+    return [
+        f"the run continues with {', '.join(changed)}: its last bits will differ from those of an uninterrupted run"
     ]
 
 

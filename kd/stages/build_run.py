@@ -1,5 +1,6 @@
 """Builds a run from its configuration and data, and trains it. Both stages use this."""
 
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -26,7 +27,7 @@ from kd.objectives.catalog import create_objective
 from kd.objectives.label_losses import balanced_class_weights, loss_space
 from kd.run_folder.config import as_json
 from kd.run_folder.metrics_log import MetricsLog
-from kd.run_folder.start import EnteredRun, enter_run_folder
+from kd.run_folder.start import COMPUTED_WITH, EnteredRun, enter_run_folder
 from kd.stages.stage_config import StageConfig
 from kd.stages.teachers import link_for, link_of_space, told_link
 from kd.training.batch_norm.reestimation import BatchNormStatistics, too_few_steps, trained_batch_norms
@@ -224,6 +225,7 @@ def enter(
     inputs: dict[str, Any],
     defaults: StageConfig,
     changes_nothing: Sequence[str],
+    more_defaults: dict[str, Any] | None = None,
     **more: Any,
 ) -> EnteredRun:
     """Enters the run folder on the main process, which must hold its lock, and prints its notes for the user.
@@ -232,21 +234,27 @@ def enter(
         inputs: fingerprints of the data.
         defaults: the stage's default configuration, for runs that an older version started.
         changes_nothing: settings that do not affect the result.
+        more_defaults: further values for runs that do not have them yet.
         more: additional arguments of ``enter_run_folder``.
 
     Raises:
         ValueError: the folder contains a run with other settings.
     """
-    description = {**as_json(config), "processes": accelerator.num_processes, "inputs": inputs}
+    description = {
+        **as_json(config),
+        "processes": accelerator.num_processes,
+        "inputs": inputs,
+        COMPUTED_WITH: what_bits_depend_on(accelerator),
+    }
     folder = on_main_process(
         accelerator,
         lambda: enter_run_folder(
             config.out,
             description,
-            changes_nothing=changes_nothing,
+            changes_nothing=(*changes_nothing, COMPUTED_WITH),
             accept_changes=config.accept_changes,
             restart=config.restart,
-            defaults=as_json(defaults),
+            defaults={**as_json(defaults), **(more_defaults or {})},
             **more,
         ),
     )
@@ -320,6 +328,17 @@ def describe_batch(clips: Clips) -> Callable[[dict[str, Tensor]], str]:
 
 
 # -- Provenance --------------------------------------------------------------------------------------------------------
+
+
+def what_bits_depend_on(accelerator: Accelerator) -> dict[str, str]:
+    """What the last bits of a result depend on besides configuration and data: sums are taken in another order with another of them."""
+    on_cpu = accelerator.device.type == "cpu"
+    return {
+        "device": platform.machine() if on_cpu else torch.cuda.get_device_name(accelerator.device),
+        "threads": str(torch.get_num_threads()) if on_cpu else "",
+        "vector instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+    }
 
 
 def package_versions() -> dict[str, str]:

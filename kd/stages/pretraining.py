@@ -46,6 +46,9 @@ from students.catalog import options_for
 from teacher_logits.processes import locked_by_main_process, start_accelerator
 from teacher_logits.teachers.run_ensemble import write_trained_on
 
+LABELS_AT_ONCE = 16384
+"""Clips whose labels are in memory together."""
+
 
 @dataclass(frozen=True)
 class Pretraining:
@@ -60,7 +63,13 @@ class Pretraining:
         validation = None
         if self.valid_clips is not None:
             validation = {"clips": self.valid_clips.fingerprint, "rows": digest_of(self.valid_rows.tobytes())}
-        return {**self.built.data.fingerprints(), "validation": validation}
+        return {**self.built.data.fingerprints(), **self.label_fingerprints(), "validation": validation}
+
+    def label_fingerprints(self) -> dict[str, str]:
+        """Digests of the labels, which a clip store's own fingerprint leaves out."""
+        data, valid = self.built.data, self.valid_clips
+        found = {"labels": labels_digest(data.clips, data.rows)}
+        return found if valid is None else {**found, "validation_labels": labels_digest(valid, self.valid_rows)}
 
     def evaluator(self, description: str = "validate") -> ClipEvaluator | None:
         """An evaluator of the validation clips; None if there are none."""
@@ -77,6 +86,17 @@ class Pretraining:
             description=description,
             on_bad_clip=config.on_bad_clip,
         )
+
+
+def labels_digest(clips: AnyClips, rows: np.ndarray) -> str:
+    """Digest of the targets of these clips and of which of them are known, 32 hexadecimal digits."""
+    parts = []
+    for start in range(0, len(rows), LABELS_AT_ONCE):
+        some = rows[start : start + LABELS_AT_ONCE]
+        targets, unknown = clips.targets(some), ~clips.mask(some)
+        places = np.flatnonzero(targets)
+        parts.append(digest_of(places.tobytes(), targets.ravel()[places].tobytes(), np.flatnonzero(unknown).tobytes()))
+    return digest_of(*parts)
 
 
 def create_accelerator(config: PretrainConfig) -> Accelerator:
@@ -184,7 +204,8 @@ def pretrain(config: PretrainConfig, command: str = "") -> Path:
     stage = prepare(config, accelerator)
     with StopSignals() as signals, locked_by_main_process(accelerator, config.out / LOCK_FILE, str(config.out)):
         defaults = PretrainConfig(clips=(), out=Path("runs"))
-        folder = enter(accelerator, config, stage.fingerprints(), defaults, CHANGES_NOTHING)
+        known = {"inputs": stage.label_fingerprints()}  # runs that older versions started did not record them
+        folder = enter(accelerator, config, stage.fingerprints(), defaults, CHANGES_NOTHING, more_defaults=known)
         if folder.state == "finished":
             return config.out
         train_student(stage, config, signals)

@@ -1,5 +1,6 @@
 """`kd pretrain` under signals, changed commands, broken losses and a second run in its folder."""
 
+import json
 import os
 import shutil
 import signal
@@ -7,11 +8,13 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.system.command import STOPPED
 from audio_datasets.system.files import read_json
 from audio_datasets.system.locks import locked
@@ -139,6 +142,16 @@ def test_data_may_move_but_not_change(
     other = make_tiny_logits("others.h5", tiny_store, scale=2.0)
     assert main(arguments(tiny_store, other, out)) == 2
     assert "inputs.teachers" in capsys.readouterr().err
+    with pytest.MonkeyPatch.context() as patched:  # another label: the audio, and the store's fingerprint, are the same
+        targets = ClipStore.targets
+        patched.setattr(ClipStore, "targets", lambda store, rows: np.roll(targets(store, rows), 1, axis=1))
+        assert main(arguments(tiny_store, tiny_logits, out)) == 2
+    assert "inputs.labels" in capsys.readouterr().err
+    config = json.loads((out / "config.json").read_text())
+    assert len(config["inputs"].pop("labels")) == 32
+    (out / "config.json").write_text(json.dumps(config))  # as an older version wrote it
+    assert main(arguments(tiny_store, tiny_logits, out)) == 0
+    assert "already finished" in capsys.readouterr().out
 
 
 def test_two_runs_do_not_write_into_one_folder(

@@ -124,3 +124,17 @@ def test_what_a_killed_run_left_half_removed_goes_with_the_next_start(tmp_path: 
     enter(tmp_path, description())
     assert not list(tmp_path.rglob("*.tmp"))
     assert len(list(tmp_path.rglob("step-00000002"))) == 2
+
+
+def test_other_threads_are_said_once(tmp_path: Path) -> None:
+    """The run goes on, because that changes its last bits only; a run without a record says nothing."""
+    first = {"loop": {"batch_size": 2, "gradient_accumulation_steps": 1}, "processes": 1}
+    one, two = ({**first, "computed_with": {"threads": count, "torch": "2"}} for count in ("1", "2"))
+
+    def notes(description: dict) -> tuple[str, ...]:
+        return enter_run_folder(tmp_path, description, changes_nothing=("computed_with",)).notes
+
+    assert notes(first) == notes(one) == ()
+    expected = "the run continues with threads 1 → 2: its last bits will differ from those of an uninterrupted run"
+    assert notes(two) == (expected,)
+    assert notes(two) == ()
