@@ -24,6 +24,7 @@ from kd.deploy.exporting.pages import write_pages
 from kd.deploy.exporting.parity import (
     Parity,
     compare,
+    effect_of_rounding,
     lost_too_much,
     pytorch_network,
     refuse_float_difference,
@@ -203,7 +204,11 @@ def _float_parity(subject: Subject, model: Any, path: Path, clips: ClipSet) -> P
     reference = pytorch_network(subject.student, subject.frontend)
     for found in (clips.first(FLOAT_CLIPS), _extremes(subject)):
         parity = compare(reference, lambda windows: exported(windows)[1], found, subject.label_space, "float32")
-        refuse_float_difference(parity, "the float32 model")
+        refuse_float_difference(
+            parity,
+            "the float32 model",
+            lambda found=found: effect_of_rounding(subject.student, subject.frontend, found),
+        )
         if found.description != _EXTREMES:
             kept = parity
     return kept
@@ -264,7 +269,9 @@ def _final_parity(subject: Subject, config: ExportConfig, path: Path, clips: Cli
     reference = pytorch_network(subject.student, subject.frontend)
     parity = compare(reference, lambda windows: exported(windows)[1], clips, subject.label_space, "compare")
     if (config.weights, config.activations) == ("fp32", "fp32"):
-        refuse_float_difference(parity, "the model")
+        refuse_float_difference(
+            parity, "the model", lambda: effect_of_rounding(subject.student, subject.frontend, clips)
+        )
     lost = lost_too_much(parity, config.weights, config.activations)
     form = f"{config.weights} weights, {config.activations} activations"
     if lost and not config.allow_difference:

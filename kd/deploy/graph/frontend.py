@@ -78,10 +78,10 @@ class ConvolutionalLogMel(nn.Module):
         rows_first = waveform[:, : rows * q].unflatten(1, (rows, q)).transpose(1, 2)  # (B, q, R)
         power = self._power(rows_first)  # (B, J, P, T)
         bands = torch.cat([self._bands(power, *group) for group in self.groups], dim=1)
-        log_mel = (bands + config.log_offset).log()
-        if config.logarithm == "db":
-            log_mel = log_mel * DECIBELS_PER_LN
-        log_mel = (log_mel + config.shift) / config.scale
+        # ln(x + offset) as ln(x / offset + 1) + ln(offset): the exporter's optimizer takes an offset of 1e-10 for 0.
+        unit = DECIBELS_PER_LN if config.logarithm == "db" else 1.0
+        log_mel = (bands / config.log_offset + 1.0).log() * (unit / config.scale)
+        log_mel = log_mel + (math.log(config.log_offset) * unit + config.shift) / config.scale
         if config.standardize:
             mean = log_mel.mean((1, 2), keepdim=True)
             deviation = (log_mel - mean).square().mean((1, 2), keepdim=True).sqrt()
@@ -90,7 +90,8 @@ class ConvolutionalLogMel(nn.Module):
             tiled = round(config.tile_seconds * config.sample_rate_hz)
             lost = 1 if config.preemphasis else 0
             frames = 1 + (torch.sym_max(needed, tiled) - lost) // config.hop_samples
-            log_mel = log_mel[:, :, torch.arange(frames, device=log_mel.device) % log_mel.shape[2]]
+            times = (frames + log_mel.shape[2] - 1) // log_mel.shape[2]  # of positive numbers: ONNX divides towards 0
+            log_mel = log_mel[:, :, None].expand(-1, -1, times, -1).flatten(2)[:, :, :frames]
         return log_mel[:, None]
 
     def _power(self, rows: Tensor) -> Tensor:

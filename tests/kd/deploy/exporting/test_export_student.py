@@ -372,15 +372,17 @@ def strange_model(folder: Path, external: str = "", domain: str = "") -> None:
         (["{export}"], "is an export already"),
         (["{run}", "--weights", "fp32", "--allow-difference"], "--allow-difference is for fp16 and int8"),
         (["{run}", "--out", "{export}"], "give --replace, or another --out"),
-        (["{run}", "--out", "{run}"], "holds something else than an export"),
+        (["{run}", "--out", "{run}"], "is an input (--student); choose another --out"),
+        (["{run}", "--out", "{other}"], "holds something else than an export"),
         (["{run}", "--clips", "nowhere"], "no such clip store or folder: nowhere"),
         (["{run}", "--activations", "int8"], "give some with --calibration-clips"),
     ],
 )
 def test_a_wrong_command_ends_with_one_message(
-    run: Path, export: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    run: Path, export: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str, tmp_path: Path
 ) -> None:
-    places = {"run": run, "export": export, "runs": run.parent}
+    (tmp_path / "notes.txt").write_text("of somebody")
+    places = {"run": run, "export": export, "runs": run.parent, "other": tmp_path}
     given = [argument.format(**places) for argument in arguments]
     if "--out" not in given:
         given += ["--out", str(run.parent / "unused")]
