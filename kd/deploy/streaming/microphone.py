@@ -72,11 +72,11 @@ class Microphone:
 
     def remarks(self) -> list[str]:
         """What is to be said of the recording."""
-        found = []
-        if self.lost_samples:
+        found, lost = [], self.lost_samples + self._lost_now  # the last may still wait for a block that follows them
+        if lost:
             found.append(
-                f"lost {self.lost_samples:,} samples ({self.lost_samples / self.sample_rate_hz:.1f} s), since computing "
-                "was too slow; silence took their place"
+                f"lost {lost:,} samples ({lost / self.sample_rate_hz:.1f} s), since computing was too slow; silence took "
+                "the place of those before the end"
             )
         if self.overflows:
             found.append(f"the sound card lost samples {self.overflows:,} times; how many, it does not say")
