@@ -67,7 +67,7 @@ def distil(config: FewLabelsConfig, manifest: Path, student: str, labels: int, d
     words = [
         *("distill", "--data", manifest, "--teacher-weights", weights, "--student", student, "--out", out),
         *("--labels-per-class", labels, "--label-seed", draw, "--seed", draw, "--steps", config.steps),
-        *("--n-mels", 64, "--hop-samples", 640, "--clip-seconds", 5, "--workers", 0),
+        *("--n-mels", 64, "--hop-samples", 640, "--clip-seconds", 5, "--workers", 0, "--allow-outside"),
     ]
     command = [sys.executable, "-m", "kd.cli", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

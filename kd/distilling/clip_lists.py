@@ -55,7 +55,7 @@ def read_clips(config: DistillConfig) -> tuple[TaskClips, tuple[str, ...]]:
         ValueError: no data, no labels, or clips whose labels are only partly known.
     """
     task = recognised_task(config.data)
-    clips, notes = read_task(task, config.data)
+    clips, notes = read_task(task, config.data, allow_outside=config.allow_outside)
     if clips.is_masked:
         known = clips.mask(np.arange(len(clips)))
         partly = np.flatnonzero(known.any(axis=1) & ~known.all(axis=1))

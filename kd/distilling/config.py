@@ -23,7 +23,7 @@ class DistillConfig:
     """
 
     help_groups: ClassVar[HelpGroups] = {
-        "Data": ("data", "out", "unlabelled", "test_share", "fold", "labels_per_class", "label_seed", "on_bad_clip"),
+        "Data": ("data", "out", "unlabelled", "test_share", "fold", "labels_per_class", "label_seed", "allow_outside", "on_bad_clip"),
         "Teacher": ("teacher_weights", "teacher", "teacher_epochs"),
         "Student": (
             "student",
@@ -57,6 +57,8 @@ class DistillConfig:
     """How the teacher is made: probe fits a linear classifier on the frozen network (seconds); finetune trains the network."""
     teacher_epochs: int = 20
     """Epochs that a fine-tuned teacher is trained."""
+    allow_outside: bool = False
+    """Allow a manifest to name files outside its own folder, by an absolute path or through ".."."""
     labels_per_class: int | None = None
     """Use only this many labels per class for training, and treat the other clips as unlabelled (for experiments)."""
     label_seed: int = 0
