@@ -16,7 +16,18 @@ from kd.distilling.summary import summarise
 from kd.distilling.teacher_weights import teacher_start
 from kd.run_folder.config import as_json, differences
 
-CHANGES_NOTHING = ("out", "data", "unlabelled", "fold", "allow_outside", "labels_alone", "workers", "on_bad_clip", "dry_run", "restart")
+CHANGES_NOTHING = (
+    "out",
+    "data",
+    "unlabelled",
+    "fold",
+    "allow_outside",
+    "labels_alone",
+    "workers",
+    "on_bad_clip",
+    "dry_run",
+    "restart",
+)
 """Settings that may differ when a folder is continued: they do not change what a student is trained on."""
 
 

@@ -124,22 +124,22 @@ class PackConfig:
 
 @dataclass(frozen=True)
 class PackResult:
-    """What a run of ``pack`` ended with."""
+    """Outcome of a run of ``pack``."""
 
     store: Path
     clips: int
     skipped: tuple[tuple[str, str], ...]
     """(file as its source names it, reason) of each clip that could not be read."""
     missing: int = 0
-    """Clips that the source lists and that have no audio file."""
+    """Number of listed clips without an audio file."""
     suspicious: tuple[tuple[str, str], ...] = ()
     """(file, what is odd) of each clip that was packed and is silent, clipped, very short or longer or shorter than its header says."""
     already_there: bool = False
-    """Whether the store was complete before, so that nothing was done."""
+    """Whether the store was already complete, so nothing was done."""
 
 
 def pack(config: PackConfig, show_progress: bool = True) -> PackResult:
-    """Packs ``config.source`` into ``config.out``, going on from where an earlier run was interrupted.
+    """Packs ``config.source`` into ``config.out``, continuing where an earlier run was interrupted.
 
     With several workers, a script calls this under ``if __name__ == "__main__":``, since they start by importing it.
 
@@ -211,7 +211,7 @@ def _pack(config: PackConfig, show_progress: bool) -> PackResult:
 
 
 def _read(config: PackConfig) -> tuple[Listing, LabelSpace | None]:
-    """The clips of the source; with --task also what its classes mean together."""
+    """The clips of the source and, with --task, its label space."""
     part = {
         "audio_root": config.audio_root,
         "segments": config.segments,
@@ -256,7 +256,7 @@ def _work_folder(config: PackConfig) -> Path:
 
 
 def _require_space(config: PackConfig, work: Path, clips: Sequence[LabelledClip], sizes: Sequence[int]) -> None:
-    """ValueError if the disk has no room for the shards, those that are there apart, and for the store made from them."""
+    """ValueError if the disk lacks room for the remaining shards and the store made from them."""
     size = sum(sizes)
     if config.audio != "keep":
         # At 16 bits, or as an encoder makes of speech and music; rather too little than too much, since packing is refused.
@@ -318,7 +318,7 @@ def _already_packed(store_path: Path, source_digest: str, missing: int) -> PackR
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    """Writes the lines; without any, there is no file."""
+    """Writes the lines. With no lines, removes the file."""
     if not lines:
         path.unlink(missing_ok=True)
         return

@@ -23,7 +23,17 @@ class DistillConfig:
     """
 
     help_groups: ClassVar[HelpGroups] = {
-        "Data": ("data", "out", "unlabelled", "test_share", "fold", "labels_per_class", "label_seed", "allow_outside", "on_bad_clip"),
+        "Data": (
+            "data",
+            "out",
+            "unlabelled",
+            "test_share",
+            "fold",
+            "labels_per_class",
+            "label_seed",
+            "allow_outside",
+            "on_bad_clip",
+        ),
         "Teacher": ("teacher_weights", "teacher", "teacher_epochs"),
         "Student": (
             "student",

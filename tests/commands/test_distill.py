@@ -43,8 +43,8 @@ def few_labels(folder: Path, labelled: int) -> Path:
 
 
 def arguments(data: Path, out: Path, pretrained: Path, *more: object) -> list[str]:
-    words = ["--data", data, "--out", out, "--teacher-weights", pretrained, "--teacher", "finetune", *more]
-    small = "--teacher-epochs 1 --steps 2 --batch-size 4 --workers 0 --clip-seconds 0.4 --n-mels 32"
+    words = ["--data", data, "--out", out, "--teacher-weights", pretrained, *more]
+    small = "--steps 2 --batch-size 4 --workers 0 --clip-seconds 0.4 --n-mels 32"
     return [str(word) for word in (*words, *small.split())]
 
 
@@ -96,7 +96,7 @@ def test_an_interrupted_distillation_ends_in_the_same_student(
         assert main(arguments(data, stopped, pretrained)) == 130
     monkeypatch.setattr(arms, "run", run)
     assert main(arguments(data, stopped, pretrained)) == 0
-    for name in ("teacher", "labels_alone", "distilled"):
+    for name in ("teacher/probe", "labels_alone", "distilled"):
         first, second = (folder / name / "student.safetensors" for folder in (whole, stopped))
         assert first.read_bytes() == second.read_bytes()
 
@@ -139,6 +139,19 @@ def test_a_second_folder_of_sounds_without_labels(make_task_folder: Make, tmp_pa
     assert clips.clip_id(10) == "(unknown)/deep/take 0.wav"
     assert not clips.mask(range(10, 15)).any()
     assert "5 more clips without labels" in notes[-1]
+
+
+def test_a_fine_tuned_teacher_in_place_of_a_probe(
+    make_task_folder: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = []
+    monkeypatch.setattr(arms, "run", lambda *words: ran.append(" ".join(map(str, words))))
+    settings = config(make_task_folder("folder"), out=tmp_path, teacher="finetune", teacher_epochs=7)
+    whole = everything(read_clips(settings)[0], settings)
+    arms.Distillation(settings, teacher_start("mn04@w.pt"), whole, 600).run(tmp_path / "clips.h5", labels_alone=False)
+    assert [words.split()[0] for words in ran] == ["finetune", "teach", "finetune"]
+    assert "--student mn04 --weights w.pt --no-probe --epochs 7" in ran[0]
+    assert f"--teacher {tmp_path / 'teacher'} --name" in ran[1]
 
 
 def test_which_network_weights_are_of(pretrained: Path) -> None:

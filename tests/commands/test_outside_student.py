@@ -1,6 +1,5 @@
 """The student of one file that docs/students.md shows, through the commands: train, fine-tune, teach, profile."""
 
-import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -21,9 +20,8 @@ DOCS = Path(__file__).parents[2] / "docs" / "students.md"
 
 def documented_student() -> str:
     """The example of docs/students.md."""
-    example = DOCS.read_text(encoding="utf-8").partition("    # my_toy.py\n")[2]
-    lines = itertools.takewhile(lambda line: not line or line.startswith("    "), example.splitlines())
-    return "\n".join(line.removeprefix("    ") for line in lines)
+    example = DOCS.read_text(encoding="utf-8").partition("# my_toy.py\n")[2]
+    return example.partition("```")[0]
 
 
 def test_it_goes_through_every_stage(

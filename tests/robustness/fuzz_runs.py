@@ -23,6 +23,7 @@ from audio_datasets.system.files import read_json, write_json
 from audio_datasets.system.randomness import generator
 from kd.cli import COMMANDS
 from kd.compare import CompareConfig, compare
+from kd.objectives.base import Objective
 from kd.report import write_report
 from kd.reports.run_reader import RunFolder
 from kd.run_folder.metrics_log import MetricsLog
@@ -39,6 +40,13 @@ from students.card import save_student
 from students.frontend import LogMelConfig
 
 # -- Runs that go on ---------------------------------------------------------------------------------------------------
+
+
+class NoObjective(Objective):
+    """An objective without parameters, for a learner whose loss is computed elsewhere."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
 
 
 class Network(nn.Module):
@@ -60,7 +68,7 @@ def begun(folder: Path) -> tuple[TrainState, Run, MetricsLog]:
     torch.manual_seed(0)
     network = Network()
     config = OptimizerConfig(optimizer="adamw", weight_decay=0.01)
-    learner = Learner(network, nn.Module())
+    learner = Learner(network, NoObjective())
     state = TrainState(learner, create_optimizer(config, network), ModelEmaV3(learner, decay=0.9))
     run = Run(folder, LoopConfig(), config, ScheduleConfig())
     return state, run, MetricsLog(run.metrics_path, cpu())

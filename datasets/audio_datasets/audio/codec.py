@@ -1,6 +1,6 @@
 """Audio bytes to mono waveforms and back: decoding, cutting, encoding.
 
-Waveforms are float32 NumPy arrays of shape (samples,), full scale 1.0. How files are opened is told in ``readers``.
+Waveforms are float32 NumPy arrays of shape (samples,), full scale 1.0. ``readers`` opens the files.
 """
 
 import math
@@ -31,19 +31,19 @@ LOUDEST = 2.0**16
 """Times full scale. Files of floating-point samples may go beyond 1, by a factor of 32,768 if they hold unscaled integers."""
 BLOCK_SAMPLES = 2**20  # over all channels; what is decoded at a time
 LENGTH_TOLERANCE_SECONDS = 0.25
-"""By which a header may be wrong before it is called so: encoders pad a clip to whole frames, and begin with some of silence."""
+"""Largest error of a header that is not reported: encoders pad a clip to whole frames, and start with some silence."""
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What an audio file is, with the samples that really decode: headers of damaged files promise more, or less."""
+    """Format of an audio file and the number of samples that decode. Headers of damaged files may promise more or fewer."""
 
     sample_rate_hz: int
     channels: int
     samples: int
     file_format: str
     oddities: tuple[str, ...] = ()
-    """What is odd about the file, such as a header that tells another length."""
+    """Oddities of the file, such as a header with the wrong length."""
     is_counted: bool = False
     """Whether the whole file had to be decoded to find out its length."""
 
@@ -65,7 +65,7 @@ def audio_info(data: bytes | Path) -> AudioInfo:
 
 
 def _info(reader: AudioReader, samples: int) -> AudioInfo:
-    """For a reader that has been read to its end, or that knows how many samples decode."""
+    """For a reader at the end of its file, or one that knows how many samples decode."""
     oddities = reader.oddities()
     if reader.declared_samples is not None:
         declared, there = reader.declared_samples / reader.sample_rate_hz, samples / reader.sample_rate_hz
@@ -95,7 +95,7 @@ class ClipParts:
     """Parts of one encoded clip, each as ``decode`` gives it.
 
     The file stays open. Where the format cannot seek, decoding goes on from the last part: all parts of a clip, asked for in
-    the order of their starts, take one pass over it. Ask in any other order, and it begins again.
+    the order of their starts, take one pass over it. In any other order, reading starts again from the beginning.
     """
 
     def __init__(self, data: bytes | Path, sample_rate_hz: int | None = None) -> None:
@@ -147,7 +147,7 @@ class ClipParts:
 
 
 class OpenClip:
-    """Keeps the clip open that was read last, so that its windows take one pass over it, one after the other.
+    """Keeps the most recently read clip open, so that reading its windows in order takes a single pass.
 
     Of one process: neither pickled nor taken over by a fork, which would share the file's position.
     """
@@ -189,7 +189,7 @@ class OpenClip:
 
 @dataclass(frozen=True)
 class AudioCheck:
-    """What decoding a clip from beginning to end has found."""
+    """Findings of decoding a clip from beginning to end."""
 
     info: AudioInfo
     peak: float

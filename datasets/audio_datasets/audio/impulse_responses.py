@@ -12,7 +12,7 @@ def load_impulse_responses(folder: Path, sample_rate_hz: int) -> list[np.ndarray
     """Every audio file in ``folder`` (at any depth, in order of its path) as float32 (samples,) of energy 1.
 
     Raises:
-        ValueError: no such folder, none in it, or one that is silent or cannot be decoded.
+        ValueError: no such folder, none in it, or a file that is silent or cannot be decoded.
     """
     files = sorted(folder / name for name in FolderWalk(folder).files() if is_audio(name))
     if not files:
@@ -31,7 +31,7 @@ def load_impulse_responses(folder: Path, sample_rate_hz: int) -> list[np.ndarray
 
 
 def convolve(waveform: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """The first (samples,) of the convolution: as long as ``waveform``, not later than it. float32."""
+    """The first (samples,) of the convolution: as long as ``waveform`` and not delayed. float32."""
     samples = len(waveform) + len(response) - 1
     size = 1 << (samples - 1).bit_length()
     spectrum = np.fft.rfft(waveform, size) * np.fft.rfft(response, size)

@@ -35,7 +35,7 @@ EXAMPLE = "dog/one.wav, dog/two.wav, rain/three.wav"
 
 @dataclass(frozen=True)
 class ClassFolder:
-    """A folder that stands for a class, and what is in it."""
+    """A class folder and its files."""
 
     path: str
     """Relative to the corpus, as ``dog`` or ``train/dog``."""
@@ -65,8 +65,8 @@ class ClassFolder:
 def read(folder: Path) -> Listing:
     """One sub-folder per class, named like it, with audio files at any depth. Clip ids are paths relative to ``folder``.
 
-    Folders that are all called like splits (train, valid, test and the like) and hold folders are splits, and the folders
-    inside are the classes. A folder called ``unlabelled`` holds clips whose labels are unknown, one called ``(none)`` clips that
+    If all folders are named like splits (train, valid, test and the like) and contain folders, they are splits, and the
+    folders inside are the classes. A folder called ``unlabelled`` holds clips whose labels are unknown, one called ``(none)`` clips that
     have none of the classes. Symbolic links are followed.
 
     Raises:

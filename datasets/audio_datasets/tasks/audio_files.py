@@ -28,7 +28,7 @@ def _kind(name: str) -> str:
 
 @dataclass
 class FolderWalk:
-    """Looks through the folders below ``root``. Symbolic links are followed; nothing is read for ever.
+    """Looks through the folders below ``root``. Symbolic links are followed, each folder once, so loops end.
 
     Names are relative to ``root``, with forward slashes. Hidden files and folders are left out.
     """

@@ -1,4 +1,4 @@
-"""What fine-tuning asks of the user's own sounds, however they are listed."""
+"""What fine-tuning requires of the user's own sounds, in folders or in lists."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -8,9 +8,9 @@ from audio_datasets.system.messages import listed
 from audio_datasets.tasks.listing import Listing, Split, in_our_splits
 
 UNKNOWN_LABELS = "(unknown)"
-"""In place of labels: nobody knows which classes the clip has. An empty cell of a manifest means the same."""
+"""Stands in place of labels: the clip's classes are unknown. An empty cell of a manifest means the same."""
 NONE_OF_THEM = "(none)"
-"""In place of labels: the clip has none of the classes."""
+"""Stands in place of labels: the clip has none of the classes."""
 
 SPLITS: dict[str, Split] = {
     **dict.fromkeys(("train", "training"), "train"),

@@ -34,7 +34,7 @@ def test_a_cache_gives_the_same_sound_to_16_bits(make_task_folder: Callable[...,
             )
         assert cached.duration_seconds(row) == pytest.approx(clips.duration_seconds(row), abs=1e-3)
     np.testing.assert_array_equal(cached.targets([0, 9]), clips.targets([0, 9]))
-    with pytest.raises(ValueError, match="16000 Hz; 32000 Hz"):
+    with pytest.raises(ValueError, match="16000 Hz; requested were 32000 Hz"):
         cached.waveform(0, 32000)
     files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
     fill_cache(clips, tmp_path / "cache", 16000)
@@ -138,5 +138,5 @@ def test_a_full_disk_is_told_beforehand(
     clips, _ = read_task(get_task("folder"), make_task_folder("folder"))
     (tmp_path / "cache").mkdir()
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    with pytest.raises(ValueError, match=r"filling the cache .* needs about .* in .*cache, where 1.0 KB are free"):
+    with pytest.raises(ValueError, match=r"filling the cache .* needs about .* in .*cache, but only 1.0 KB are free"):
         fill_cache(clips, tmp_path / "cache", 16000)

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from kd.objectives.base import Objective
 from kd.run_folder.metrics_log import MetricsLog
 from kd.training.checkpoint import DIGESTS, digests_of, load_checkpoint, resume_state, save_state
 from kd.training.learner import Learner
@@ -19,12 +20,19 @@ from kd.training.schedule import ScheduleConfig
 from kd.training.state import TrainState
 
 
+class NoObjective(Objective):
+    """An objective without parameters, for a learner whose loss is computed elsewhere."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
+
 def begun(folder: Path, weight_decay: float = 0.1, outputs: int = 2) -> tuple[TrainState, Run, MetricsLog]:
     """A run of a tiny network after one step."""
     torch.manual_seed(3)
     network = nn.Linear(3, outputs)
     config = OptimizerConfig(weight_decay=weight_decay)
-    state = TrainState(Learner(network, nn.Module()), create_optimizer(config, network), None)
+    state = TrainState(Learner(network, NoObjective()), create_optimizer(config, network), None)
     network(torch.ones(1, 3)).sum().backward()
     state.optimizer.step()
     state.optimizer.zero_grad()
