@@ -262,7 +262,7 @@ def test_temperature_is_an_option_and_not_a_weight() -> None:
         ({"temperature": 0}, "temperature must be above 0"),
         ({"temperature_epochs": -1}, "temperature_epochs must be a whole number, 0 or more"),
         ({"width": 0}, "width must be above 0"),
-        ({"head": "linear"}, "unknown head"),
+        ({"head": "pyramid"}, "unknown head"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused(options: dict, message: str) -> None:

@@ -361,7 +361,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, caplog: pytest.LogC
     refused(
         {"freq_new_pos_embed": torch.zeros(1, 64, 11, 1)}, "11 frequency positions; expected with 128 mel bands: 12"
     )
-    refused({"head.1.bias": torch.zeros(())}, "no head.1.bias of 1 axes")
+    refused({"head.1.bias": torch.zeros(())}, "no head.1.bias with 1 axes")
     refused({"norm.bias": torch.zeros(5)}, "of another shape: norm.bias")
     torch.save({"fc.weight": torch.zeros(3)}, path)
     with pytest.raises(ValueError, match="contains no PaSST: there is no cls_token"):

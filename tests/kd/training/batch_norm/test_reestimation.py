@@ -145,7 +145,8 @@ def one_of_two(rank: int, port: int, store: Path, answer: Connection) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
-    os.environ.update(ACCELERATE_USE_CPU="true")
+    # Without the second, Accelerate chooses the number of threads, and sums are rounded in another order.
+    os.environ.update(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
     accelerator = Accelerator(cpu=True)
     student = synchronize_batch_norms(student_of("mn01"), accelerator.device)
     statistics = statistics_of(store, student, np.arange(12))
