@@ -13,6 +13,11 @@ TEACHER, LABELS_ALONE, DISTILLED = "teacher", "labels_alone", "distilled"
 HELD_OUT = "held_out"
 """Folder of the runs of a cross-validation; the runs beside it are trained on all labels."""
 
+AUGMENTATION = ("--waveform-mixup", 0, "--roll-seconds", 2.5, "--no-mel-jitter")
+"""For students of a few hundred steps: clips anywhere in time and one mixup. That of the fine-tuning recipe is for trained networks."""
+TEMPERATURE = 0.5
+"""A probe that was fitted to a few labels is less sure than it is right; dividing its logits by this sharpens it."""
+
 
 @dataclass(frozen=True)
 class Distillation:
@@ -58,7 +63,16 @@ class Distillation:
             # Few labels are drawn again and again: both students take the same number of steps of the same size.
             again = len(self.clip_list.part.train) < self.clips_per_epoch
             self.train(LABELS_ALONE, *(("--sampler", "balanced") if again else ()))
-        self.train(DISTILLED, "--logits", self.logits, "--label-weight", self.config.label_weight, *self._ratio)
+        self.train(
+            DISTILLED,
+            "--logits",
+            self.logits,
+            "--label-weight",
+            self.config.label_weight,
+            "--teacher-temperature",
+            TEMPERATURE,
+            *self._ratio,
+        )
 
     @property
     def clips_per_epoch(self) -> int:
@@ -98,6 +112,7 @@ class Distillation:
             *("--student", config.student, "--epochs", epochs, "--batch-size", config.batch_size),
             *("--clips-per-epoch", self.clips_per_epoch, "--learning-rate", config.learning_rate),
             *("--n-mels", frontend.n_mels, "--hop-samples", frontend.hop_samples, *seconds),
+            *AUGMENTATION,
             *("--seeds", config.seed, "--cache", config.out / "cache", *arguments),
         )
 
