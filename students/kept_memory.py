@@ -2,8 +2,8 @@
 
 By default glibc maps each block above 128 KiB to 32 MiB anew and unmaps it when it is freed. A network on a CPU allocates
 and frees hundreds of such blocks per batch, and the kernel has to clear every page of them: freshly mapped memory was
-written at 2.4 GB/s, kept memory at 37. Results do not change. The price is memory: blocks of other sizes leave gaps, so the peak
-grows (docs/results.md).
+written at 2.4 GB/s, kept memory at 37. Results do not change. Blocks of other sizes leave gaps, so the peak can grow by a tenth
+(docs/results.md, "Freed memory").
 """
 
 import ctypes
