@@ -1,7 +1,11 @@
 """From a folder of sounds, some of them labelled, to a small student: ``python kd/distill.py --data FOLDER --teacher-weights FILE``."""
 
+import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from tyro import MISSING
 
 from audio_datasets.system.command import parse, run_command
 from audio_datasets.system.files import read_json, write_json
@@ -15,6 +19,7 @@ from kd.distilling.plan import plan_in_words
 from kd.distilling.summary import summarise
 from kd.distilling.teacher_weights import teacher_start
 from kd.run_folder.config import as_json, differences
+from students.catalog import family_of
 
 CHANGES_NOTHING = (
     "out",
@@ -57,7 +62,7 @@ def distill(config: DistillConfig) -> Path:
         for one in distillations:
             one.run(store, labels_alone=config.labels_alone and one.is_tested)
         tested = [one for one in distillations if one.is_tested]
-        print(f"\n{summarise(tested, config.out)}" if tested else "\nThe student was not tested.")
+        print(f"\n{summarise(tested, config)}" if tested else "\nThe student was not tested.")
     print(f"The student is in {kept.folder(DISTILLED)}")
     return kept.folder(DISTILLED)
 
@@ -93,8 +98,21 @@ def pack_all(config: DistillConfig, whole: ClipList) -> Path:
     return store
 
 
+def configure(arguments: Sequence[str]) -> DistillConfig:
+    """The configuration for a command line. The default front end is the one that the student was published with."""
+    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    reader.add_argument("--student", default=DistillConfig.student)
+    try:
+        student = reader.parse_known_args(arguments)[0].student
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{error}") from error
+    defaults = DistillConfig(data=MISSING, teacher_weights=MISSING, frontend=family_of(student).published_frontend())
+    return parse(DistillConfig, arguments, "kd distill", defaults)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    return run_command(lambda: distill(parse(DistillConfig, arguments, "kd distill")))
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    return run_command(lambda: distill(configure(arguments)))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """The steps of a distillation, each one of our ordinary commands: make the teacher, let it speak, train the students."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from kd.distilling.clip_lists import ClipList
 from kd.distilling.commands import run
 from kd.distilling.config import DistillConfig
 from kd.distilling.teacher_weights import TeacherStart
+from students.catalog import family_of
+from students.frontend import LogMelConfig
 
 TEACHER, LABELS_ALONE, DISTILLED = "teacher", "labels_alone", "distilled"
 HELD_OUT = "held_out"
@@ -15,8 +17,8 @@ HELD_OUT = "held_out"
 
 AUGMENTATION = ("--waveform-mixup", 0, "--roll-seconds", 2.5, "--no-mel-jitter")
 """For students of a few hundred steps: clips anywhere in time and one mixup. That of the fine-tuning recipe is for trained networks."""
-TEMPERATURE = 0.5
-"""A probe that was fitted to a few labels is less sure than it is right; dividing its logits by this sharpens it."""
+PROBE_TEMPERATURE = 0.5
+"""The logits of a probe are divided by this, which sharpens it: fitted to a few labels, it is less sure than it is right."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +65,9 @@ class Distillation:
             # Few labels are drawn again and again: both students take the same number of steps of the same size.
             again = len(self.clip_list.part.train) < self.clips_per_epoch
             self.train(LABELS_ALONE, *(("--sampler", "balanced") if again else ()))
-        self.train(
-            DISTILLED,
-            "--logits",
-            self.logits,
-            "--label-weight",
-            self.config.label_weight,
-            "--teacher-temperature",
-            TEMPERATURE,
-            *self._ratio,
-        )
+        weight = ("--logits", self.logits, "--label-weight", self.config.label_weight)
+        sharpened = ("--teacher-temperature", PROBE_TEMPERATURE) if self.config.teacher == "probe" else ()
+        self.train(DISTILLED, *weight, *sharpened, *self._ratio)
 
     @property
     def clips_per_epoch(self) -> int:
@@ -104,14 +99,15 @@ class Distillation:
 
     def train(self, arm: str, *arguments: object) -> None:
         """Trains a student from scratch for ``steps`` steps."""
-        config, frontend = self.config, self.config.frontend
+        config = self.config
         epochs = math.ceil(self.steps * config.batch_size / self.clips_per_epoch)
         seconds = () if config.clip_seconds is None else ("--clip-seconds", config.clip_seconds)
         self._finetune(
             self.folder(arm),
             *("--student", config.student, "--epochs", epochs, "--batch-size", config.batch_size),
             *("--clips-per-epoch", self.clips_per_epoch, "--learning-rate", config.learning_rate),
-            *("--n-mels", frontend.n_mels, "--hop-samples", frontend.hop_samples, *seconds),
+            *frontend_options(config.frontend, family_of(config.student).published_frontend()),
+            *seconds,
             *AUGMENTATION,
             *("--seeds", config.seed, "--cache", config.out / "cache", *arguments),
         )
@@ -123,3 +119,14 @@ class Distillation:
             *("finetune", "--task", "manifest", "--data", self.manifest, "--allow-outside", "--out", folder),
             *("--workers", self.config.workers, "--on-bad-clip", self.config.on_bad_clip, *arguments),
         )
+
+
+def frontend_options(frontend: LogMelConfig, default: LogMelConfig) -> tuple[object, ...]:
+    """The command-line options that turn the default front end into this one."""
+    options: list[object] = []
+    for item in fields(frontend):
+        value, flag = getattr(frontend, item.name), item.name.replace("_", "-")
+        if value == getattr(default, item.name):
+            continue
+        options += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", value]
+    return tuple(options)

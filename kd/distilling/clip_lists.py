@@ -1,19 +1,18 @@
 """Which clips teach, train and test: the labels that may be used, what is held out, and the manifests that say so."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from audio_datasets.audio.codec import AUDIO_SUFFIXES
 from audio_datasets.corpora.manifest import write_manifest
 from audio_datasets.system.messages import listed
 from audio_datasets.system.randomness import generator
 from audio_datasets.tasks.catalog import get_task, list_tasks
-from audio_datasets.tasks.listing import Clip
 from audio_datasets.tasks.own_sounds import UNKNOWN_LABELS
 from audio_datasets.tasks.task import Task, TaskClips, read_task
+from audio_datasets.tasks.unlabelled import SoundFolder
 from kd.data.splits import Partition, partitions, stratified_share
 from kd.distilling.config import DistillConfig
 
@@ -65,9 +64,11 @@ def read_clips(config: DistillConfig) -> tuple[TaskClips, tuple[str, ...]]:
                 f"{clips.clip_id(int(partly[0]))!r} has some"
             )
     if config.unlabelled is not None:
-        more = tuple(unlabelled_files(config.unlabelled))
+        sounds = SoundFolder(config.unlabelled, clips.class_names)
+        # Names of their own: files of the two folders may be called alike.
+        more = (replace(clip, clip_id=f"{UNKNOWN_LABELS}/{clip.clip_id}") for clip in sounds.clips)
         clips = TaskClips(clips.path, clips.class_names, (*clips.clips, *more), clips.label_space)
-        notes = (*notes, f"{len(more)} more clips without labels in {config.unlabelled}")
+        notes = (*notes, sounds.note)
     return clips, notes
 
 
@@ -83,18 +84,6 @@ def recognised_task(path: Path) -> Task:
         f"{path} is not in a known layout: give a folder with one sub-folder of sounds per class, a manifest, or a data set in the "
         f"layout of {', '.join(task.name for task in tasks if not task.is_fallback)}"
     )
-
-
-def unlabelled_files(folder: Path) -> Iterator[Clip]:
-    """The audio files in a folder, at any depth, as clips without labels."""
-    if not folder.is_dir():
-        raise ValueError(f"--unlabelled {folder} is not a folder")
-    files = [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file()]
-    if not files:
-        raise ValueError(f"--unlabelled {folder} has no audio files")
-    for file in files:
-        name = f"{UNKNOWN_LABELS}/{file.relative_to(folder).as_posix()}"
-        yield Clip(clip_id=name, path=file, source=name, labels=(), known=())
 
 
 def divisions(clips: TaskClips, config: DistillConfig) -> tuple[list[ClipList], str]:

@@ -9,10 +9,11 @@ from audio_datasets.system.text_tables import text_table
 from audio_datasets.tasks.task import TaskClips, usable_durations
 from kd.distilling.arms import Distillation
 from kd.stages.finetuning_config import window_for
+from kd.training.transfer import Start, starting_student
 from students import create_student
 from students.card import read_card
 from students.catalog import family_of
-from students.frontend import LogMel, LogMelConfig
+from students.frontend import LogMel
 from students.interface import Student
 
 MEASURED_STEPS = 2
@@ -54,8 +55,8 @@ def seconds_per_step(one: Distillation, classes: int, window_seconds: float) -> 
     """Seconds for a training step of the student on random sound."""
     config = one.config
     frontend = LogMel(config.frontend)
-    options = {} if config.frontend.n_mels == LogMelConfig().n_mels else {"n_mels": config.frontend.n_mels}
-    student = create_student(config.student, num_classes=classes, **options)
+    start = Start(config.student, family_of(config.student).options_for_training({}, 1))
+    student = starting_student(start, [str(index) for index in range(classes)], config.frontend, seed=config.seed)
     samples = round(window_seconds * config.frontend.sample_rate_hz)
     waveform = torch.randn(config.batch_size, samples)
     return fastest(lambda: student(frontend(waveform)).logits.mean().backward())

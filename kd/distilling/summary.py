@@ -8,9 +8,9 @@ from audio_datasets.system.files import write_json, write_text
 from audio_datasets.system.text_tables import text_table
 from kd.compare import comparison
 from kd.distilling.arms import DISTILLED, HELD_OUT, LABELS_ALONE, TEACHER, Distillation
+from kd.distilling.config import DistillConfig
 from kd.reports.page import to_html
 from kd.reports.pooled_runs import read_run_or_runs
-from kd.reports.run_reader import RunFolder
 from kd.reports.sections.cost import student_cost
 from kd.reports.sections.differences import in_points, values_by_key
 from kd.reports.sections.wording import capitalised, headline_value, metric_name
@@ -18,9 +18,11 @@ from kd.reports.sections.wording import capitalised, headline_value, metric_name
 NAMES = {TEACHER: "teacher", LABELS_ALONE: "student, labels alone", DISTILLED: "student, distilled"}
 
 
-def summarise(distillations: Sequence[Distillation], out: Path) -> str:
+def summarise(distillations: Sequence[Distillation], config: DistillConfig) -> str:
     """Writes ``results.json`` and, if there is something to compare with, ``report.html``; returns the table as text."""
-    runs = {arm: run for arm in NAMES if (run := tested_run(distillations, out, arm)) is not None}
+    out = config.out
+    arms = [arm for arm in NAMES if config.labels_alone or arm != LABELS_ALONE]
+    runs = {arm: read_run_or_runs(tested_folder(distillations, out, arm)) for arm in arms}
     metric = runs[DISTILLED].headline.metric
     rows = [("", capitalised(metric_name(metric)), "parameters", "MMACs", "MB")]
     found: dict[str, Any] = {}
@@ -45,10 +47,6 @@ def summarise(distillations: Sequence[Distillation], out: Path) -> str:
     return text
 
 
-def tested_run(distillations: Sequence[Distillation], out: Path, arm: str) -> RunFolder | None:
-    """The tested runs of a teacher or student, read as one; None if there are none."""
-    several = bool(distillations[0].clip_list.name)
-    folder = out / HELD_OUT / arm if several else distillations[0].folder(arm)
-    if not folder.is_dir():
-        return None
-    return read_run_or_runs(folder)
+def tested_folder(distillations: Sequence[Distillation], out: Path, arm: str) -> Path:
+    """The run folder of a teacher or student, or the folder of its runs in a cross-validation."""
+    return out / HELD_OUT / arm if distillations[0].clip_list.name else distillations[0].folder(arm)

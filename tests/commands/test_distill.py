@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kd import distill as script
+from kd import finetune
 from kd.distill import main
 from kd.distilling import arms
 from kd.distilling.clip_lists import divisions, draw_labels, everything, read_clips
@@ -18,6 +20,7 @@ from kd.distilling.teacher_weights import teacher_start
 from kd.run_folder.predictions import Predictions
 from students import create_student
 from students.card import load_student, save_student
+from students.catalog import family_of
 from students.frontend import LogMelConfig
 
 Make = Callable[..., Path]
@@ -138,7 +141,7 @@ def test_a_second_folder_of_sounds_without_labels(make_task_folder: Make, tmp_pa
     assert len(clips) == 15
     assert clips.clip_id(10) == "(unknown)/deep/take 0.wav"
     assert not clips.mask(range(10, 15)).any()
-    assert "5 more clips without labels" in notes[-1]
+    assert "5 clips without labels" in notes[-1]
 
 
 def test_a_fine_tuned_teacher_in_place_of_a_probe(
@@ -148,21 +151,50 @@ def test_a_fine_tuned_teacher_in_place_of_a_probe(
     monkeypatch.setattr(arms, "run", lambda *words: ran.append(" ".join(map(str, words))))
     settings = config(make_task_folder("folder"), out=tmp_path, teacher="finetune", teacher_epochs=7)
     whole = everything(read_clips(settings)[0], settings)
-    arms.Distillation(settings, teacher_start("mn04@w.pt"), whole, 600).run(tmp_path / "clips.h5", labels_alone=False)
+    (tmp_path / "w.pt").write_bytes(b"weights")
+    arms.Distillation(settings, teacher_start(f"mn04@{tmp_path / 'w.pt'}"), whole, 600).run(
+        tmp_path / "clips.h5", labels_alone=False
+    )
     assert [words.split()[0] for words in ran] == ["finetune", "teach", "finetune"]
-    assert "--student mn04 --weights w.pt --no-probe --epochs 7" in ran[0]
+    assert f"--student mn04 --weights {tmp_path / 'w.pt'} --no-probe --epochs 7" in ran[0]
+    assert "--teacher-temperature" not in ran[2]
     assert f"--teacher {tmp_path / 'teacher'} --name" in ran[1]
 
 
-def test_which_network_weights_are_of(pretrained: Path) -> None:
-    assert teacher_start("x/mn04_as_mAP_432.pt").arguments == ("--student", "mn04", "--weights", "x/mn04_as_mAP_432.pt")
+def test_which_network_weights_are_of(pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("mn04_own.pt", "best.pt", "mn041.pt", "w.pt", "mn10_as_mAP_471.pt"):
+        (tmp_path / name).write_bytes(b"weights")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KD_WEIGHTS_DIR", str(tmp_path))
+    assert teacher_start("mn04_own.pt").arguments == ("--student", "mn04", "--weights", "mn04_own.pt")
+    assert teacher_start("mn10_as").arguments == ("--student", "mn10", "--weights", "mn10_as")  # public, by name
     assert teacher_start("passt@w.pt").arguments == ("--student", "passt", "--weights", "w.pt")
     assert teacher_start(str(pretrained)).arguments == ("--init", str(pretrained))
     assert teacher_start(str(pretrained)).name == "mn01"
-    with pytest.raises(ValueError, match=r"Write NAME@best\.pt"):
-        teacher_start("best.pt")
-    with pytest.raises(ValueError, match="Write NAME@mn041"):
-        teacher_start("mn041.pt")
+    for given, message in {
+        "best.pt": r"Write NAME@best\.pt",
+        "mn041.pt": "Write NAME@mn041",
+        "mn04_gone.pt": "no such weights file: mn04_gone.pt",
+        "mn04@gone.pt": "no such weights file: gone.pt",
+        "mn20_as": "mn20_as are public weights",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            teacher_start(given)
+
+
+def test_every_setting_of_the_front_end_reaches_the_student() -> None:
+    """What is not the student's default is passed on, as options that kd finetune reads."""
+    for student in ("mn01", "mergenet16"):
+        default = family_of(student).published_frontend()
+        assert arms.frontend_options(default, default) == ()
+        wanted = replace(
+            default, n_mels=64, fmin_hz=20.0, remove_mean=not default.remove_mean, logarithm="db", sample_rate_hz=44100
+        )
+        options = [str(word) for word in arms.frontend_options(wanted, default)]
+        given = ["--task", "folder", "--data", "sounds", "--student", student, *options]
+        assert finetune.configure(given).frontend == wanted
+        words = ["--data", "sounds", "--teacher-weights", "w.pt", "--student", student, *options]
+        assert script.configure(words).frontend == wanted
 
 
 def test_a_dry_run_writes_nothing(
@@ -187,8 +219,9 @@ def test_a_dry_run_writes_nothing(
         (["--labels-per-class", "0"], "labels_per_class must be at least 1"),
         (["--labels-per-class", "9"], "--labels-per-class 9: class 'fan' has"),
         (["--label-weight", "1"], "label_weight must be at least 0 and below 1"),
-        (["--unlabelled", "nowhere"], "--unlabelled nowhere is not a folder"),
-        (["--teacher-weights", "best.pt"], "does not begin with the name of a student"),
+        (["--unlabelled", "nowhere"], "nowhere is not a folder"),
+        (["--teacher-weights", "best.pt"], "no such weights file: best.pt"),
+        (["--student", "mn99"], "unknown student 'mn99'"),
     ],
 )
 def test_mistakes_get_one_message(
