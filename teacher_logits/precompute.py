@@ -123,7 +123,7 @@ def teach(config: TeachConfig) -> list[Path]:
 
     Raises ValueError for files that are missing or of another kind, class lists that differ, a clip that cannot be
     decoded, logits that are not finite, work or stores made with other settings that would be lost, and a store that another
-    run is writing. Raises Stopped on SIGTERM and SIGUSR1; finished shards are kept.
+    run is writing. Raises Stopped on SIGTERM, SIGUSR1 and SIGHUP; finished shards are kept.
     """
     torch.set_flush_denormal(True)
     accelerator = start_accelerator(

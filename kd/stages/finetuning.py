@@ -39,7 +39,7 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
     Raises:
         ValueError: data, weights or settings that do not fit together, a run folder that contains another run or is in use by
             another process, or a loss that is not finite.
-        Stopped: on SIGTERM or SIGUSR1, after the run was saved.
+        Stopped: on SIGTERM, SIGUSR1 or SIGHUP, after the run was saved.
     """
     check_run_folder(config, config.out)
     torch.set_flush_denormal(True)

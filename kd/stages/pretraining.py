@@ -197,7 +197,7 @@ def pretrain(config: PretrainConfig, command: str = "") -> Path:
     Raises:
         ValueError: data, weights or settings that do not fit together, a run folder that contains another run or is in use by
             another process, or a loss that is not finite.
-        Stopped: on SIGTERM or SIGUSR1, after the run was saved.
+        Stopped: on SIGTERM, SIGUSR1 or SIGHUP, after the run was saved.
     """
     check_run_folder(config, config.out)
     accelerator = create_accelerator(config)
