@@ -242,7 +242,7 @@ def test_another_objective_or_another_option_is_another_run(
 WRONG = {
     "no such name": (
         ["--objective", "kindness"],
-        "unknown objective 'kindness'; choices: distillation, soft-targets,",
+        "unknown objective 'kindness'; choices: distillation, soft-targets, pseudo-labels, embedding, online, mean-teacher, or MODULE:CLASS",
     ),
     "no such module": (["--objective", "no_such_module:Own"], "there is no module 'no_such_module'"),
     "no such class": (["--objective", "my_objective:Other"], "my_objective has no 'Other'"),

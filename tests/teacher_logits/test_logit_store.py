@@ -275,7 +275,9 @@ def test_a_compact_store_has_views_and_is_pickled_like_any_other(tmp_path):
 
 @pytest.mark.parametrize("keep", [0, -1, 3, 4])
 def test_numbers_of_logits_that_cannot_be_kept(tmp_path, keep):
-    with pytest.raises(ValueError, match=f"from 1 to 2 of 3 .* found {keep}"):
+    with pytest.raises(
+        ValueError, match=f"the number of logits to keep of each clip must be from 1 to 2 of 3 .* found {keep}"
+    ):
         write(tmp_path / "a.h5", ["a"], keep=keep)
     assert list(tmp_path.iterdir()) == []
 
