@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-from-constraints
 
-.PHONY: demo test lint format clean
+.PHONY: demo test sweeps lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/kd demo --out demo
@@ -15,6 +15,10 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+# Minutes to hours: what `make test` checks by an example, over all cases.
+sweeps: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 -m sweep $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
