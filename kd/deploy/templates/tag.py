@@ -91,7 +91,11 @@ def main() -> int:
     for path in arguments.files:
         try:
             scores = tag(path, session, card)
-        except (OSError, RuntimeError, ValueError) as error:  # soundfile's errors are RuntimeErrors
+        except soundfile.LibsndfileError as error:
+            print(f"error: {path}: {error} (convert other formats first: ffmpeg -i IN OUT.wav)", file=sys.stderr)
+            failed += 1
+            continue
+        except (OSError, RuntimeError, ValueError) as error:
             print(f"error: {path}: {error}", file=sys.stderr)
             failed += 1
             continue

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -171,10 +172,11 @@ def test_tag_py_gives_the_scores_of_evaluation(run: Path, export: Path) -> None:
     """Of clips shorter and longer than a window, and of another rate; in a process that cannot import torch or our packages."""
     files = sorted(run.parent.glob("*.wav"))
     blocked = "import sys; sys.modules['torch'] = None; import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    command = [sys.executable, "-c", blocked, "tag.py", "--json", *map(str, files), "missing.wav"]
+    command = [sys.executable, "-c", blocked, "tag.py", "--json", *map(str, files), "missing.wav", "README.md"]
     done = subprocess.run(command, cwd=export, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
     assert "missing.wav" in done.stderr
+    assert re.search("README.md: .* \\(convert other formats first: ffmpeg", done.stderr)
     assert "Traceback" not in done.stderr
     found = [json.loads(line)["scores"] for line in done.stdout.splitlines()]
     assert len(found) == 6
