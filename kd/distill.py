@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tyro import MISSING
 
+from audio_datasets.stores.class_lists import read_class_names
 from audio_datasets.system.command import parse, run_command
 from audio_datasets.system.files import read_json, write_json
 from audio_datasets.system.locks import locked
@@ -20,6 +21,7 @@ from kd.distilling.summary import summarise
 from kd.distilling.teacher_weights import teacher_start
 from kd.run_folder.config import as_json, differences
 from students.catalog import family_of
+from teacher_logits.teachers.class_mapping import read_class_map
 
 CHANGES_NOTHING = (
     "out",
@@ -44,6 +46,9 @@ def distill(config: DistillConfig) -> Path:
         Stopped: on request; the same command continues.
     """
     start = teacher_start(config.teacher_weights)
+    for path, read in ((config.class_map, read_class_map), (config.teacher_class_names, read_class_names)):
+        if path is not None:
+            read(path)  # refuses what does not fit, before anything is done
     clips, notes = read_clips(config)
     lists, told = divisions(clips, config)
     whole = everything(clips, config)

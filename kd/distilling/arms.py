@@ -60,6 +60,7 @@ class Distillation:
         run(
             *("teach", *self._restart, "--clips", clips, "--teacher", self.teacher_run, "--name", TEACHER),
             *("--out", self.logits.parent, "--workers", self.config.workers, "--on-bad-clip", self.config.on_bad_clip),
+            *self._about_a_given_teacher,
         )
         if labels_alone:
             # Few labels are drawn again and again: both students take the same number of steps of the same size.
@@ -83,8 +84,20 @@ class Distillation:
     def _restart(self) -> tuple[str, ...]:
         return ("--restart",) if self.config.restart else ()
 
+    @property
+    def _about_a_given_teacher(self) -> tuple[object, ...]:
+        config = self.config
+        about = (
+            ("--class-map", config.class_map),
+            ("--teacher-class-names", config.teacher_class_names),
+            ("--teacher-link", config.teacher_link),
+        )
+        return tuple(word for flag, value in about if value is not None for word in (flag, value))
+
     def make_teacher(self) -> None:
         """Fits the probe, or fine-tunes the pretrained network."""
+        if self.config.teacher == "given":
+            return
         how = (
             ("--probe-only",)
             if self.config.teacher == "probe"
@@ -93,7 +106,9 @@ class Distillation:
         self._finetune(self.folder(TEACHER), *self.start.arguments, *how)
 
     @property
-    def teacher_run(self) -> Path:
+    def teacher_run(self) -> Path | str:
+        if self.config.teacher == "given":
+            return self.start.teacher
         folder = self.folder(TEACHER)
         return folder / "probe" if self.config.teacher == "probe" else folder
 

@@ -8,6 +8,7 @@ from audio_datasets.audio.bad_clips import OnBadClip
 from audio_datasets.command_line.help_pages import HelpGroups
 from kd.stages.stage_config import Flat
 from students.frontend import LogMelConfig
+from teacher_logits.stores.links import LinkKind
 
 PASSES = 60
 FEWEST_STEPS = 600
@@ -34,7 +35,9 @@ class DistillConfig:
             "allow_outside",
             "on_bad_clip",
         ),
-        "Teacher": ("teacher_weights", "teacher", "teacher_epochs"),
+        "Teacher": (
+            *("teacher_weights", "teacher", "teacher_epochs", "class_map", "teacher_class_names", "teacher_link"),
+        ),
         "Student": (
             "student",
             "steps",
@@ -63,10 +66,17 @@ class DistillConfig:
     """Folder with more sounds without labels, at any depth."""
     student: str = "mn01"
     """Student of the catalog to train."""
-    teacher: Literal["probe", "finetune"] = "probe"
-    """How the teacher is made: probe fits a linear classifier on the frozen network (seconds); finetune trains the network."""
+    teacher: Literal["probe", "finetune", "given"] = "probe"
+    """How the teacher is made: probe fits a linear classifier on the frozen network (seconds); finetune trains the network; given
+    takes the network as it is, if it knows your classes already (by their names, or by --class-map)."""
     teacher_epochs: int = 20
     """Epochs that a fine-tuned teacher is trained."""
+    class_map: Path | None = None
+    """For a given teacher: CSV file (columns teacher_class, class) that maps its classes to yours."""
+    teacher_class_names: Path | None = None
+    """For a given teacher whose weights have no class list (AudioSet's class_labels_indices.csv, or one name a line)."""
+    teacher_link: LinkKind | None = None
+    """For a given teacher that does not tell: the activation that it was trained with."""
     allow_outside: bool = False
     """Allow a manifest to name files outside its own folder, by an absolute path or through ".."."""
     labels_per_class: int | None = None
@@ -115,6 +125,12 @@ class DistillConfig:
             raise ValueError(
                 f"label_weight must be at least 0 and below 1, or the teacher would not count; found {self.label_weight}"
             )
+        if self.teacher != "given":
+            for name in ("class_map", "teacher_class_names", "teacher_link"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"--{name.replace('_', '-')} is for --teacher given; --teacher {self.teacher} learns your classes"
+                    )
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive; found {self.learning_rate}")
 

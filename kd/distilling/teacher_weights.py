@@ -11,11 +11,14 @@ from students.public_weights import find_weights, student_of
 
 @dataclass(frozen=True)
 class TeacherStart:
-    """The options of ``kd finetune`` that name the network and its weights."""
+    """A pretrained network, as other commands take it."""
 
     name: str
     """Of the student whose network it is."""
     arguments: tuple[str, ...]
+    """The options of ``kd finetune`` that name it and its weights."""
+    teacher: str
+    """What ``kd teach --teacher`` takes."""
     run_folder: Path | None = None
     """The run that holds the weights, if they are of a run."""
 
@@ -30,15 +33,15 @@ def teacher_start(weights: str) -> TeacherStart:
     if at:
         if file != IMAGENET:
             find_weights(file)  # refuses what does not exist, before anything is done
-        return TeacherStart(name, ("--student", name, "--weights", file))
+        return TeacherStart(name, ("--student", name, "--weights", file), weights)
     path = Path(weights)
     if path.is_dir():
         if not (path / CARD_FILE).is_file():
             raise ValueError(f"--teacher-weights {path} is a folder without a trained student ({CARD_FILE})")
-        return TeacherStart(read_card(path).config.name, ("--init", str(path)), path)
+        return TeacherStart(read_card(path).config.name, ("--init", str(path)), str(path), path)
     find_weights(weights)
     if (public := student_of(weights)) is not None:
-        return TeacherStart(public, ("--student", public, "--weights", weights))
+        return TeacherStart(public, ("--student", public, "--weights", weights), f"{public}@{weights}")
     stem = path.name.lower()
     fitting = [name for name in list_students() if stem.startswith(name) and not stem.removeprefix(name)[:1].isalnum()]
     if not fitting:
@@ -47,4 +50,4 @@ def teacher_start(weights: str) -> TeacherStart:
             f"network it is of. Write NAME@{weights}, with one of {', '.join(list_students())}"
         )
     name = max(fitting, key=len)
-    return TeacherStart(name, ("--student", name, "--weights", weights))
+    return TeacherStart(name, ("--student", name, "--weights", weights), f"{name}@{weights}")

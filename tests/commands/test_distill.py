@@ -22,6 +22,7 @@ from students import create_student
 from students.card import load_student, save_student
 from students.catalog import family_of
 from students.frontend import LogMelConfig
+from teacher_logits.store import LogitStore
 
 Make = Callable[..., Path]
 
@@ -161,6 +162,35 @@ def test_a_fine_tuned_teacher_in_place_of_a_probe(
     assert f"--teacher {tmp_path / 'teacher'} --name" in ran[1]
 
 
+def test_a_given_teacher_speaks_for_itself(
+    make_task_folder: Make, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The network as it is, its classes mapped to ours: no label reaches it, and its row is its stored logits' on the test clips."""
+    network, classes = tmp_path / "network", ["Wind", "Fan", "Pump", "Water pump"]
+    save_student(network, create_student("mn01", 4), classes, LogMelConfig(), {"clip_seconds": 0.4})
+    mapping = tmp_path / "map.csv"
+    mapping.write_text("teacher_class,class\nFan,fan\nPump,pump\nWater pump,pump\n")
+    data, out = make_task_folder("folder", clips=7), tmp_path / "run"
+    how = ("--teacher", "given", "--class-map", mapping, "--teacher-link", "sigmoid", "--labels-per-class", 2)
+    assert main(arguments(data, out, network, *how)) == 0
+    shown = capsys.readouterr().out
+    assert not (out / "teacher").exists()
+    assert [line for line in shown.splitlines() if line.startswith("teacher ")]
+    found = json.loads((out / "results.json").read_text())
+    predictions = Predictions.read(out / "distilled" / "predictions.npz", None)
+    store = LogitStore.open(out / "logits" / "teacher.h5")
+    assert store.link.to_json() == "sigmoid"
+    ids = list(predictions.clip_ids)
+    right = store.read(ids).argmax(1) == predictions.targets.argmax(1)
+    assert found["teacher"]["mean"] == pytest.approx(right.mean())
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments(data, tmp_path / "other", network, "--class-map", mapping))
+    assert "--class-map is for --teacher given" in capsys.readouterr().err
+    assert main(arguments(data, tmp_path / "other", network, "--teacher", "given", "--class-map", "gone.csv")) == 2
+    assert "gone.csv" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
 def test_which_network_weights_are_of(pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("mn04_own.pt", "best.pt", "mn041.pt", "w.pt", "mn10_as_mAP_471.pt"):
         (tmp_path / name).write_bytes(b"weights")
@@ -171,6 +201,8 @@ def test_which_network_weights_are_of(pretrained: Path, tmp_path: Path, monkeypa
     assert teacher_start("passt@w.pt").arguments == ("--student", "passt", "--weights", "w.pt")
     assert teacher_start(str(pretrained)).arguments == ("--init", str(pretrained))
     assert teacher_start(str(pretrained)).name == "mn01"
+    spoken = [teacher_start(given).teacher for given in ("mn04_own.pt", "mn10_as", "passt@w.pt", str(pretrained))]
+    assert spoken == ["mn04@mn04_own.pt", "mn10@mn10_as", "passt@w.pt", str(pretrained)]
     for given, message in {
         "best.pt": r"Write NAME@best\.pt",
         "mn041.pt": "Write NAME@mn041",
