@@ -7,21 +7,20 @@ from pathlib import Path
 
 from tyro import MISSING
 
-from audio_datasets.stores.class_lists import read_class_names
 from audio_datasets.system.command import parse, run_command
-from audio_datasets.system.files import read_json, write_json
+from audio_datasets.system.files import read_json, write_json, write_text
 from audio_datasets.system.locks import locked
 from audio_datasets.tasks.task import TaskClips
 from kd.distilling.arms import DISTILLED, Distillation
 from kd.distilling.clip_lists import ClipList, divisions, everything, in_words, read_clips
 from kd.distilling.commands import run
 from kd.distilling.config import DistillConfig
+from kd.distilling.given_teacher import CLASS_MAP_FILE, check_given_teacher
 from kd.distilling.plan import plan_in_words
 from kd.distilling.summary import summarise
 from kd.distilling.teacher_weights import teacher_start
 from kd.run_folder.config import as_json, differences
 from students.catalog import family_of
-from teacher_logits.teachers.class_mapping import read_class_map
 
 CHANGES_NOTHING = (
     "out",
@@ -46,23 +45,26 @@ def distill(config: DistillConfig) -> Path:
         Stopped: on request; the same command continues.
     """
     start = teacher_start(config.teacher_weights)
-    for path, read in ((config.class_map, read_class_map), (config.teacher_class_names, read_class_names)):
-        if path is not None:
-            read(path)  # refuses what does not fit, before anything is done
     clips, notes = read_clips(config)
+    by_name = check_given_teacher(config, start, clips.class_names)
     lists, told = divisions(clips, config)
     whole = everything(clips, config)
     # A cross-validation tests students that are thrown away; the student that is kept has learnt from all labels.
     every_list = lists if lists and not lists[0].name else [*lists, whole]
     for note in (*notes, told, in_words(every_list)):
         print(note)
-    distillations = [Distillation(config, start, one, config.steps_for(one.training_clips)) for one in every_list]
+    class_map = config.class_map if by_name is None else config.out / CLASS_MAP_FILE
+    distillations = [
+        Distillation(config, start, one, config.steps_for(one.training_clips), class_map) for one in every_list
+    ]
     kept = distillations[-1]
     if config.dry_run:
         print(plan_in_words(clips, distillations))
         return kept.folder(DISTILLED)
     with locked(config.out / "distill.lock", str(config.out)):
         check_same_run(config, clips)
+        if by_name is not None:
+            write_text(config.out / CLASS_MAP_FILE, by_name)
         store = pack_all(config, whole)
         for one in distillations:
             one.run(store, labels_alone=config.labels_alone and one.is_tested)

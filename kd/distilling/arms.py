@@ -30,6 +30,8 @@ class Distillation:
     clip_list: ClipList
     steps: int
     """Training steps of each student."""
+    class_map: Path | None = None
+    """Maps the classes of a given teacher to ours."""
 
     @property
     def is_tested(self) -> bool:
@@ -88,7 +90,7 @@ class Distillation:
     def _about_a_given_teacher(self) -> tuple[object, ...]:
         config = self.config
         about = (
-            ("--class-map", config.class_map),
+            ("--class-map", self.class_map),
             ("--teacher-class-names", config.teacher_class_names),
             ("--teacher-link", config.teacher_link),
         )

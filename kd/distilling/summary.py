@@ -1,6 +1,5 @@
 """What a distillation came to: a table of teacher and students, and the report that compares the students."""
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,12 @@ from audio_datasets.system.text_tables import text_table
 from kd.compare import comparison
 from kd.distilling.arms import DISTILLED, HELD_OUT, LABELS_ALONE, TEACHER, Distillation
 from kd.distilling.config import DistillConfig
-from kd.evaluation.label_metrics import label_metrics
+from kd.distilling.given_teacher import tested_teacher
 from kd.reports.page import to_html
 from kd.reports.pooled_runs import read_run_or_runs
 from kd.reports.sections.cost import student_cost
 from kd.reports.sections.differences import in_points, values_by_key
 from kd.reports.sections.wording import capitalised, headline_value, metric_name
-from kd.run_folder.results import Headline
-from teacher_logits.stores.ensemble import LogitEnsemble
 
 NAMES = {TEACHER: "teacher", LABELS_ALONE: "student, labels alone", DISTILLED: "student, distilled"}
 
@@ -31,7 +28,7 @@ def summarise(distillations: Sequence[Distillation], config: DistillConfig) -> s
     rows = [("", capitalised(metric_name(metric)), "parameters", "MMACs", "MB")]
     found: dict[str, Any] = {}
     if not made[TEACHER]:
-        given = given_teacher(distillations, metric)
+        given = tested_teacher(distillations, metric)
         rows.append((NAMES[TEACHER], headline_value(given), *("–",) * 3))
         found[TEACHER] = {"metric": metric, "mean": given.mean, "values": list(given.values)}
     for arm, run in runs.items():
@@ -53,17 +50,6 @@ def summarise(distillations: Sequence[Distillation], config: DistillConfig) -> s
         text += f"\n\nDistilled minus labels alone: {gain}. The comparison is in {out / 'report.html'}"
     write_json(out / "results.json", found)
     return text
-
-
-def given_teacher(distillations: Sequence[Distillation], metric: str) -> Headline:
-    """The metric of the teacher's stored logits on the test clips of each division."""
-    values = []
-    for one in distillations:
-        clips, rows = one.clip_list.clips, one.clip_list.part.test
-        logits, _ = LogitEnsemble.open([one.logits]).read([clips.clip_id(int(row)) for row in rows])
-        values.append(label_metrics(clips.label_space, clips.targets(rows), clips.mask(rows), logits)[metric])
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    return Headline(metric, tuple(values), statistics.mean(values), spread, "folds" if len(values) > 1 else None)
 
 
 def tested_folder(distillations: Sequence[Distillation], out: Path, arm: str) -> Path:

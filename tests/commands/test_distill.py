@@ -16,7 +16,8 @@ from kd.distill import main
 from kd.distilling import arms
 from kd.distilling.clip_lists import divisions, draw_labels, everything, read_clips
 from kd.distilling.config import DistillConfig
-from kd.distilling.teacher_weights import teacher_start
+from kd.distilling.given_teacher import check_given_teacher
+from kd.distilling.teacher_weights import TeacherStart, teacher_start
 from kd.run_folder.predictions import Predictions
 from students import create_student
 from students.card import load_student, save_student
@@ -171,6 +172,8 @@ def test_a_given_teacher_speaks_for_itself(
     mapping = tmp_path / "map.csv"
     mapping.write_text("teacher_class,class\nFan,fan\nPump,pump\nWater pump,pump\n")
     data, out = make_task_folder("folder", clips=7), tmp_path / "run"
+    assert main(arguments(data, out, network, "--teacher", "given")) == 2
+    assert "does not know 2 of 2 classes by these names: 'fan', 'pump'; map its 4 classes" in capsys.readouterr().err
     how = ("--teacher", "given", "--class-map", mapping, "--teacher-link", "sigmoid", "--labels-per-class", 2)
     assert main(arguments(data, out, network, *how)) == 0
     shown = capsys.readouterr().out
@@ -189,6 +192,18 @@ def test_a_given_teacher_speaks_for_itself(
     assert main(arguments(data, tmp_path / "other", network, "--teacher", "given", "--class-map", "gone.csv")) == 2
     assert "gone.csv" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_classes_of_a_given_teacher_are_found_by_name(make_task_folder: Make, tmp_path: Path) -> None:
+    clips, _ = read_clips(config(make_task_folder("folder")))
+    settings = config(clips.path, teacher="given")
+    for names, wanted in (
+        (("fan", "pump"), None),
+        (("pump", "fan", "wind"), "teacher_class,class\nfan,fan\npump,pump\n"),
+    ):
+        (tmp_path / "names.txt").write_text("\n".join(names))
+        settings = replace(settings, teacher_class_names=tmp_path / "names.txt")
+        assert check_given_teacher(settings, TeacherStart("mn04", (), "mn04@w.pt"), clips.class_names) == wanted
 
 
 def test_which_network_weights_are_of(pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
