@@ -120,6 +120,22 @@ def student_from_weights(family: str, path: str | Path) -> Student:
     return student.eval()
 
 
+def named_student_from_weights(name: str, path: str | Path) -> Student:
+    """The student called ``name`` with a file's weights and as many classes as they have, in evaluation mode.
+
+    ``name`` may be a family too, where options can be inferred. Raises ValueError for an unknown name and for weights that do not fit.
+    """
+    if name in list_families() and name not in list_students():
+        return student_from_weights(name, path)
+    student = create_student(name, 1)
+    try:
+        load_weights(student, path)
+    except OtherClasses as error:
+        student = create_student(name, error.in_file)
+        load_weights(student, path)
+    return student
+
+
 def _config_of_weights(family: type[Student], state: StateDict) -> StudentConfig | None:
     """``config_of_weights`` of the tensors as they are named, or without a wrapper's prefix; the first error if neither works."""
     first_error = None

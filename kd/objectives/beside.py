@@ -17,10 +17,9 @@ from audio_datasets.stores.class_lists import check_same_classes
 from kd.objectives.base import Batch, CallStudent, Objective, ObjectiveSettings
 from kd.objectives.distillation import DistillationObjective, distillation_targets
 from students import load_student
-from students.catalog import family_of, list_families
 from students.frontend import LogMel, LogMelConfig
 from students.interface import StudentOutput
-from students.weights import student_from_weights
+from students.weights import named_student_from_weights
 from teacher_logits.stores.links import LinkKind, TeacherLink, link_of_classes
 from teacher_logits.teachers.network import link_of_card
 
@@ -45,11 +44,8 @@ class TeacherBeside:
             own, self.class_names, self.link = card.frontend, tuple(card.class_names), link_of_card(card)
         elif "@" in spec:
             name, _, weights = spec.partition("@")
-            families = list_families()
-            family = (
-                name if name in families else next(key for key, kind in families.items() if kind is family_of(name))
-            )
-            self.network = student_from_weights(family, weights)
+            self.network = named_student_from_weights(name, weights)
+            own = type(self.network).published_frontend()
         else:
             raise ValueError(
                 f"a teacher beside the student is a run folder or NAME@WEIGHTS, such as mn10@mn10.pt; found {spec!r}"

@@ -100,4 +100,5 @@ def teacher_from_weights(spec: str, class_names: Sequence[str] | None) -> Teache
         except OtherClasses as error:
             raise ValueError(other_classes(weights, error.in_file, len(class_names))) from error
     clip_seconds = student.clip_seconds or DEFAULT_CLIP_SECONDS
-    return StudentTeacher(Path(weights).stem, class_names, student, LogMelConfig(), clip_seconds)
+    frontend = type(student).published_frontend()
+    return StudentTeacher(Path(weights).stem, class_names, student, frontend, clip_seconds)

@@ -237,3 +237,23 @@ def test_a_mean_teacher_is_the_average_of_the_weights_so_far() -> None:
     torch.testing.assert_close(targets[0], 0.9 * said[0] + 0.1 * said[1])  # mixed as the clips are
     learner.eval()(batch(stored=False))
     assert int(objective.batches) == 12  # it follows in training alone
+
+
+@pytest.mark.parametrize(("name", "rate_hz"), [("mn01", 32000), ("mergenet16", 16000)])
+def test_a_teacher_by_name_and_weights_has_its_published_front_end(tmp_path: Path, name: str, rate_hz: int) -> None:
+    """Whatever number of classes the weights have, since embeddings do not depend on them."""
+    torch.manual_seed(0)
+    network = create_student(name, 7)
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    frontend = LogMelConfig(n_mels=64, hop_samples=320, sample_rate_hz=rate_hz, fmax_hz=7500.0)
+    settings = ObjectiveSettings(
+        frontend,
+        SPACES["several"],
+        64,
+        distillation=DistillationConfig(0.0, 1.0),
+        options={"teacher": f"{name}@{tmp_path / 'w.pt'}"},
+    )
+    beside = create_objective("embedding", settings).teacher
+    assert beside.network.num_classes == 7
+    assert not beside.network.training
+    assert beside.log_mel.config == type(network).published_frontend()

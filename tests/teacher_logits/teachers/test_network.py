@@ -51,6 +51,16 @@ def test_bare_weights_need_class_names(tmp_path):
     assert knows_its_classes("module:function")
 
 
+def test_bare_weights_hear_through_the_published_front_end(tmp_path):
+    student = create_student("mergenet16", num_classes=3)
+    torch.save(student.state_dict(), tmp_path / "w.pt")
+    teacher = load_teacher(f"mergenet16@{tmp_path / 'w.pt'}", class_names=CLASSES)
+    assert teacher.sample_rate_hz == 16000
+    waveform = 0.1 * torch.randn(2, 16000)
+    wanted = student.eval()(LogMel(type(student).published_frontend())(waveform)).logits
+    torch.testing.assert_close(teacher(waveform), wanted)
+
+
 def test_the_fingerprint_covers_what_decides_the_logits_and_nothing_else(tmp_path):
     student = create_student("mn01", num_classes=3)
 
