@@ -19,12 +19,14 @@ from students.catalog import create_student
 from students.frontend import LogMelConfig
 from students.interface import Student, StudentCard, StudentConfig
 from students.outside import check_allowed
-from students.weights import config_of, read_state_dict, refuse_other_shapes, weights_fingerprint
+from students.weight_files import read_state_dict, require_room
+from students.weights import config_of, refuse_other_shapes, weights_fingerprint
 
 FORMAT = "kd-student"
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "student.safetensors"
 CARD_FILE = "student.json"
+LONGEST_CLIP_SECONDS = 3_600
 
 
 def save_student(
@@ -130,16 +132,27 @@ def _read_card_file(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     if path.exists() and not path.is_file():  # a pipe would be waited for
         raise ValueError(f"{path} is not a regular file")
     try:
+        require_room(path, path.stat().st_size, "its content")
         content = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path} is not valid JSON: it is nested too deeply") from None
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder} contains no student: there is no {CARD_FILE}") from None
     except ValueError as error:  # not JSON or not UTF-8
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        raise ValueError(str(error) if str(path) in str(error) else f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} does not describe a student (its format is not {FORMAT!r})")
     if content.get("version") != FORMAT_VERSION:
         raise ValueError(f"{path} has format version {content.get('version')!r}; only {FORMAT_VERSION} can be read")
     return path, content
+
+
+def _check_clip_seconds(path: Path, seconds: Any) -> None:
+    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not is_number or not 0 < seconds <= LONGEST_CLIP_SECONDS:
+        raise ValueError(
+            f"{path}: clip_seconds must be a number above 0 and at most {LONGEST_CLIP_SECONDS:,}; found {repr(seconds)[:60]}"
+        )
 
 
 def _card(path: Path, content: Mapping[str, Any], allow: Sequence[str]) -> StudentCard:
@@ -159,6 +172,8 @@ def _card(path: Path, content: Mapping[str, Any], allow: Sequence[str]) -> Stude
         raise ValueError(f"{path} is incomplete or damaged: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    if "clip_seconds" in card.provenance:
+        _check_clip_seconds(path, card.provenance["clip_seconds"])
     check_allowed(config.name, path, allow)
     bands = config.options.get("n_mels", card.frontend.n_mels)
     if bands != card.frontend.n_mels:

@@ -19,6 +19,18 @@ from torch import Tensor, nn
 
 Logarithm = Literal["ln", "db"]
 
+WHOLE = ("sample_rate_hz", "n_fft", "window_samples", "hop_samples", "n_mels")
+LARGEST = {
+    **dict(zip(WHOLE, (1_000_000, 2**20, 2**20, 2**20, 4_096), strict=True)),
+    **dict.fromkeys(("fmin_hz", "fmax_hz", "fmin_jitter_hz", "fmax_jitter_hz"), 1_000_000),
+    "preemphasis": 1_000,
+    "tile_seconds": 3_600,
+    **dict.fromkeys(("log_offset", "shift", "scale"), 10**9),
+}
+"""The largest value of each setting. Beyond it nothing is heard, and a damaged file asks for any amount of memory."""
+SMALLEST = 1e-30
+"""The smallest offset and scale: float32 takes less for 0."""
+
 DECIBELS_PER_LN = 10.0 / math.log(10.0)
 
 MINIMUM_DEVIATION = 1e-3
@@ -67,15 +79,22 @@ class LogMelConfig:
     """Mel jitter in training: the upper edge is drawn from a range of this width around fmax_hz."""
 
     def __post_init__(self) -> None:
-        for name in ("sample_rate_hz", "n_fft", "window_samples", "hop_samples", "n_mels"):
+        for name, largest in LARGEST.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            whole = name in WHOLE
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+                raise ValueError(
+                    f"{name} must be a {'whole ' * whole}number{' above 0' * whole}; found {str(value)[:60]!r}"
+                )
+            if whole and value < 1:
                 raise ValueError(f"{name} must be a whole number above 0; found {value!r}")
+            if abs(value) > largest:
+                raise ValueError(f"{name} must be at most {largest:,}; found {value if value < 1e300 else 'more'}")
         for name in ("fmin_hz", "preemphasis", "fmin_jitter_hz", "fmax_jitter_hz", "tile_seconds"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative; found {getattr(self, name)}")
         for name in ("log_offset", "scale"):
-            if not 0.0 < getattr(self, name) < math.inf:
+            if not SMALLEST <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0; found {getattr(self, name)}")
         if not math.isfinite(self.shift):
             raise ValueError(f"shift must be a finite number; found {self.shift}")

@@ -4,27 +4,22 @@ ever loaded that could run code.
 
 import functools
 import hashlib
-import io
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor, nn
 
 from students.catalog import create_student, family_of, list_families, list_students
 from students.interface import StateDict, Student, StudentConfig
-from students.public_weights import find_weights
+from students.weight_files import read_state_dict as read_state_dict
 
 _log = logging.getLogger(__name__)
 
 Shapes = dict[str, tuple[int, ...]]
 
-CONTAINERS = ("state_dict", "model_state_dict", "model")
-"""Names under which training loops keep the weights beside their other state."""
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 """What wrappers put before every name: DataParallel and DistributedDataParallel, torch.compile, and training modules."""
 AVERAGED_COUNT = "n_averaged"
@@ -32,41 +27,6 @@ AVERAGED_COUNT = "n_averaged"
 
 
 # --- Weights from files ------------------------------------------------------------------------------------------------
-
-
-def read_state_dict(path: str | Path) -> StateDict:
-    """The tensors, by name, in a .safetensors file or in a PyTorch checkpoint that contains a plain state dict.
-
-    If a checkpoint has an entry "state_dict", "model_state_dict" or "model" beside other state of a training loop, that entry is
-    used.
-
-    ``path`` may be the name of a file in the folder that ``KD_WEIGHTS_DIR`` names, such as "mn04_as" (``find_weights``).
-
-    Raises ValueError for a missing file and for one with other contents.
-    """
-    path = find_weights(path)
-    content = path.read_bytes()  # so that a failure below can only mean that the content is damaged
-    if path.suffix == ".safetensors":
-        try:
-            return load(content)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
-    try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # a text file read as a pickle raises an IndexError, for example
-        # We do not show torch's message: it suggests loading the file in a way that can run code.
-        raise ValueError(
-            f"{path} is truncated, is not a PyTorch checkpoint, or contains more than plain tensors"
-        ) from error
-    if isinstance(state, Mapping):
-        inner = next((state[name] for name in CONTAINERS if isinstance(state.get(name), Mapping) and state[name]), None)
-        state = state if inner is None else inner
-    if not isinstance(state, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
-    ):
-        found = f"a dict with {', '.join(map(repr, list(state)[:5]))}" if isinstance(state, Mapping) else type(state)
-        raise ValueError(f"{path} is not a state dict (tensors by name); found {found}")
-    return dict(state)
 
 
 def load_weights(student: Student, path: str | Path, new_classes: bool = False) -> None:

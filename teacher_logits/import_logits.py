@@ -7,7 +7,6 @@ Shapes: R rows of the array, n imported clips, C classes.
 """
 
 import csv
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from audio_datasets.stores.hdf5_arrays import encode_ids, find_ids, id_order
 from audio_datasets.stores.joined import AnyClips, open_clips
 from audio_datasets.stores.names import is_writable
 from audio_datasets.system.command import parse, progress, run_command
+from audio_datasets.system.files import parse_json
 from audio_datasets.system.messages import brief, listed
 from audio_datasets.system.paths.inputs import read_regular, require_regular
 from audio_datasets.system.paths.outputs import Output, check_outputs, is_hdf5
@@ -189,7 +189,7 @@ def read_index(path: Path, num_rows: int) -> tuple[list[str], np.ndarray]:
 
 def _json_pairs(text: str) -> list[tuple[str, Any]]:
     # As pairs, because a dict would hide a repeated name.
-    content = json.loads(text, object_pairs_hook=list)
+    content = parse_json(text, object_pairs_hook=list)
     if not isinstance(content, list) or not all(isinstance(pair, tuple) for pair in content):
         raise ValueError("expected a JSON object of file name -> row")
     return content

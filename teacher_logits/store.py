@@ -17,6 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from audio_datasets.audio.heard import LONGEST_CLIP_SECONDS
 from audio_datasets.audio.views import ViewConfig
 from audio_datasets.stores.class_lists import check_class_names
 from audio_datasets.stores.clip_ids import ClipIds
@@ -25,12 +26,12 @@ from audio_datasets.stores.hdf5_arrays import (
     decode_ids,
     encode_ids,
     id_order,
-    map_array,
+    map_arrays,
     open_hdf5,
     plain_hdf5_errors,
     string_attribute,
 )
-from audio_datasets.system.files import written_aside
+from audio_datasets.system.files import parse_json, written_aside
 from audio_datasets.system.messages import brief, listed
 from teacher_logits.stores.links import TeacherLink
 from teacher_logits.stores.rows import RowReader, create_rows, open_rows
@@ -143,6 +144,7 @@ class LogitStore:
             self._check_format(file)
             self.class_names = check_class_names(self._json(file, "class_names", list))
             self.teacher: dict[str, Any] = self._json(file, "teacher", dict)
+            self._check_clip_seconds()
             self.views = self._views()
             self.num_views = self.views.views if self.views else 1
             self.link = self._link()
@@ -189,8 +191,8 @@ class LogitStore:
 
     def _json(self, file: h5py.File, name: str, kind: type) -> Any:
         try:
-            content = json.loads(self._text(file, name))
-        except (json.JSONDecodeError, RecursionError) as error:
+            content = parse_json(self._text(file, name))
+        except ValueError as error:
             raise ValueError(f"{self.path} is a damaged logit store: its {name} is not JSON: {error}") from error
         if not isinstance(content, kind):
             raise ValueError(f"{self.path} is a damaged logit store: its {name} is not a {kind.__name__}")
@@ -204,6 +206,14 @@ class LogitStore:
                 f"{self.path} is a damaged logit store: the settings of its teacher's views are invalid: {error}"
             ) from error
 
+    def _check_clip_seconds(self) -> None:
+        seconds = self.teacher.get("clip_seconds", 1)
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST_CLIP_SECONDS:
+            raise ValueError(
+                f"{self.path} is a damaged logit store: its teacher's clip_seconds must be a number above 0 and at most "
+                f"{LONGEST_CLIP_SECONDS:,}; found {brief(seconds)}"
+            )
+
     def _link(self) -> TeacherLink | None:
         if "link" not in self.teacher:
             return None
@@ -214,7 +224,7 @@ class LogitStore:
 
     def _map(self, file: h5py.File) -> None:
         """Maps the arrays for looking up ids, opens the logits, and checks types and shapes."""
-        arrays = {name: map_array(file, name) for name in ("clip_id", "clip_id_order", "audio_digest")}
+        arrays = map_arrays(file, ("clip_id", "clip_id_order", "audio_digest"))
         # Version 1 was always dense and did not say so.
         storage = "dense" if file.attrs["format_version"] == 1 else self._text(file, "storage")
         logits = open_rows(self.path, file, storage)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from audio_datasets.system.files import parse_json
+
 
 def as_json(config: Any) -> Any:
     """A dataclass (or anything inside one) as plain JSON values; paths become strings."""
@@ -50,8 +52,8 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
         if name in options:
             raise ValueError(f"option {name!r} is given twice")
         try:
-            options[name] = json.loads(text)
-        except json.JSONDecodeError:
+            options[name] = parse_json(text)
+        except ValueError:
             options[name] = text
         if isinstance(options[name], float) and not math.isfinite(options[name]):
             raise ValueError(f"option {name!r} must be a finite number; found {text}")

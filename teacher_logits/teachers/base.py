@@ -6,8 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from audio_datasets.audio.heard import LONGEST_CLIP_SECONDS
+from audio_datasets.audio.readers import FASTEST_HZ
 from audio_datasets.stores.class_lists import check_class_names
 from audio_datasets.system.files import digest_of
+from audio_datasets.system.messages import brief
 from students.frontend import LogMel, mask_stripes
 from students.weights import weights_fingerprint
 from teacher_logits.stores.links import LinkKind, TeacherLink, link_of_classes
@@ -48,10 +51,14 @@ class Teacher(nn.Module):
         link: LinkKind | TeacherLink | None = None,
     ) -> None:
         super().__init__()
-        if not (isinstance(sample_rate_hz, int) and sample_rate_hz > 0):
-            raise ValueError(f"a teacher's sample_rate_hz must be a whole number above 0; found {sample_rate_hz!r}")
-        if not 0 < clip_seconds < float("inf"):
-            raise ValueError(f"a teacher's clip_seconds must be above 0; found {clip_seconds!r}")
+        if not (isinstance(sample_rate_hz, int) and 0 < sample_rate_hz <= FASTEST_HZ):
+            raise ValueError(
+                f"a teacher's sample_rate_hz must be a whole number from 1 to {FASTEST_HZ:,}; found {brief(sample_rate_hz)}"
+            )
+        if not isinstance(clip_seconds, int | float) or not 0 < clip_seconds <= LONGEST_CLIP_SECONDS:
+            raise ValueError(
+                f"a teacher's clip_seconds must be a number above 0 and at most {LONGEST_CLIP_SECONDS:,}; found {brief(clip_seconds)}"
+            )
         self.name = name
         self.class_names = check_class_names(class_names)
         self.sample_rate_hz = sample_rate_hz

@@ -11,7 +11,6 @@ The input must have shape (batch, samples) or (batch, 1, bands, frames). Everyth
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,13 +21,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from audio_datasets.audio.readers import FASTEST_HZ
 from audio_datasets.stores.class_lists import check_class_names
+from audio_datasets.system.files import parse_json
+from audio_datasets.system.messages import brief
 from students.frontend import LogMel, LogMelConfig
 from teacher_logits.stores.links import TeacherLink
 from teacher_logits.teachers.base import DEFAULT_CLIP_SECONDS, Teacher
+from teacher_logits.teachers.onnx_session import BatchRunner, open_session
 
 LARGEST_AXIS = 2**27
 """More than an hour of audio at 32 kHz. Damaged files usually claim more."""
+PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 DEFAULT_SAMPLE_RATE_HZ = LogMelConfig().sample_rate_hz
 
 _log = logging.getLogger(__name__)
@@ -115,6 +119,11 @@ class OnnxModel:
         if rate is None:
             _log.warning("%s does not give its sample rate; assuming %d Hz", self.path, DEFAULT_SAMPLE_RATE_HZ)
             return DEFAULT_SAMPLE_RATE_HZ
+        if not 0 < rate <= FASTEST_HZ:
+            raise ValueError(
+                f"{self.path}: the metadata's sample_rate_hz must be from 1 to {FASTEST_HZ:,}; found "
+                f"{brief(self.metadata['sample_rate_hz'])}"
+            )
         return rate
 
     def link(self, num_classes: int) -> TeacherLink | None:
@@ -147,43 +156,21 @@ class OnnxModel:
         if key not in self.metadata:
             return None
         try:
-            value = json.loads(self.metadata[key])
-        except json.JSONDecodeError:
+            value = parse_json(self.metadata[key])
+        except ValueError:
             value = self.metadata[key]
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise ValueError(f"{self.path}: the metadata's {key} has the wrong type; found {self.metadata[key]!r}")
+            raise ValueError(f"{self.path}: the metadata's {key} has the wrong type; found {brief(self.metadata[key])}")
         return value
 
 
 def _open_session(path: Path, threads: int) -> Any:
     try:
         import onnxruntime
-    except ModuleNotFoundError as error:
-        raise ValueError(f"ONNX models need onnxruntime: pip install 'audio-kd[export]' ({error})") from error
-    if not path.is_file():
-        raise ValueError(f"no such ONNX model: {path}")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    except ModuleNotFoundError:
+        return open_session(path, threads)  # says what is missing
     available = onnxruntime.get_available_providers()
-    providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=providers)
-    except _failures() as error:
-        raise ValueError(f"{path} is not an ONNX model that onnxruntime can run: {error}") from error
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """The exceptions that onnxruntime raises for a model or an input that it does not support."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    return (
-        state.Fail,
-        state.InvalidArgument,
-        state.InvalidGraph,
-        state.InvalidProtobuf,
-        state.NotImplemented,
-        state.RuntimeException,
-    )
+    return open_session(path, threads, [name for name in PROVIDERS if name in available])
 
 
 class OnnxTeacher(Teacher):
@@ -211,7 +198,7 @@ class OnnxTeacher(Teacher):
         )
         self.log_mel = log_mel
         self.model = model
-        self._session: Any = None  # opened at the first batch, when the number of threads is known
+        self._session: BatchRunner | None = None  # opened at the first batch, when the number of threads is known
 
     def forward(self, waveform: Tensor) -> Tensor:
         """(batch, samples) -> (batch, classes)"""
@@ -229,17 +216,14 @@ class OnnxTeacher(Teacher):
                 f" found {inputs.shape[-1]} (leave out --clip-seconds)"
             )
         if self._session is None:
-            self._session = _open_session(self.model.path, torch.get_num_threads())
+            self._session = BatchRunner(_open_session(self.model.path, torch.get_num_threads()), self.model.path)
         array = np.ascontiguousarray(inputs.float().cpu().numpy())
         outputs = []
         for start in range(0, len(array), self.model.batch or len(array)):
             part = array[start : start + (self.model.batch or len(array))]
             padding = (self.model.batch or len(part)) - len(part)
             full = np.pad(part, [(0, padding)] + [(0, 0)] * (part.ndim - 1)) if padding else part
-            try:
-                (logits,) = self._session.run([self.model.output_name], {self.model.input_name: full})
-            except _failures() as error:
-                raise ValueError(f"{self.model.path} cannot take an input of shape {full.shape}: {error}") from error
+            (logits,) = self._session([self.model.output_name], self.model.input_name, full)
             if logits.dtype != np.float32 or logits.shape != (len(full), len(self.class_names)):
                 raise ValueError(
                     f"{self.model.path} must return one float32 logit for each of {len(full)} clips and "

@@ -9,6 +9,10 @@ TOLERANCE_SECONDS = 0.05
 """Clips are seldom cut to the sample: so little is not missed."""
 
 
+LONGEST_CLIP_SECONDS = 3_600
+"""The longest part of a clip that a network can be made to hear at once."""
+
+
 @dataclass
 class Heard:
     """How much of some clips is heard."""

@@ -21,6 +21,7 @@ from audio_datasets.audio.containers import Content, Findings, demuxer_of, exami
 from audio_datasets.audio.ffmpeg_reader import FFmpegReader
 from audio_datasets.audio.resampling import mix_to_mono
 from audio_datasets.system.paths.inputs import open_regular, require_regular
+from audio_datasets.system.paths.sizes import require_room
 
 # What an audio file may be. Beyond it a header is damaged: a wrong rate of 1 Hz, say, makes 32,000 samples of each.
 SLOWEST_HZ, FASTEST_HZ = 1_000, 1_000_000
@@ -55,11 +56,12 @@ def open_audio(data: bytes | Path) -> AudioReader:
     """Opens an encoded clip, given by its bytes or as a file.
 
     Raises:
-        ValueError: audio that is empty, in no known format, or of an absurd sample rate.
+        ValueError: audio that is empty, in no known format, or of an absurd sample rate; a sparse file.
         OSError: a file that cannot be opened.
     """
     if isinstance(data, Path):
         require_regular(data)
+        require_room(data, data.stat().st_size, "its audio")
     if not (len(data) if isinstance(data, bytes) else data.stat().st_size):
         raise ValueError("audio is empty: 0 bytes")
     with _content_of(data) as content:

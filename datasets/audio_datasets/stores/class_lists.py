@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from audio_datasets.stores.names import is_writable, normal
-from audio_datasets.system.files import read_text
+from audio_datasets.system.files import parse_json, read_text
 from audio_datasets.system.messages import brief, listed
 
 BUILTIN_LABEL_MAPS = ("esc50_to_audioset",)
@@ -83,7 +82,7 @@ def _is_audiosets(text: str) -> bool:
 
 
 def _names_from_json(text: str) -> list[str]:
-    content = json.loads(text)
+    content = parse_json(text)
     if isinstance(content, list):
         return content
     if isinstance(content, dict) and all(type(index) is int for index in content.values()):

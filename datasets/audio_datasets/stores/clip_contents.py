@@ -15,8 +15,8 @@ import h5py
 import numpy as np
 
 from audio_datasets.stores.class_lists import check_class_names, class_list_difference
-from audio_datasets.stores.hdf5_arrays import FileRows, dataset_of, map_array, string_attribute
-from audio_datasets.system.files import digest_of
+from audio_datasets.stores.hdf5_arrays import FileRows, dataset_of, map_arrays, string_attribute
+from audio_datasets.system.files import digest_of, parse_json
 from audio_datasets.system.messages import brief
 from audio_datasets.tasks.label_space import LabelGroup, LabelSpace
 
@@ -63,7 +63,7 @@ class NativeContents:
         if version not in READABLE_VERSIONS:
             raise ValueError(f"{path} has clip store version {brief(version)}; this program reads {READABLE_VERSIONS}")
         try:
-            self.class_names = check_class_names(json.loads(string_attribute(file, "class_names") or "[]"))
+            self.class_names = check_class_names(parse_json(string_attribute(file, "class_names") or "[]"))
         except ValueError as error:
             raise ValueError(f"{path} is a damaged clip store: its class names cannot be read: {error}") from error
         if class_names is not None:
@@ -82,13 +82,11 @@ class NativeContents:
         self.label_space = _label_space(file, self.class_names)
         self.attributes = {name: string_attribute(file, name) for name in file.attrs if name not in own}
 
-        self.ids = map_array(file, "clip_id")
-        self.order = map_array(file, "clip_id_order")
-        self._offsets = map_array(file, "offset")
+        known = ("known",) if version >= MASKED_VERSION else ()
+        index = map_arrays(file, ("clip_id", "clip_id_order", "offset", "target", "audio_digest", *known))
+        self.ids, self.order, self._offsets = index["clip_id"], index["clip_id_order"], index["offset"]
+        self._targets, self._digests, self._known = index["target"], index["audio_digest"], index.get("known")
         self._audio = FileRows(Path(path), dataset_of(file, "audio"))
-        self._targets = map_array(file, "target")
-        self._digests = map_array(file, "audio_digest")
-        self._known = map_array(file, "known") if version >= MASKED_VERSION else None
         clips, packed = len(self.ids), packed_bytes(len(self.class_names))
         expected = {
             "clip_id": (self.ids, (clips,), "S"),
@@ -158,13 +156,13 @@ def _label_space(file: h5py.File, class_names: tuple[str, ...]) -> LabelSpace:
         return LabelSpace.single(class_names, exclusive=False)
     try:
         groups, start = [], 0
-        for name, classes, exclusive in json.loads(text):
+        for name, classes, exclusive in parse_json(text):
             groups.append(LabelGroup(str(name), class_names[start : start + int(classes)], exclusive is True))
             start += int(classes)
         if start != len(class_names):
             raise ValueError(f"its groups have {start} classes, but the class list has {len(class_names)}")
         return LabelSpace(tuple(groups))
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(
             f"{file.filename} is a damaged clip store: its {LABEL_GROUPS} cannot be read: {error}"
         ) from error

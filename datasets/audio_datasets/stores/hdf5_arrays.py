@@ -28,6 +28,7 @@ from audio_datasets.stores.hdf5_origin import require_own_content
 from audio_datasets.system.disk_space import reserve
 from audio_datasets.system.messages import listed
 from audio_datasets.system.paths.inputs import special_kind
+from audio_datasets.system.paths.sizes import require_room
 
 ALIGNMENT_BYTES = 64
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -204,7 +205,16 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     with file:
         with plain_hdf5_errors(path, "HDF5 file"):
             require_own_content(path, file)
+            _require_small_chunks(path, file)
         yield file
+
+
+def _require_small_chunks(path: Path, file: h5py.File) -> None:
+    """Raises ValueError for chunks that are far larger than the file: HDF5 unpacks a whole chunk for the first row that is read."""
+    for name in file:
+        dataset = file[name]
+        if isinstance(dataset, h5py.Dataset) and dataset.chunks:
+            require_room(path, math.prod(dataset.chunks) * dataset.dtype.itemsize, f"each chunk of {name!r}")
 
 
 @contextmanager
@@ -238,6 +248,17 @@ def dataset_of(file: h5py.File, name: str) -> h5py.Dataset:
     if not isinstance(dataset, h5py.Dataset):
         raise ValueError(f"{file.filename} has no dataset {name!r}; found {sorted(file)}")
     return dataset
+
+
+def map_arrays(file: h5py.File, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """``map_array`` of each of these datasets, by name, for a reader that goes through all of them.
+
+    Raises ValueError as ``map_array`` does, and for arrays that are far larger than the file is on the disk.
+    """
+    names = list(names)
+    size = sum(math.prod(dataset.shape) * dataset.dtype.itemsize for dataset in (dataset_of(file, n) for n in names))
+    require_room(file.filename, size, f"what describes its clips ({', '.join(names)})")
+    return {name: map_array(file, name) for name in names}
 
 
 def map_array(file: h5py.File, name: str) -> np.ndarray:

@@ -14,6 +14,7 @@ import pyarrow.parquet
 from audio_datasets.audio.heard import Heard
 from audio_datasets.system.files import written_aside
 from audio_datasets.system.paths.inputs import require_regular
+from audio_datasets.system.paths.sizes import require_room
 
 SCHEMA = pyarrow.schema(
     [
@@ -30,6 +31,9 @@ SCHEMA = pyarrow.schema(
         pyarrow.field("channels", pyarrow.int32()),
     ]
 )
+ROWS_AT_ONCE = 8_192
+BYTES_OF_VALUE = 8
+"""The least that a value takes in memory; text and lists take more."""
 ADDED_LATER = ("device",)
 """Columns that older manifests do not have; they are read as empty."""
 
@@ -97,12 +101,45 @@ def read_manifest(store_path: str | Path, columns: Sequence[str] | None = None) 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pyarrow.Table:
     """A Parquet file, optionally only some columns, with every value checked.
 
-    Raises ValueError, with the path, if it is damaged or contains text that is not UTF-8.
+    Raises ValueError, with the path, if it is damaged, contains text that is not UTF-8, or would take far more memory than it
+    takes on the disk: a value that is repeated 10^9 times takes a few bytes.
     """
     with _plain_errors(path):
-        table = pyarrow.parquet.read_table(path, partitioning=None, columns=None if columns is None else list(columns))
+        with pyarrow.parquet.ParquetFile(path) as file:
+            schema = file.schema_arrow
+        texts = [field.name for field in schema if pyarrow.types.is_string(field.type)]
+        # Text as it is stored, each different one once, so that its size is known before it is written out.
+        with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as file:
+            _require_few_values(path, file)
+            found, rows, size = [], 0, 0
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=None if columns is None else list(columns)):
+                rows, size = rows + len(batch), size + sum(map(_bytes_of, batch.columns))
+                require_room(path, size, f"its first {rows:,} rows")
+                found.append([column.cast(_plain_type(column.type)) for column in batch.columns])
+                names = batch.schema.names
+        names = names if found else [name for name in schema.names if columns is None or name in columns]
+        plain = pyarrow.schema([schema.field(name).with_type(_plain_type(schema.field(name).type)) for name in names])
+        table = pyarrow.Table.from_batches([pyarrow.record_batch(arrays, schema=plain) for arrays in found], plain)
         table.validate(full=True)
         return table
+
+
+def _require_few_values(path: Path, file: pyarrow.parquet.ParquetFile) -> None:
+    groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
+    values = sum(group.column(index).num_values for group in groups for index in range(group.num_columns))
+    require_room(path, values * BYTES_OF_VALUE, f"its {values:,} values")
+
+
+def _plain_type(kind: pyarrow.DataType) -> pyarrow.DataType:
+    return kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+
+
+def _bytes_of(column: pyarrow.Array) -> int:
+    """Bytes of a column, with the texts of a dictionary counted as often as they occur."""
+    if not pyarrow.types.is_dictionary(column.type):
+        return column.nbytes
+    lengths = pyarrow.compute.binary_length(column.dictionary)
+    return (pyarrow.compute.sum(lengths.take(column.indices)).as_py() or 0) + 4 * len(column)
 
 
 def _column_names(path: Path) -> list[str]:
@@ -116,6 +153,8 @@ def _plain_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (pyarrow.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, ValueError) and str(error).startswith(f"{path}: "):
+            raise  # one of our own
         raise ValueError(f"{path} is damaged or not a Parquet file: {error}") from error
 
 

@@ -13,6 +13,7 @@ from audio_datasets.stores.class_lists import read_class_names
 from audio_datasets.stores.clip_contents import DIGEST_BYTES, fingerprint_of, packed_bytes
 from audio_datasets.stores.hdf5_arrays import BytesOfVaryingLength, decode_ids, id_order, is_mappable, map_array
 from audio_datasets.system.messages import listed
+from audio_datasets.system.paths.sizes import require_room
 from audio_datasets.tasks.label_space import LabelSpace
 
 DATASETS = ("audio_name", "mp3", "target")
@@ -103,6 +104,8 @@ def _class_names(path: Path, class_names: tuple[str, ...] | None) -> tuple[str, 
 
 def _ids(file: h5py.File) -> np.ndarray:
     names = file["audio_name"]
+    # With their order, and as Python's bytes if they are not stored as one block.
+    require_room(file.filename, len(names) * (8 + max(names.dtype.itemsize, 64)), "its names")
     if names.dtype.kind == "S" and is_mappable(names):
         return map_array(file, "audio_name")
     return np.array([name if isinstance(name, bytes) else str(name).encode("utf-8") for name in names[:]])

@@ -13,10 +13,13 @@ import numpy as np
 import soundfile
 
 from audio_datasets.stores.hdf5_arrays import dataset_of, open_hdf5, plain_hdf5_errors
+from audio_datasets.system.paths.sizes import require_room
 
 DATASETS = ("audio_name", "waveform", "target")
 SUFFIXES = (".h5", ".hdf5")
 ROWS_AT_ONCE = 8_192
+OBJECT_BYTES = 100
+"""What Python needs for a small object: each clip's name and classes."""
 KIND = "file of waveforms"
 
 
@@ -53,6 +56,9 @@ def read_rows(path: Path) -> WaveformRows:
                 f"{path} has {clips} names, waveforms {waveform.shape} and targets {target.dtype} {target.shape}; expected a row "
                 "of each for every clip, and truth values as targets"
             )
+        require_room(
+            path, clips * (len(DATASETS) * OBJECT_BYTES + names.dtype.itemsize), "the description of its clips"
+        )
         found = [name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in names[:]]
         classes: list[np.ndarray] = []
         for start in range(0, clips, ROWS_AT_ONCE):
@@ -65,6 +71,9 @@ def wav_of_row(path: Path, row: int) -> bytes:
     with plain_hdf5_errors(path, KIND), open_hdf5(path) as file:
         waveform = dataset_of(file, "waveform")
         rate = _check_waveforms(path, file, waveform)
+        require_room(
+            path, 3 * waveform.shape[1] * waveform.dtype.itemsize, "each of its clips"
+        )  # read, written, copied
         samples = waveform[row]
     subtype = "PCM_16" if samples.dtype == np.int16 else "FLOAT"
     content = io.BytesIO()

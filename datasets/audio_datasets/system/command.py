@@ -1,9 +1,7 @@
 """Code shared by all commands: arguments from a dataclass, plain errors with exit code 2, and progress bars."""
 
-import dataclasses
 import gc
 import io
-import math
 import os
 import re
 import sys
@@ -17,6 +15,7 @@ import tyro
 from tqdm import tqdm
 
 from audio_datasets.command_line.help_pages import help_page, wants_help
+from audio_datasets.command_line.numbers import check_numbers
 from audio_datasets.command_line.terminal import safe_output
 from audio_datasets.system.paths.inputs import refuse_special_inputs
 from audio_datasets.system.stop_signals import Stopped, StopRequested, interrupt_once, raised_stop_signals
@@ -54,10 +53,12 @@ def parse(
     try:
         with redirect_stderr(shown):
             filled = tyro.cli(config, args=arguments, prog=program, description=config.__doc__, **settings)
+    except OverflowError as error:  # of a configuration that computes with infinity
+        raise ValueError(f"a number on the command line is too large: {error}") from error
     except SystemExit:
         print(without_box(shown.getvalue()), end="", file=sys.stderr)
         raise
-    refuse_infinities(filled)
+    check_numbers(filled)
     refuse_special_inputs(filled)
     return filled
 
@@ -79,16 +80,6 @@ def without_box(message: str) -> str:
     ):
         report = re.sub(found, plain, report)
     return f"error: {report}\n"
-
-
-def refuse_infinities(config: Any) -> None:
-    """Raises ValueError for options that are infinite or NaN, because Python parses "inf" and "nan" as floats."""
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            refuse_infinities(value)
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"--{item.name.replace('_', '-')} must be a finite number; found {value}")
 
 
 def run_command(function: Callable[[], Any]) -> int:

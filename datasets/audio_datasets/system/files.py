@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from audio_datasets.system.paths.inputs import read_regular
+from audio_datasets.system.paths.sizes import require_room_for_archive
 
 ASIDE = re.compile(r"\..+\.\d+\.tmp")
 """Temporary names of files that are being written: ".NAME.PROCESS.tmp"."""
@@ -93,12 +94,19 @@ def finite_values(content: Any) -> Any:
 
 def read_json(path: Path) -> Any:
     """Reads a JSON file; ValueError with the path if it is missing or not JSON."""
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
-    except RecursionError:
-        raise ValueError(f"{path} is not valid JSON: it is nested too deeply") from None
-    except json.JSONDecodeError as error:
+        return parse_json(text)
+    except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    """``json.loads``. Raises ValueError also for what is nested too deeply, for which Python has an error of its own."""
+    try:
+        return json.loads(text, **options)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def read_text(path: Path) -> str:
@@ -122,6 +130,7 @@ def read_arrays(path: Path, object_arrays: Callable[[bytes], Any] | None = None)
     if not path.is_file():
         raise ValueError(f"no such file: {path}")
     try:
+        require_room_for_archive(path)
         with np.load(path, allow_pickle=False) as file, zipfile.ZipFile(path) as members:
             return {
                 name: np.asarray(object_arrays(pickled), dtype=object)
@@ -130,6 +139,8 @@ def read_arrays(path: Path, object_arrays: Callable[[bytes], Any] | None = None)
                 for name in file.files
             }
     except Exception as error:  # zipfile, zlib and NumPy have no common error for a damaged file
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise  # one of our own
         raise ValueError(f"{path} is damaged, or contains more than plain arrays: {str(error)[:300]}") from error
 
 

@@ -183,7 +183,7 @@ def _read_owner(path: Path) -> Owner | None:
     """The owner described in the file; None if there is none (yet)."""
     try:
         return Owner(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from students.frontend import LogMel, LogMelConfig
+from teacher_logits.teachers.onnx_session import BatchRunner, open_session
 
 _MEMORY_SCRIPT = """
 import sys
@@ -37,12 +38,8 @@ class ExportedModel:
     """A model file that takes waveforms; for one that takes log-mels, ours are computed first."""
 
     def __init__(self, path: Path, frontend: LogMelConfig, threads: int = 1) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.session = open_session(path, threads)
+        self._run = BatchRunner(self.session, path)
         (self.input,) = self.session.get_inputs()
         self.log_mel = LogMel(frontend) if self.input.name == "mel" else None
 
@@ -57,7 +54,7 @@ class ExportedModel:
         """(B, N) -> scores (B, C), logits (B, C), embedding (B, E)"""
         inputs = self.inputs(waveform)
         parts = inputs[:, None] if self.input.shape[0] == 1 else [inputs]
-        found = [self.session.run(["scores", "logits", "embedding"], {self.input.name: part}) for part in parts]
+        found = [self._run(["scores", "logits", "embedding"], self.input.name, part) for part in parts]
         scores, logits, embedding = (np.concatenate(values) for values in zip(*found, strict=True))
         return scores, logits, embedding
 

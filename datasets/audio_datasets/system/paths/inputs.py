@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from audio_datasets.system.paths.sizes import require_room
+
 OUTPUT_OPTIONS = frozenset({"out", "cache", "chart", "table", "embeddings"})
 """Options that name what a command writes. All others that name an existing path are inputs."""
 
@@ -58,8 +60,9 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_regular(path: Path) -> bytes:
-    """The content of a regular file. Raises the same errors as ``open_regular``."""
+    """The content of a regular file. Raises the same errors as ``open_regular``, and ValueError for one that is sparse and huge."""
     with open_regular(path) as file:
+        require_room(path, os.fstat(file.fileno()).st_size, "its content")
         return file.read()
 
 
