@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from audio_datasets.audio.bad_clips import OnBadClip, summary
@@ -31,6 +30,7 @@ from audio_datasets.system.text_tables import markdown_table
 from audio_datasets.system.workers.loading import create_loader
 from kd.data.windows import EvaluationWindows, Window
 from kd.evaluation.metrics import tagging_metrics
+from kd.reports.plain_matplotlib import Figure, plain_style
 from kd.run_folder.config import as_json
 from students.interface import Student
 from students.interventions import DETERMINISTIC, ReLUPlace, dynamic_relus, intervention, methods_for, watched_relus
@@ -325,6 +325,7 @@ def table_of_parts(untouched: float, chance: Row, rows: Sequence[Row]) -> str:
     return markdown_table(cells, "<<>")
 
 
+@plain_style()
 def draw_map_chart(untouched: float, chance: Row, rows: Sequence[Row], path: Path, title: str) -> None:
     """A bar for each intervention, a colour for each part, a line from the lowest to the highest draw, untouched dashed."""
     figure = Figure(figsize=(8, 0.36 * len(rows) + 1.8), layout="constrained")
@@ -341,21 +342,20 @@ def draw_map_chart(untouched: float, chance: Row, rows: Sequence[Row], path: Pat
         paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over the dashed line
         axes.text(high + 0.01 * reach, height, f"{row.mean:.3f}", va="center", fontsize="small", bbox=paper, zorder=4)
     axes.axvline(untouched, color="0.2", linestyle="--", linewidth=1, zorder=3, label=f"untouched {untouched:.3f}")
-    label = f"random predictions {chance.mean:.3f}"
-    axes.axvline(chance.mean, color="0.5", linestyle=":", linewidth=1, zorder=3, label=label)
+    axes.axvline(chance.mean, color="0.5", ls=":", lw=1, zorder=3, label=f"random predictions {chance.mean:.3f}")
     axes.set_yticks(heights, [f"{row.part}  {row.method}" for row in rows])
     axes.set_xlim(0, 1.12 * reach)
     axes.grid(axis="x", color="0.92")
     axes.set_axisbelow(True)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    figure.legend(
-        *axes.get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False, fontsize="small"
-    )
+    shown = axes.get_legend_handles_labels()
+    figure.legend(*shown, loc="outside lower right", ncols=2, frameon=False, fontsize="small")
     with written_aside(path) as aside:
         figure.savefig(aside, format="png", dpi=130)
 
 
+@plain_style()
 def draw_relu_chart(points: Mapping[ReLUPlace, np.ndarray], path: Path, title: str) -> None:
     """Fig. 6: a panel for each Dy-ReLU, outputs over inputs, the conventional ReLU as a dashed red line.
 

@@ -16,9 +16,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import tyro
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 from safetensors.torch import save
 from torch import Tensor
 
@@ -26,6 +23,7 @@ from audio_datasets.system.command import parse, progress, run_command
 from audio_datasets.system.files import write_json, written_aside
 from audio_datasets.system.paths.outputs import Output, check_outputs, is_chart, json_with
 from audio_datasets.system.text_tables import text_table
+from kd.reports.plain_matplotlib import Axes, Bbox, Figure, plain_style
 from kd.run_folder.config import as_json, parse_options
 from students import create_student, list_students
 from students.card import CARD_FILE, load_student
@@ -281,6 +279,7 @@ def table(costs: Sequence[StudentCost]) -> str:
     return text_table(rows)
 
 
+@plain_style()
 def draw_chart(costs: Sequence[StudentCost], path: Path, title: str) -> None:
     """MACs against parameters, both logarithmic: a colour for each family, a name at each point."""
     figure = Figure(figsize=(9, 6), layout="constrained")

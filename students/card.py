@@ -5,6 +5,7 @@ two files. Format "kd-student", version 1; this module has both writer and reade
 """
 
 import dataclasses
+import errno
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -13,13 +14,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from students.catalog import create_student
 from students.frontend import LogMelConfig
 from students.interface import Student, StudentCard, StudentConfig
 from students.outside import check_allowed
-from students.weight_files import read_state_dict, require_room
+from students.weight_files import read_state_dict, require_room, save_tensors
 from students.weights import config_of, refuse_other_shapes, weights_fingerprint
 
 FORMAT = "kd-student"
@@ -58,7 +58,7 @@ def save_student(
         "weights_fingerprint": weights_fingerprint(student),
     }
     text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
-    _replace(folder / WEIGHTS_FILE, lambda aside: save_file(state, aside))
+    _replace(folder / WEIGHTS_FILE, lambda aside: save_tensors(state, aside))
     _replace(folder / CARD_FILE, lambda aside: aside.write_text(text, "utf-8", "backslashreplace"))
 
 
@@ -73,11 +73,21 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
         with open(aside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
-        flush = os.open(path.parent, os.O_RDONLY)
-        os.fsync(flush)
-        os.close(flush)
+        _flush_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        # The file system cannot flush folders. The file is complete; a power cut may bring back the one before.
+    finally:
+        os.close(descriptor)
 
 
 def read_card(folder: str | Path, allow: Sequence[str] = ()) -> StudentCard:

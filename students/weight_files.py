@@ -7,6 +7,7 @@ of 0), a key that takes for ever to hash. Such files are refused before memory i
 import math
 import os
 import pickletools
+import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from students.interface import StateDict
@@ -84,6 +85,15 @@ def _checkpoint(path: Path) -> Mapping[str, Tensor]:
 
 def _shown(key: Any) -> str:
     return repr(key)[:80] if isinstance(key, str | int | float) else f"a {type(key).__name__}"
+
+
+def save_tensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a .safetensors file with the permissions of every new file. By itself safetensors lets its owner alone read it."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    mode = stat.S_IMODE(os.fstat(descriptor).st_mode)  # what the umask leaves
+    os.close(descriptor)
+    save_file(dict(state), path, metadata=None if metadata is None else dict(metadata))
+    path.chmod(mode)
 
 
 # --- Size -------------------------------------------------------------------------------------------------------------

@@ -41,12 +41,36 @@ def start_accelerator(**options: Any) -> Accelerator:
     (``students.kept_memory``), which makes steps on a CPU 1.1 to 1.9 times as fast.
     """
     refuse_too_many_processes()
+    refuse_settings_from_outside(options.get("mixed_precision"))
     keep_freed_memory()
     accelerator = Accelerator(**options)
     refuse_separate_processes(accelerator.num_processes)
     if accelerator.num_processes > 1:
         fork_when_threads_rest()
     return accelerator
+
+
+def refuse_settings_from_outside(mixed_precision: str | None) -> None:
+    """Refuses what Accelerate would do otherwise than this program says, or not at all.
+
+    Raises ValueError for a compiler (a compiled student has other names and other bits), and for fp16 on a CPU, where Accelerate
+    computes in float32 without a word. A launcher's mixed precision has no effect; a note says so.
+    """
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if backend.lower() not in ("", "no"):
+        raise ValueError(
+            f"a compiler was asked for (accelerate launch --dynamo_backend {backend.lower()}, its configuration, or "
+            "ACCELERATE_DYNAMO_BACKEND); compiled students are not supported: choose the backend no"
+        )
+    has_device = torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    if mixed_precision == "fp16" and not has_device:
+        raise ValueError("--mixed-precision fp16 needs a GPU; on a CPU choose bf16 or no")
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if launched not in ("", "no", mixed_precision) and int(os.environ.get("RANK", "0")) == 0:
+        print(
+            f"note: the launcher's mixed precision {launched} has no effect; this run computes with --mixed-precision {mixed_precision}",
+            file=sys.stderr,
+        )
 
 
 def refuse_separate_processes(together: int) -> None:

@@ -13,14 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator, MaxNLocator
 
 from audio_datasets.system.files import digest_of
+from kd.reports.plain_matplotlib import Axes, Figure, LogLocator, MaxNLocator, Rectangle, cycler, plain_style
 
 WIDTH_PIXELS = 900
 PIXELS_PER_INCH = 72  # Matplotlib's SVG files use one pixel per point
@@ -54,7 +50,7 @@ _SETTINGS = {
     "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=COLOURS),
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
@@ -250,7 +246,7 @@ def cost_and_quality(names: Sequence[str], macs: Sequence[float], values: Sequen
 
 
 def _styled():
-    return matplotlib.rc_context(_SETTINGS)
+    return plain_style(_SETTINGS)
 
 
 def _figure(height_pixels: float, width_pixels: float = WIDTH_PIXELS) -> Figure:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from audio_datasets.system.files import make_folder, read_json, write_json
@@ -24,6 +24,7 @@ from kd.training.learner import Learner
 from kd.training.transfer import freeze
 from students import create_student
 from students.frontend import LogMelConfig
+from students.weight_files import save_tensors
 from teacher_logits.processes import start_accelerator
 
 DUMP_FILE = "dump.json"
@@ -51,7 +52,7 @@ def write_dump(
     for name, tensors in (("batch", batch), ("student", student.state_dict()), ("objective", objective.state_dict())):
         if tensors:
             plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-            save_file(plain, folder / f"{name}.safetensors")
+            save_tensors(plain, folder / f"{name}.safetensors")
     config = _nearest_config(run)
     write_json(
         folder / DUMP_FILE,

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from audio_datasets.system.disk_space import require_space, told_as_os_error
@@ -26,6 +26,7 @@ from kd.run_folder.metrics_log import MetricsLog
 from kd.training.learner import Learner
 from kd.training.optimization import load_optimizer
 from kd.training.state import TrainState
+from students.weight_files import save_tensors
 from teacher_logits.processes import on_main_process
 
 DIGESTS = "digests.json"
@@ -57,12 +58,12 @@ def save_checkpoint(
     aside.mkdir()
     try:
         with told_as_os_error(aside):
-            save_file({key: value.contiguous() for key, value in student.items()}, aside / "student.safetensors")
+            save_tensors({key: value.contiguous() for key, value in student.items()}, aside / "student.safetensors")
             if ema is not None:
-                save_file({key: value.contiguous() for key, value in ema.items()}, aside / "ema.safetensors")
+                save_tensors({key: value.contiguous() for key, value in ema.items()}, aside / "ema.safetensors")
             if objective:
                 state_of_objective = {key: value.contiguous() for key, value in objective.items()}
-                save_file(state_of_objective, aside / "objective.safetensors")
+                save_tensors(state_of_objective, aside / "objective.safetensors")
             torch.save(optimizer, aside / "optimizer.pt")
             write_json(aside / "state.json", state)
             write_json(aside / DIGESTS, digests_of(aside))

@@ -9,12 +9,13 @@ from typing import Any
 
 from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from audio_datasets.system.files import written_aside
 from kd.evaluation.label_metrics import smaller_is_better
 from kd.run_folder.metrics_log import read_metrics
+from students.weight_files import save_tensors
 from students.weights import weights_fingerprint
 
 BEST_FILE = "best.safetensors"
@@ -52,7 +53,7 @@ class EarlyStopping:
         ):
             state = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
             with written_aside(self.path) as aside:
-                save_file(state, aside, metadata={"weights_fingerprint": weights_fingerprint(student)})
+                save_tensors(state, aside, metadata={"weights_fingerprint": weights_fingerprint(student)})
 
     def should_stop(self, log: Path) -> bool:
         """Whether the last ``patience`` validations brought no improvement."""

@@ -1,10 +1,12 @@
 """Files that are either complete or absent: written under a temporary name, flushed to disk, renamed into place."""
 
+import errno
 import hashlib
 import json
 import math
 import os
 import re
+import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +20,11 @@ from audio_datasets.system.paths.sizes import require_room_for_archive
 
 ASIDE = re.compile(r"\..+\.\d+\.tmp")
 """Temporary names of files that are being written: ".NAME.PROCESS.tmp"."""
+
+
+CANNOT_FLUSH = frozenset((errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS))
+"""Errors of a file system that does not know how to flush a folder."""
+_noted_unflushed = False
 
 
 @contextmanager
@@ -56,12 +63,30 @@ def make_folder(folder: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Flushes a folder's entries to disk, so that a rename inside it survives a power cut."""
+    """Flushes a folder's entries to disk, so that a rename inside it survives a power cut.
+
+    Some file systems cannot flush a folder. A note says so once, and what follows goes on.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in CANNOT_FLUSH:
+            raise
+        _note_unflushed(folder, error)
     finally:
         os.close(descriptor)
+
+
+def _note_unflushed(folder: Path, error: OSError) -> None:
+    global _noted_unflushed
+    if not _noted_unflushed:
+        _noted_unflushed = True
+        print(
+            f"note: the file system of {folder} cannot flush folders ({error.strerror}); after a power cut, the newest files may "
+            "be missing",
+            file=sys.stderr,
+        )
 
 
 def write_text(path: Path, text: str) -> None:
