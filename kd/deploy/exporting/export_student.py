@@ -35,6 +35,8 @@ from kd.deploy.graph.activations import quantize_activations
 from kd.deploy.graph.network import ExportedNetwork, Input, channels_of_weights
 from kd.deploy.graph.onnx_file import onnx_model, require_packages, set_metadata
 from kd.deploy.graph.stored_weights import Weights, store_weights
+from kd.deploy.web.onnxruntime_web import find_onnxruntime_web
+from kd.deploy.web.page import PAGE_FILE, WEB_FOLDER, write_page, write_web_folder
 from students.frontend import LogMel
 from students.weights import weights_fingerprint
 from teacher_logits.teachers.export_folder import (
@@ -75,6 +77,12 @@ class ExportConfig:
     """1 fixes the batch, which makes DyMN faster; free if left out."""
     clips: Path | None = None
     """Clip store or folder of audio on which the export is compared with PyTorch (the run's validation clips if left out)."""
+    web: bool = False
+    """Also write page.html: a page that opens from disk, tags dropped files and the microphone, and loads nothing."""
+    web_folder: bool = False
+    """Also write the same page as a folder for a static server, web/."""
+    onnxruntime_web: Path | None = None
+    """Folder or archive (from `npm pack onnxruntime-web`) with the page's runtime; fetched through npm if left out."""
     max_clips: int | None = None
     """Compare on at most so many clips (all if left out)."""
     allow_difference: bool = False
@@ -89,6 +97,12 @@ class ExportConfig:
             raise ValueError("--allow-difference is for fp16 and int8; a float32 export must agree with PyTorch")
         if self.calibration_clips is not None and self.activations == "fp32":
             raise ValueError("--calibration-clips would not be used without --activations int8; leave it out")
+        if self.onnxruntime_web is not None and not (self.web or self.web_folder):
+            raise ValueError("--onnxruntime-web would not be used without --web or --web-folder; leave it out")
+        if (self.web or self.web_folder) and self.input != "waveform":
+            raise ValueError(
+                "a page needs a model with its front end; leave out --input mel, or --web and --web-folder"
+            )
 
 
 def export_student(config: ExportConfig) -> Path:
@@ -100,6 +114,7 @@ def export_student(config: ExportConfig) -> Path:
     require_packages()
     check_output_folder(config, config.out, lambda name: True)
     _check_target(config)
+    runtime = find_onnxruntime_web(config.onnxruntime_web) if config.web or config.web_folder else None
     torch.set_flush_denormal(True)
     subject = read_subject(config.student, read_class_names(config.class_names) if config.class_names else None)
     clips = parity_clips(subject, config.clips).first(config.max_clips)
@@ -122,10 +137,20 @@ def export_student(config: ExportConfig) -> Path:
         parity = _final_parity(subject, config, path, clips, float_parity)
         report = _report(subject, config, path, parity, float_parity)
         write_pages(folder, subject, card, report)
-        files = {file.name: file_facts(file) for file in sorted(folder.iterdir())}
+        if config.web:
+            write_page(folder, card, subject.name, runtime)
+        if config.web_folder:
+            write_web_folder(folder, card, subject.name, runtime)
+        files = {file.name: file_facts(file) for file in sorted(folder.iterdir()) if file.is_file()}
         write_json(folder / EXPORT_FILE, card.to_json() | {"files": files})
         read_export(folder)
     print(_summary(config, report))
+    if config.web:
+        print(f"{config.out / PAGE_FILE}: {(config.out / PAGE_FILE).stat().st_size / 1e6:.2f} MB, opens from disk")
+    if config.web_folder:
+        print(
+            f"{config.out / WEB_FOLDER}: for a static server, as `python -m http.server -d {config.out / WEB_FOLDER}`"
+        )
     return config.out
 
 

@@ -1,7 +1,13 @@
-"""A run folder with a tiny student, and sounds of several rates, lengths and formats."""
+"""A run folder with a tiny student, sounds of several rates, lengths and formats, and a browser for exported pages."""
 
-from collections.abc import Callable
+import base64
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,3 +78,67 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_tagging_run(tmp_path: Path) -> Callable[..., Path]:
     """Writes a run folder of its own for a test: ``make_tagging_run("a", exclusive=True)``."""
     return lambda name, **options: write_tiny_run(tmp_path / name, **options)
+
+
+@pytest.fixture(scope="session")
+def onnxruntime_web() -> Path | None:
+    """Where pages get their runtime from: KD_ONNXRUNTIME_WEB, else None for npm. Skipped where there is neither."""
+    given = os.environ.get("KD_ONNXRUNTIME_WEB")
+    if given is None and shutil.which("npm") is None:
+        pytest.skip("no onnxruntime-web: npm is not installed, and KD_ONNXRUNTIME_WEB is not set")
+    return None if given is None else Path(given)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A headless browser of playwright's. Skipped where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pages are tested with playwright")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next((found for name in names if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip(f"pages are tested in Chromium, and none is installed ({', '.join(names)})")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def drop_on_page(chromium: Any, tmp_path: Path) -> Iterator[Callable[[Path, Sequence[Path]], tuple[list[dict], str]]]:
+    """Opens a page from disk at a phone's width and drops files on it: their scores as the page saves them, and what it says."""
+    from playwright.sync_api import expect
+
+    contexts = []
+
+    def drop(page_file: Path, files: Sequence[Path]) -> tuple[list[dict], str]:
+        context = chromium.new_context(viewport={"width": 390, "height": 844})
+        contexts.append(context)
+        page, addresses = context.new_page(), []
+        page.on("request", lambda request: addresses.append(request.url))
+        page.goto(page_file.resolve().as_uri())
+        status = page.locator("#status")
+        expect(status).to_have_text(re.compile("Ready|cannot"), timeout=120_000)
+        assert status.inner_text() == "Ready."
+        contents = [[file.name, base64.b64encode(file.read_bytes()).decode()] for file in files]
+        page.evaluate(_DROP, contents)
+        expect(status).to_have_text(re.compile("Done|cannot"), timeout=120_000)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, "the page is wider than a phone"
+        assert {address.partition(":")[0] for address in addresses} <= {"file", "blob", "data"}
+        with page.expect_download() as download:
+            page.click("#save")
+        download.value.save_as(tmp_path / "tags.jsonl")
+        return list(map(json.loads, (tmp_path / "tags.jsonl").read_text().splitlines())), status.inner_text()
+
+    yield drop
+    for context in contexts:
+        context.close()
+
+
+_DROP = """files => {
+  const data = new DataTransfer();
+  for (const [name, content] of files) {
+    data.items.add(new File([Uint8Array.from(atob(content), (c) => c.charCodeAt(0))], name));
+  }
+  const options = { dataTransfer: data, bubbles: true, cancelable: true };
+  document.getElementById("drop").dispatchEvent(new DragEvent("drop", options));
+}"""
