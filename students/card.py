@@ -8,18 +8,19 @@ import dataclasses
 import errno
 import json
 import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from students.catalog import create_student
 from students.frontend import LogMelConfig
 from students.interface import Student, StudentCard, StudentConfig
 from students.outside import check_allowed
-from students.weight_files import read_state_dict, require_room, save_tensors
+from students.weight_files import read_bytes, read_state_dict, require_room, save_tensors
 from students.weights import config_of, refuse_other_shapes, weights_fingerprint
 
 FORMAT = "kd-student"
@@ -64,18 +65,21 @@ def save_student(
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     """Replaces a file. A killed process leaves either the old file or the new one, never half of one."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Random, because process ids may be the same where containers share a folder.
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        try:
-            write(aside)
-        except SafetensorError as error:  # usually a full disk, for which safetensors does not raise an OSError
-            raise OSError(f"{path} cannot be written: {error}") from error
+        write(aside)
         with open(aside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
         _flush_folder(path.parent)
+    except OSError as error:  # whose file is the temporary one, or none
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def _flush_folder(folder: Path) -> None:
@@ -143,7 +147,7 @@ def _read_card_file(folder: str | Path) -> tuple[Path, dict[str, Any]]:
         raise ValueError(f"{path} is not a regular file")
     try:
         require_room(path, path.stat().st_size, "its content")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_bytes(path).decode("utf-8"))
     except RecursionError:
         raise ValueError(f"{path} is not valid JSON: it is nested too deeply") from None
     except (FileNotFoundError, NotADirectoryError):

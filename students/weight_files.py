@@ -7,7 +7,6 @@ of 0), a key that takes for ever to hash. Such files are refused before memory i
 import math
 import os
 import pickletools
-import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from students.interface import StateDict
@@ -31,6 +30,14 @@ BLOCK_BYTES = 512  # the unit of st_blocks
 MOST_NESTED = 100
 MOST_STEPS_OF_A_KEY = 10**6
 LEGACY_PICKLES = 5  # magic number, version, system, objects, keys of storages
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file. OSError that names it, also where the disk fails while it is read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def read_state_dict(path: str | Path) -> StateDict:
@@ -52,7 +59,7 @@ def read_state_dict(path: str | Path) -> StateDict:
 
 
 def _safetensors(path: Path) -> StateDict:
-    content = path.read_bytes()  # so that a failure below can only mean that the content is damaged
+    content = read_bytes(path)  # so that a failure below can only mean that the content is damaged
     try:
         return load(content)
     except KeyError as error:  # of torch's types by safetensors' names
@@ -88,12 +95,16 @@ def _shown(key: Any) -> str:
 
 
 def save_tensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a .safetensors file with the permissions of every new file. By itself safetensors lets its owner alone read it."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    mode = stat.S_IMODE(os.fstat(descriptor).st_mode)  # what the umask leaves
-    os.close(descriptor)
-    save_file(dict(state), path, metadata=None if metadata is None else dict(metadata))
-    path.chmod(mode)
+    """Writes a .safetensors file. OSError that names it, for a disk that is full or fails.
+
+    safetensors itself would write a temporary file of its own beside it, which a killed process leaves and which only its owner
+    may read.
+    """
+    content = save(dict(state), metadata=None if metadata is None else dict(metadata))
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 # --- Size -------------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from audio_datasets.stores.hdf5_arrays import encode_ids, find_ids, id_order
 from audio_datasets.stores.joined import AnyClips, open_clips
 from audio_datasets.stores.names import is_writable
 from audio_datasets.system.command import parse, progress, run_command
-from audio_datasets.system.files import parse_json
+from audio_datasets.system.files import errors_of, parse_json
 from audio_datasets.system.messages import brief, listed
 from audio_datasets.system.paths.inputs import read_regular, require_regular
 from audio_datasets.system.paths.outputs import Output, check_outputs, is_hdf5
@@ -111,6 +111,7 @@ def describe_teacher(config: ImportConfig, class_names: Sequence[str]) -> dict[s
     """The stored description of a teacher known only by its predictions. Its fingerprint is a hash of their bytes."""
     state = blake2b(digest_size=16)
     with (
+        errors_of(config.logits),
         open(config.logits, "rb") as file,
         progress(total=os.path.getsize(config.logits), desc="fingerprint", unit="B", unit_scale=True) as bar,
     ):

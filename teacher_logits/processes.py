@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list, parse_flag_from_env
 from torch import Tensor, nn
 
-from audio_datasets.system.command import USER_MISTAKE
+from audio_datasets.system.command import USER_MISTAKE, plain_message
 from audio_datasets.system.forks import fork_when_threads_rest
 from audio_datasets.system.locks import locked
 from audio_datasets.system.stop_signals import Stopped
@@ -120,7 +120,7 @@ def on_main_process(accelerator: Accelerator, function: Callable[[], Result]) ->
         try:
             outcome[0] = function()
         except (ValueError, OSError) as error:
-            outcome[1] = str(error)
+            outcome[1] = plain_message(error)
         except Stopped as stopped:
             outcome[2] = str(stopped)
     broadcast_object_list(outcome)

@@ -36,10 +36,11 @@ from audio_datasets.stores.clip_writer import concatenate
 from audio_datasets.stores.manifest import ManifestRow, manifest_path, write_manifest
 from audio_datasets.system.command import parse, progress, run_command
 from audio_datasets.system.disk_space import require_space
-from audio_datasets.system.files import flush_folder, read_json, remove_asides, written_aside
+from audio_datasets.system.files import flush_folder, read_json, remove_asides, remove_path, written_aside
 from audio_datasets.system.locks import locked
 from audio_datasets.system.messages import by_kind, listed
 from audio_datasets.system.stop_signals import Stopped, StopRequested
+from audio_datasets.system.workers.sharing import workers_that_fit
 from audio_datasets.tasks.catalog import get_task, read_listing
 from audio_datasets.tasks.label_space import LabelSpace
 from audio_datasets.tasks.listing import Listing, check_labels, describe, refuse_unusable
@@ -206,7 +207,7 @@ def _pack(config: PackConfig, show_progress: bool) -> PackResult:
         )
         for index, (start, stop) in enumerate(shard_bounds([size for size, _ in sizes], config.shard_clips))
     ]
-    pack_shards(tasks, config.workers or os.cpu_count() or 1, show_progress)
+    pack_shards(tasks, config.workers or workers_that_fit(min(len(tasks), os.cpu_count() or 1)), show_progress)
     return _merge(config, tasks, listing, source_digest, show_progress)
 
 
@@ -247,7 +248,7 @@ def _merge(
     write_manifest(manifest_path(config.out), rows)
     os.replace(merged, config.out)
     flush_folder(config.out.parent)
-    shutil.rmtree(work)
+    remove_path(work)
     return PackResult(config.out, len(rows), skipped, len(listing.missing), suspicious)
 
 

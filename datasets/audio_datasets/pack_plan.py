@@ -1,7 +1,6 @@
 """The plan of `kd pack`: the classes of each clip, the settings that must not change when a run is resumed, and the shards."""
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import soundfile
 from audio_datasets.stores.class_lists import check_class_names, read_class_names, read_label_map
 from audio_datasets.stores.manifest import manifest_path
 from audio_datasets.stores.waveform_rows import row_bytes
-from audio_datasets.system.files import digest_of, digest_of_pieces, read_json, remove_asides, write_json
+from audio_datasets.system.files import digest_of, digest_of_pieces, read_json, remove_asides, remove_path, write_json
 from audio_datasets.system.messages import listed
 from audio_datasets.system.paths.outputs import Output, check_outputs, is_hdf5
 from audio_datasets.tasks.label_space import LabelSpace
@@ -213,7 +212,7 @@ def open_work_folder(work: Path, plan: dict, restart: bool) -> None:
     plan_path = work / "plan.json"
     if work.exists() and (restart or not plan_path.exists()):
         # Without a plan nothing says what the shards are of: left by a run that was killed while it removed its folder.
-        shutil.rmtree(work)
+        remove_path(work)
     if plan_path.exists():
         found = read_json(plan_path)
         changed = sorted(name for name in plan.keys() | found.keys() if plan.get(name) != found.get(name))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from audio_datasets.audio import codec as audio_codec
-from audio_datasets.audio.bad_clips import one_line, suspicion
+from audio_datasets.audio.bad_clips import one_line, refuse_system_fault, suspicion
 from audio_datasets.audio.resampling import resample
 from audio_datasets.pack_plan import LabelledClip
 from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
@@ -24,7 +24,7 @@ from audio_datasets.system.disk_space import readable_bytes
 from audio_datasets.system.files import write_json
 from audio_datasets.system.paths.inputs import read_regular
 from audio_datasets.system.stop_signals import StopRequested, delayed_stop_signals, outlive_stop_signals
-from audio_datasets.system.workers.sharing import require_files
+from audio_datasets.system.workers.sharing import require_files, require_semaphores
 from audio_datasets.tasks.label_space import LabelSpace
 
 LARGEST_FILE_BYTES = 2**30  # files are read whole: hours of compressed audio, or 93 minutes of 16-bit stereo at 48 kHz
@@ -60,7 +60,8 @@ def pack_shards(tasks: Sequence[ShardTask], workers: int, show_progress: bool) -
             for task in missing:
                 bar.update(_pack_shard(task))
             return
-        require_files(workers)
+        require_semaphores(workers, "--workers 1")
+        require_files(workers, "--workers 1")
         # "spawn": torch's threads do not survive a fork.
         pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
         try:
@@ -101,6 +102,7 @@ def _pack_shard(task: ShardTask) -> int:
         try:
             audio, check = _stored_audio(clip.clip.audio, task.audio, task.sample_rate_hz, clip.clip.seconds)
         except (ValueError, OSError) as error:
+            refuse_system_fault(error, clip.path)
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             skipped.append([clip.clip.source, one_line(reason)])
             continue

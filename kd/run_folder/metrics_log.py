@@ -12,7 +12,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
-from audio_datasets.system.files import digest_of, finite_values, flush_folder
+from audio_datasets.system.files import digest_of, errors_of, finite_values, flush_folder
 from audio_datasets.system.messages import brief
 from audio_datasets.system.paths.inputs import open_regular
 from audio_datasets.system.paths.outputs import no_link
@@ -33,7 +33,7 @@ class MetricsLog:
             self.last_loss = values.get("loss", math.nan)
         if self.accelerator.is_main_process:
             record = {"kind": kind, "step": step, "epoch": epoch, **values, **(untracked or {})}
-            with open(self.path, "a", encoding="utf-8", opener=no_link) as file:
+            with errors_of(self.path), open(self.path, "a", encoding="utf-8", opener=no_link) as file:
                 file.write(json.dumps(finite_values(record), allow_nan=False) + "\n")
         self.track(kind, step, values)
 
@@ -48,7 +48,7 @@ class MetricsLog:
     def flush(self) -> None:
         """Makes the log survive a power cut. Called before the checkpoint that relies on it is written."""
         if self.accelerator.is_main_process and self.path.exists():
-            with open(self.path, "rb") as file:
+            with errors_of(self.path), open(self.path, "rb") as file:
                 os.fsync(file.fileno())
             flush_folder(self.path.parent)
 
@@ -74,7 +74,7 @@ class MetricsLog:
                 f"{self.path} was changed: it has {found} bytes, but had {size} when the checkpoint was written"
             )
         if found > size:
-            with open(self.path, "r+b", opener=no_link) as file:
+            with errors_of(self.path), open(self.path, "r+b", opener=no_link) as file:
                 file.truncate(size)
 
 

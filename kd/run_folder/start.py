@@ -5,14 +5,13 @@ at the end, "finished".
 """
 
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from audio_datasets.system.files import flush_folder, read_json, remove_asides, write_json
+from audio_datasets.system.files import flush_folder, read_json, remove_asides, remove_path, write_json
 from audio_datasets.system.paths.outputs import check_output_folder, refuse_links
 from kd.run_folder.config import differences
 from kd.training.checkpoint import checkpoints, remove_leftovers
@@ -247,14 +246,10 @@ def remove_results(folder: Path) -> None:
     """Removes everything that one run, or one part of it, has written."""
     given_up = folder / GIVEN_UP
     if given_up.exists():
-        shutil.rmtree(given_up)
+        remove_path(given_up)
     if (folder / "checkpoints").exists():
         (folder / "checkpoints").rename(given_up)
         flush_folder(folder)
-        shutil.rmtree(given_up)
+        remove_path(given_up)
     for name in RESULTS:
-        item = folder / name
-        if item.is_dir():
-            shutil.rmtree(item)
-        else:
-            item.unlink(missing_ok=True)
+        remove_path(folder / name)

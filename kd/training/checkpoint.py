@@ -19,8 +19,9 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 
+from audio_datasets.audio.bad_clips import refuse_system_fault
 from audio_datasets.system.disk_space import require_space, told_as_os_error
-from audio_datasets.system.files import flush_folder, make_folder, read_json, write_json
+from audio_datasets.system.files import errors_of, flush_folder, make_folder, read_json, remove_path, write_json
 from audio_datasets.system.messages import brief
 from kd.run_folder.metrics_log import MetricsLog
 from kd.training.learner import Learner
@@ -71,7 +72,7 @@ def save_checkpoint(
         shutil.rmtree(aside, ignore_errors=True)  # half a checkpoint would take the space that the next one needs
         raise
     for file in aside.iterdir():
-        with open(file, "rb") as handle:
+        with errors_of(file), open(file, "rb") as handle:
             os.fsync(handle.fileno())
     flush_folder(aside)
     final = folder / f"step-{step:08d}"
@@ -88,13 +89,13 @@ def discard(checkpoint: Path) -> None:
     """Removes a checkpoint. If the process is killed meanwhile, the remains do not look like a checkpoint."""
     leftover = checkpoint.with_name(f".{checkpoint.name}.old.tmp")
     os.rename(checkpoint, leftover)
-    shutil.rmtree(leftover)
+    remove_path(leftover)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Removes files that a killed process was writing or removing in ``folder``."""
     for leftover in folder.glob(".step-*.tmp"):
-        shutil.rmtree(leftover)
+        remove_path(leftover)
 
 
 def digests_of(checkpoint: Path) -> dict[str, str]:
@@ -102,7 +103,7 @@ def digests_of(checkpoint: Path) -> dict[str, str]:
     digests = {}
     for path in sorted(checkpoint.iterdir()):
         if path.name != DIGESTS:
-            with open(path, "rb") as file:
+            with errors_of(path), open(path, "rb") as file:
                 digests[path.name] = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
     return digests
 
@@ -128,6 +129,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except PermissionError:
         raise
     except Exception as error:  # safetensors and torch.load have no common error for a damaged file
+        refuse_system_fault(error, path)
         raise ValueError(
             f"checkpoint {path} is damaged ({type(error).__name__}: {error}); remove it to continue from the one before"
         ) from error

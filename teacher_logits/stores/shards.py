@@ -7,14 +7,21 @@ absent, and a killed run continues with the missing shards. All shards together 
 import io
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from audio_datasets.system.files import digest_of, flush_folder, read_json, remove_asides, write_json, written_aside
+from audio_datasets.system.files import (
+    digest_of,
+    flush_folder,
+    read_json,
+    remove_asides,
+    remove_path,
+    write_json,
+    written_aside,
+)
 
 PLAN_FILE = "plan.json"
 
@@ -135,7 +142,7 @@ class ShardFolder:
         """Removes the folder and all work in it."""
         if self.folder.exists():
             (self.folder / PLAN_FILE).unlink(missing_ok=True)
-            shutil.rmtree(self.folder)
+            remove_path(self.folder)
 
     def _found_plan(self) -> dict[str, Any] | None:
         path = self.folder / PLAN_FILE

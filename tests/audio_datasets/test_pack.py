@@ -1,5 +1,6 @@
 """`kd pack`: formats, labels, broken files, and runs that were killed."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -169,6 +170,27 @@ def test_missing_files_count_as_broken(tmp_path: Path) -> None:
     assert result.skipped == (("absent.wav", "No such file or directory"),)
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE])
+def test_a_clip_that_the_machine_cannot_read_is_not_skipped(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is wrong with it, so the same command goes on when the disk is back."""
+    source = write_source(tmp_path / "source", clips=4)
+    failing, read = source / "cat" / "001.wav", pack_shards.read_regular
+
+    def read_regular(path: Path) -> bytes:
+        if path == failing:
+            raise OSError(number, os.strerror(number))
+        return read(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pack_shards, "read_regular", read_regular)
+        with pytest.raises(OSError, match=f"{os.strerror(number)}: '{failing}'"):
+            run_pack(source, tmp_path / "clips.h5", shard_clips=1)
+    result = run_pack(source, tmp_path / "clips.h5", shard_clips=1)
+    assert (result.clips, result.skipped) == (4, ())
+
+
 def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "source" / "dog").mkdir(parents=True)
     (tmp_path / "source" / "dog" / "a.wav").write_bytes(b"x")
@@ -239,7 +261,7 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "step", ["_pack_shard", "ClipList", "concatenate", "write_manifest", "flush_folder", "shutil.rmtree"]
+    "step", ["_pack_shard", "ClipList", "concatenate", "write_manifest", "flush_folder", "remove_path"]
 )
 def test_a_run_stopped_at_any_step_goes_on_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str

@@ -127,7 +127,8 @@ def test_teaching(
     settings = ["--workers", "0", "--shard-clips", "4", "--batch-size", "4"]
     command = ["--clips", str(tiny_store), "--teacher", str(run_folder), *settings, "--out"]
     assert precompute.main([*command, str(tmp_path / "whole")]) == 0
-    with full(30_000):  # the shards are small; a store begins with room for its description
+    # The plan and the shards fit, the store does not; on a disk each file takes whole blocks.
+    with full(24_000 if folder.is_mount() else 7_000):
         assert full_or_too_large(fails_plainly(precompute.main, [*command, str(folder)], capsys))
         assert not (folder / "small.h5").exists()
         assert len(list(folder.glob("small.h5.partial/shard-*.npy"))) == 3

@@ -99,9 +99,17 @@ def test_packing_with_few_open_files(
     monkeypatch.setattr(sharing, "free_files", lambda: 20)
     command = [str(tmp_path / "sounds"), "--out", str(tmp_path / "c.h5"), "--workers", "2", "--shard-clips", "1"]
     assert pack(command) == 2
-    assert (
-        "2 worker processes need about 32 open files, but this process may open only 20 more" in capsys.readouterr().err
+    assert "2 worker processes need about 32 open files, but this process may open only 20 more" in (
+        message := capsys.readouterr().err
     )
+    assert message.rstrip().endswith("or use --workers 1")  # 0 means one for each core
+
+
+def test_as_many_workers_as_files_allow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    for free, workers in ((1000, 64), (60, 9), (10, 1)):
+        monkeypatch.setattr(sharing, "free_files", lambda free=free: free)
+        assert sharing.workers_that_fit(64) == workers
+        assert (f"note: {workers} worker processes in place of 64" in capsys.readouterr().err) == (workers < 64)
 
 
 class Batches(torch.utils.data.Dataset):

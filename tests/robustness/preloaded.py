@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,10 @@ class Preloaded:
         request["module"] = module
         return Run(self.ask("start", **request), self)
 
+    def import_modules(self, names: list[str]) -> None:
+        """Imports modules, as far as there are any of these names, so that what is forked later need not."""
+        self.ask("import", names=names)
+
     def ask(self, what: str, **values: object) -> int:
         self.process.stdin.write(json.dumps({"what": what, **values}) + "\n")
         self.process.stdin.flush()
@@ -88,7 +93,12 @@ def serve() -> int:
     print("ready", flush=True)
     while line := sys.stdin.readline():
         request = json.loads(line)
-        if request["what"] == "start":
+        if request["what"] == "import":
+            for name in request["names"]:
+                with suppress(Exception):  # some belong to a program that is not this one
+                    importlib.import_module(name)
+            answer: object = None
+        elif request["what"] == "start":
             main = importlib.import_module(request["module"]).main
             pid = os.fork()
             if pid == 0:
@@ -101,7 +111,7 @@ def serve() -> int:
                 for stream in (sys.stdout, sys.stderr):
                     stream.flush()
                 os._exit(code)  # taking the interpreter down touches, and so copies, all of the memory it shares
-            answer: object = pid
+            answer = pid
         elif request["what"] == "running":
             answer = not ended(request["pid"], os.WNOHANG)
         else:

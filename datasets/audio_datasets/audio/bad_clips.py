@@ -8,6 +8,7 @@ A clip is suspicious, not bad, if it is silent, clipped or very short, or if its
 ``kd pack`` reports it and keeps it.
 """
 
+import errno
 import os
 import re
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from audio_datasets.audio.codec import AUDIO_SUFFIXES, AudioCheck
-from audio_datasets.system.files import written_aside
+from audio_datasets.system.files import errors_of, written_aside
 from audio_datasets.system.messages import by_kind
 from audio_datasets.system.paths.inputs import read_regular
 from audio_datasets.system.paths.outputs import no_link
@@ -31,12 +32,28 @@ LINE_BREAKS = re.compile(r"[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
+SYSTEM_FAULTS = {
+    *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS),
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+}
+"""Errors that say nothing about the file that was to be read: disks, their networks, and what a process may have open."""
+
+
 class BadClipError(ValueError):
     """A clip that cannot be used. Its message names the clip and says why; ``reason`` says why alone."""
 
     def __init__(self, message: str, reason: str = "") -> None:  # from a worker process comes the message alone
         super().__init__(message)
         self.reason = reason or message
+
+
+def refuse_system_fault(error: Exception, path: str | os.PathLike) -> None:
+    """Raises an OSError that names the file if reading it failed because of the machine, in which case the clip is not bad.
+
+    Left out because of a network disk that was away, or too many open files, it would be missing from then on.
+    """
+    if isinstance(error, OSError) and error.errno in SYSTEM_FAULTS:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def suspicion(check: AudioCheck) -> str | None:
@@ -77,7 +94,8 @@ class ClipList:
         line = _line(name, reason).encode()
         descriptor = no_link(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
-            os.write(descriptor, line)
+            with errors_of(self.path):
+                os.write(descriptor, line)
         finally:
             os.close(descriptor)
 

@@ -6,6 +6,7 @@ wrong, and always to the end.
 Shapes: n samples asked for.
 """
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -25,8 +26,8 @@ from audio_datasets.system.paths.sizes import require_room
 
 # What an audio file may be. Beyond it a header is damaged: a wrong rate of 1 Hz, say, makes 32,000 samples of each.
 SLOWEST_HZ, FASTEST_HZ = 1_000, 1_000_000
-MALFORMED = 3
-"""libsndfile's error code for a damaged file of a format that it knows."""
+SYSTEM_ERROR, MALFORMED = 2, 3
+"""libsndfile's error codes for a file that the system does not let it read, and for a damaged file of a format that it knows."""
 
 SEEKABLE_FORMATS = {"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "AU", "CAF"}
 SEEKABLE_ENCODINGS = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
@@ -84,6 +85,8 @@ def _open_believed(data: bytes | Path, demuxer: str | None, findings: Findings) 
         return SoundfileReader(data, findings)
     except soundfile.LibsndfileError as error:
         reason = error.error_string
+        if error.code == SYSTEM_ERROR and isinstance(data, Path):
+            raise OSError(errno.EIO, "the system could not open or read it", str(data)) from error
         if demuxer not in (None, "flac") and error.code != MALFORMED:
             try:
                 return _open_with_ffmpeg(data, demuxer, findings)

@@ -16,7 +16,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ SEAL = b"kd-sealed-arrays"
 _DIGEST = b'], "digest": "'  # within a seal
 MOST_SEAL_BYTES = 2**16
 MOST_SEALED_BYTES = 2**26  # between two arrays: far more than HDF5 uses
-ROOM_FOR_DESCRIPTION = 2**18  # more than HDF5 writes besides the arrays: attributes of up to 64 KiB, headers
+PAGE_BYTES = 4096
 
 
 @contextmanager
@@ -54,11 +54,11 @@ def create_hdf5(path: Path) -> Iterator["ArrayFile"]:
 
 
 class ArrayFile:
-    """An HDF5 file in which HDF5 itself writes only the description of the arrays.
+    """An HDF5 file of which HDF5 itself makes only the description of the arrays, in memory.
 
-    The HDF5 library does not survive a full disk: it prints its internal state and may end the process. Therefore space for each
-    array is reserved before anything is written into it, and values are written through the operating system, which reports
-    errors properly.
+    The HDF5 library does not survive errors of a disk: it prints its internal state, fails again when it closes the file, and may
+    end the process. Therefore both the description and the arrays are written through the operating system, which reports
+    errors properly. Space for each array is reserved before anything is written into it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,20 +66,22 @@ class ArrayFile:
         self.attrs: dict[str, Any] = {}
         """Attributes of the file, written when it is closed."""
         self._places: list[tuple[int, int]] = []
-        path.write_bytes(bytes(ROOM_FOR_DESCRIPTION))  # on a full disk this fails here, not inside HDF5
-        with self._as_hdf5("w"):
+        self._description = _Description()
+        path.write_bytes(b"")
+        with self._changing("w"):
             pass
 
-    @contextmanager
-    def changing(self, more_bytes: int = 0) -> Iterator[h5py.File]:
-        """Opens the file with HDF5 to change its description, with space reserved for ``more_bytes`` of arrays."""
-        # HDF5 releases unused space at the end.
-        reserve(self.path, self.path.stat().st_size, more_bytes + ROOM_FOR_DESCRIPTION)
-        with self._as_hdf5("r+") as file:
-            yield file
+    def changing(self) -> AbstractContextManager[h5py.File]:
+        """Opens the file with HDF5 to change its description."""
+        return self._changing("r+")
 
-    def _as_hdf5(self, mode: str) -> h5py.File:
-        return h5py.File(self.path, mode, alignment_threshold=1, alignment_interval=ALIGNMENT_BYTES, locking=False)
+    @contextmanager
+    def _changing(self, mode: str) -> Iterator[h5py.File]:
+        with h5py.File(
+            self._description, mode, alignment_threshold=1, alignment_interval=ALIGNMENT_BYTES, locking=False
+        ) as file:
+            yield file
+        self._description.store(self.path)
 
     def create_dataset(
         self, name: str, data: np.ndarray | None = None, shape: tuple[int, ...] | None = None, dtype: Any = None
@@ -89,7 +91,7 @@ class ArrayFile:
             data = np.ascontiguousarray(data)
             shape, dtype = data.shape, data.dtype
         dtype = np.dtype(dtype)
-        with self.changing(math.prod(shape) * dtype.itemsize + ALIGNMENT_BYTES) as file:
+        with self.changing() as file:
             properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # its place in the file is fixed now
             properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
@@ -112,6 +114,64 @@ class ArrayFile:
         content = json.dumps({"arrays": self._places, "digest": _digest_besides(self.path, self._places)}).encode()
         with open(self.path, "ab") as file:
             file.write(SEAL + len(content).to_bytes(4, "little") + content)
+
+
+class _Description:
+    """What HDF5 takes for a file: keeps the description in memory, and leaves out the arrays, which HDF5 does not write."""
+
+    def __init__(self) -> None:
+        self._size = 0
+        self._position = 0
+        self._pages: dict[int, bytearray] = {}
+        """What HDF5 has written, for itself to read again; pages that it has not written hold zeros."""
+        self._writes: list[tuple[int, bytes]] = []
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int) -> bytes:
+        found = bytearray()
+        while len(found) < size:
+            page, start = divmod(self._position + len(found), PAGE_BYTES)
+            found += self._pages.get(page, bytes(PAGE_BYTES))[start : start + size - len(found)]
+        self._position += size
+        return bytes(found)
+
+    def write(self, content: bytes | memoryview) -> int:
+        data = bytes(content)
+        self._writes.append((self._position, data))
+        done = 0
+        while done < len(data):
+            page, start = divmod(self._position + done, PAGE_BYTES)
+            part = data[done : done + PAGE_BYTES - start]
+            self._pages.setdefault(page, bytearray(PAGE_BYTES))[start : start + len(part)] = part
+            done += len(part)
+        self._position += len(data)
+        self._size = max(self._size, self._position)
+        return len(data)
+
+    def truncate(self, size: int) -> int:
+        self._size = size
+        return size
+
+    def flush(self) -> None:
+        """Nothing to do: ``store`` writes the file."""
+
+    def store(self, path: Path) -> None:
+        """Writes what HDF5 has written since the last time, and reserves space for new arrays. OSError for a full disk."""
+        before = path.stat().st_size
+        if self._size > before:
+            reserve(path, before, self._size - before)
+        with open(path, "r+b") as file:
+            for offset, data in self._writes:
+                file.seek(offset)
+                file.write(data)
+            file.truncate(self._size)
+        self._writes.clear()
 
 
 @dataclass(frozen=True)

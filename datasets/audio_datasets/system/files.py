@@ -1,15 +1,18 @@
 """Files that are either complete or absent: written under a temporary name, flushed to disk, renamed into place."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import math
 import os
 import re
+import secrets
+import shutil
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,10 @@ import numpy as np
 from audio_datasets.system.paths.inputs import read_regular
 from audio_datasets.system.paths.sizes import require_room_for_archive
 
-ASIDE = re.compile(r"\..+\.\d+\.tmp")
-"""Temporary names of files that are being written: ".NAME.PROCESS.tmp"."""
+ASIDE = re.compile(r"\..+\.([0-9a-f]{12}|\d+)\.tmp")
+"""Temporary names of files that are being written: ".NAME.TOKEN.tmp", in versions before ".NAME.PROCESS.tmp"."""
+NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What ``flock`` raises on file systems that do not have it."""
 
 
 CANNOT_FLUSH = frozenset((errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS))
@@ -29,29 +34,114 @@ _noted_unflushed = False
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``; on success it is flushed to disk and renamed to ``path``.
+    """Yields an empty temporary file beside ``path``; on success it is flushed to disk and renamed to ``path``.
 
-    On an exception the temporary file is removed and ``path`` is left unchanged. The temporary name contains the process
-    id, so that two processes that write the same file do not write into each other's temporary file.
+    On an exception the temporary file is removed and ``path`` is left unchanged. What a killed process left of an earlier
+    attempt is removed first.
+
+    Raises OSError, which names ``path`` and not the temporary file.
     """
     make_folder(path.parent)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.unlink(missing_ok=True)  # a link of this name would be written through
-    try:
+    with errors_of(path), _aside(path, _create_file) as aside:
         yield aside
         with open(aside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
         flush_folder(path.parent)
+
+
+@contextmanager
+def folder_written_aside(path: Path) -> Iterator[Path]:
+    """The same for a folder. It replaces a folder ``path`` that is there."""
+    make_folder(path.parent)
+    with errors_of(path), _aside(path, _create_folder) as aside:
+        yield aside
+        remove_path(path)
+        os.replace(aside, path)
+        flush_folder(path.parent)
+
+
+@contextmanager
+def errors_of(path: Path) -> Iterator[None]:
+    """Lets errors name the file that was to be written, where they name none or a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        named = None if error.filename is None else os.path.basename(str(error.filename))
+        if error.errno is None or (named is not None and not ASIDE.fullmatch(named)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
+def _aside(path: Path, create: Callable[[Path], int]) -> Iterator[Path]:
+    """A new temporary file or folder beside ``path``, removed at the end if it is still there.
+
+    Its name is random: process ids are not unique where containers share a folder. It is locked (``flock``) as long as it is being
+    written, so that the next process that writes ``path`` can tell what a killed one has left.
+    """
+    _remove_abandoned(path)
+    while True:
+        aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+        descriptor = create(aside)
+        with suppress(OSError):  # without flock, nobody removes what others have left
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if aside.exists():
+            break
+        os.close(descriptor)  # taken for abandoned before it was locked
+    try:
+        yield aside
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # the next attempt removes it; what went wrong before says more
+            remove_path(aside)
+        with suppress(OSError):
+            os.close(descriptor)
+
+
+def _create_file(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)  # O_EXCL: never through a link of this name
+
+
+def _create_folder(path: Path) -> int:
+    path.mkdir()
+    return os.open(path, os.O_RDONLY)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Removes temporary files of ``path`` whose process has ended."""
+    start = f".{path.name}."
+    for name in os.listdir(path.parent):
+        if name.startswith(start) and (found := ASIDE.fullmatch(name)) and name == f"{start}{found[1]}.tmp":
+            with suppress(OSError):  # in use, removed by another process, or not ours to remove
+                _remove_if_unlocked(path.with_name(name))
+
+
+def _remove_if_unlocked(aside: Path) -> None:
+    """Raises OSError if another process has locked it, or the file system has no locks."""
+    descriptor = os.open(aside, os.O_NOFOLLOW | (os.O_RDONLY if aside.is_dir() else os.O_RDWR))
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        remove_path(aside)
+    finally:
+        os.close(descriptor)
+
+
+def remove_path(path: Path) -> None:
+    """Removes a file, or a folder with all that is in it, if it is there. OSError that names ``path``."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    try:
+        shutil.rmtree(path)
+    except OSError as error:  # which names a file without its folder
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def remove_asides(folder: Path) -> None:
     """Removes temporary files of killed processes. Only for a folder into which no other process is writing."""
     for file in folder.iterdir() if folder.is_dir() else ():
         if ASIDE.fullmatch(file.name):
-            file.unlink()
+            remove_path(file)
 
 
 def make_folder(folder: Path) -> None:
@@ -69,7 +159,8 @@ def flush_folder(folder: Path) -> None:
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with errors_of(folder):
+            os.fsync(descriptor)
     except OSError as error:
         if error.errno not in CANNOT_FLUSH:
             raise

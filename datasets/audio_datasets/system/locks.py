@@ -9,10 +9,10 @@ file's existence only for ENOSYS. The file of that fallback cannot store start t
 Owner, message, waiting, removal and a second fallback would remain here, which is most of this module.
 """
 
-import errno
 import fcntl
 import json
 import os
+import secrets
 import shlex
 import socket
 import sys
@@ -24,11 +24,10 @@ from datetime import datetime
 from functools import cache
 from pathlib import Path
 
-from audio_datasets.system.files import make_folder
+from audio_datasets.system.files import NO_FLOCK, errors_of, make_folder
 from audio_datasets.system.paths.outputs import no_link
 
 WAIT_SECONDS = 0.5
-NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 _held: set[int] = set()
 """Descriptors of the locks that this process holds."""
@@ -45,6 +44,8 @@ class Owner:
     since: str
     """When it acquired the lock, in local time."""
     command: str
+    container: str = ""
+    """The namespace of process ids: containers may have the same host name and processes of the same id."""
 
     @classmethod
     def this_process(cls) -> "Owner":
@@ -54,11 +55,12 @@ class Owner:
             process_start=process_start(os.getpid()),
             since=datetime.now().isoformat(sep=" ", timespec="seconds"),
             command=shlex.join(sys.argv),
+            container=process_namespace(),
         )
 
     def is_gone(self) -> bool:
-        """Whether the process has certainly ended; False for processes on other machines, about which nothing is known."""
-        if self.host != socket.gethostname():
+        """Whether the process has certainly ended; False on other machines and in other containers, of which nothing is known."""
+        if self.host != socket.gethostname() or self.container not in ("", process_namespace()):
             return False
         try:
             os.kill(self.pid, 0)
@@ -70,6 +72,14 @@ class Owner:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since} ({self.command})"
+
+
+def process_namespace() -> str:
+    """The namespace in which this process has its id, from Linux's /proc; empty on other systems."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
 
 
 def process_start(pid: int) -> str:
@@ -116,7 +126,8 @@ def locked(path: Path, what: str, while_busy: Callable[[], None] | None = None) 
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # still locked, so it is ours
+        with suppress(OSError):  # an empty lock hinders nobody, and what went wrong before says more
+            path.unlink(missing_ok=True)  # still locked, so it is ours
         _release(descriptor)
 
 
@@ -129,8 +140,9 @@ def _lock(path: Path, what: str) -> int:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(path, descriptor):
-                os.ftruncate(descriptor, 0)  # what an owner that was killed left
-                os.write(descriptor, _our_name())
+                with errors_of(path):
+                    os.ftruncate(descriptor, 0)  # what an owner that was killed left
+                    os.write(descriptor, _our_name())
                 return descriptor
             # The owner removed the file after we had opened it, so our lock protects nothing. Try again.
         except BlockingIOError:
@@ -146,7 +158,7 @@ def _lock(path: Path, what: str) -> int:
 
 def _create(path: Path, what: str) -> int:
     """The lock without flock: whoever creates the file owns it. It contains the owner from the start."""
-    aside = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(6)}")
     aside.write_bytes(_our_name())
     try:
         owner = _read_owner(path)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from audio_datasets.audio.bad_clips import refuse_system_fault
 from audio_datasets.audio.codec import AUDIO_SUFFIXES
 from audio_datasets.stores.names import as_on_disk, normal
 from audio_datasets.system.messages import by_kind, extension_of, listed
@@ -50,6 +51,7 @@ class FolderWalk:
             with os.scandir(self.root / folder) as scanned:
                 found = sorted(scanned, key=lambda entry: entry.name)
         except OSError as error:
+            refuse_system_fault(error, self.root / folder)
             self.unusable[folder or "."] = f"the folder cannot be opened: {error.strerror}"
             return [], []
         for entry in found:

@@ -18,7 +18,7 @@ from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.clip_writer import ClipRecord, concatenate, write_clip_store
 from audio_datasets.system.command import progress
 from audio_datasets.system.disk_space import require_space
-from audio_datasets.system.files import digest_of
+from audio_datasets.system.files import digest_of, remove_path
 from audio_datasets.system.locks import locked
 from audio_datasets.tasks.task import TaskClips, usable_durations
 
@@ -78,13 +78,13 @@ def fill_cache(
         ValueError: not enough disk space.
     """
     path = cache_path(clips, folder, sample_rate_hz)
-    if path.exists():
+    work = folder / f".{path.stem}.shards"
+    if path.exists() and not work.exists():
         return
     with locked(path.with_suffix(".lock"), f"the cache in {folder}", while_busy=before_clip):
-        if path.exists():  # another run has just filled it
-            return
-        work = folder / f".{path.stem}.shards"
         _remove_leftovers(path, work)
+        if path.exists():  # another run has just filled it, or was killed while it tidied up
+            return
         seconds = sum(usable_durations(clips, on_bad_clip, before_clip))
         size = int(seconds * sample_rate_hz) * BYTES_PER_SAMPLE
         require_space(folder, 2 * size, "filling the cache (shards, then the store; half of it stays)")
@@ -93,7 +93,7 @@ def fill_cache(
             shards = list(_write_shards(clips, work, sample_rate_hz, on_bad_clip, before_clip))
             concatenate(shards, path, report=lambda clips: before_clip())
         finally:
-            shutil.rmtree(work)
+            remove_path(work)
 
 
 def cache_path(clips: TaskClips, folder: Path, sample_rate_hz: int) -> Path:

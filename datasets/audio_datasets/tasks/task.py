@@ -14,7 +14,7 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 
 from audio_datasets.audio import codec as audio_codec
-from audio_datasets.audio.bad_clips import BadClipError, OnBadClip
+from audio_datasets.audio.bad_clips import BadClipError, OnBadClip, refuse_system_fault
 from audio_datasets.stores.class_lists import check_class_names
 from audio_datasets.system.command import progress
 from audio_datasets.system.files import digest_of
@@ -228,6 +228,7 @@ class TaskClips:
             try:
                 info = audio_codec.audio_info(clip.audio)
             except (ValueError, OSError) as error:
+                refuse_system_fault(error, clip.path)
                 raise BadClipError(f"clip {clip.clip_id!r} ({clip.path}): {error}", str(error)) from error
             self._durations[row] = info.duration_seconds
             if info.oddities:
@@ -247,6 +248,7 @@ class TaskClips:
                 return audio_codec.decode(clip.audio, sample_rate_hz, start_seconds)
             return self._open_clip.part(row, lambda: clip.audio, sample_rate_hz, start_seconds, seconds)
         except (ValueError, OSError) as error:
+            refuse_system_fault(error, clip.path)
             raise BadClipError(f"clip {clip.clip_id!r} ({clip.path}): {error}", str(error)) from error
 
 

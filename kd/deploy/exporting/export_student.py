@@ -1,11 +1,7 @@
 """``kd export``: a student as a folder with a model file, its description and the proof that it agrees with PyTorch."""
 
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +12,7 @@ import tyro
 
 from audio_datasets.audio.bad_clips import BadClipError
 from audio_datasets.stores.class_lists import read_class_names
-from audio_datasets.system.files import flush_folder, make_folder, write_json
+from audio_datasets.system.files import folder_written_aside, write_json
 from audio_datasets.system.messages import brief, listed
 from audio_datasets.system.paths.outputs import check_output_folder
 from kd.deploy.exporting.clips import ClipSet, clips_at, parity_clips, synthetic_clips, training_clips
@@ -126,7 +122,7 @@ def export_student(config: ExportConfig) -> Path:
     model = onnx_model(network, _example(subject, config), fixed_length=subject.student.clip_seconds is not None)
     card = _card(subject, config)
     set_metadata(model, card.metadata())
-    with _folder_aside(config.out) as folder:
+    with folder_written_aside(config.out) as folder:
         path = folder / MODEL_FILE
         float_parity = _float_parity(subject, model, path, clips)
         if config.activations == "int8":
@@ -203,23 +199,6 @@ def without_local_paths(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_local_paths(inner) for inner in value]
     return _ABSOLUTE_PATH.sub(r"\1", value) if isinstance(value, str) else value
-
-
-@contextmanager
-def _folder_aside(out: Path) -> Iterator[Path]:
-    """A new folder beside ``out`` that takes its place in the end; after an error ``out`` is as it was."""
-    make_folder(out.parent)
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    try:
-        yield aside
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(aside, out)
-        flush_folder(out.parent)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _float_parity(subject: Subject, model: Any, path: Path, clips: ClipSet) -> Parity:

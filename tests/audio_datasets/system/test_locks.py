@@ -93,10 +93,11 @@ def test_without_flock_a_stale_lock_is_known_by_its_process(tmp_path: Path) -> N
         path.write_text(json.dumps(asdict(owner)))
         with locked(path, "it"):
             assert json.loads(path.read_text())["process_start"] == us.process_start
-    path.write_text(json.dumps(asdict(replace(us, host="elsewhere", pid=ended.pid))))
-    with pytest.raises(ValueError, match="on elsewhere"), locked(path, "it"):
-        pass
-    assert path.exists()
+    for elsewhere in (replace(us, host="elsewhere"), replace(us, container="pid:[1]", command="kd elsewhere")):
+        path.write_text(json.dumps(asdict(replace(elsewhere, pid=ended.pid))))
+        with pytest.raises(ValueError, match="elsewhere"), locked(path, "it"):
+            pass
+        assert path.exists()
 
 
 def test_an_owner_is_gone_when_its_process_is(tmp_path: Path) -> None:

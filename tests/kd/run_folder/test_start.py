@@ -96,7 +96,7 @@ def test_a_run_half_given_up_is_a_run_at_its_start(tmp_path: Path, monkeypatch: 
         def killed(path: Path) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr("kd.run_folder.start.shutil.rmtree", killed)
+        patch.setattr("kd.run_folder.start.remove_path", killed)
         with pytest.raises(KeyboardInterrupt):
             enter(tmp_path, description(seed=4), restart=True)
     assert not (tmp_path / "checkpoints").exists()

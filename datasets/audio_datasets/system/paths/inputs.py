@@ -63,7 +63,10 @@ def read_regular(path: Path) -> bytes:
     """The content of a regular file. Raises the same errors as ``open_regular``, and ValueError for one that is sparse and huge."""
     with open_regular(path) as file:
         require_room(path, os.fstat(file.fileno()).st_size, "its content")
-        return file.read()
+        try:
+            return file.read()
+        except OSError as error:  # of a disk that fails, which does not name the file
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def require_regular(path: Path) -> None:

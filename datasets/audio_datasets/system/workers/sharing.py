@@ -49,14 +49,30 @@ def free_files() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0] - (len(os.listdir(listing)) if listing else 16)
 
 
-def require_files(workers: int, files_of_a_worker: int = FILES_OF_A_WORKER) -> None:
+def workers_that_fit(most: int) -> int:
+    """As many workers as this process may have with the files that it may open, at least 1 and at most ``most``.
+
+    If fewer, a note says so.
+    """
+    fitting = max(1, min(most, (free_files() - FILES_BESIDE) // FILES_OF_A_WORKER))
+    if fitting < most:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        print(
+            f"note: {fitting} worker processes in place of {most}, because this process may open only {limit} files "
+            "(ulimit -n 1024; docker run --ulimit nofile=1024)",
+            file=sys.stderr,
+        )
+    return fitting
+
+
+def require_files(workers: int, alternative: str = "--workers 0") -> None:
     """Raises ValueError, with both numbers, if this process may not open as many files as its workers need."""
-    needed, free = FILES_BESIDE + workers * files_of_a_worker, free_files()
+    needed, free = FILES_BESIDE + workers * FILES_OF_A_WORKER, free_files()
     if free < needed:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         raise ValueError(
             f"{workers} worker processes need about {needed} open files, but this process may open only {max(0, free)} more "
-            f"(limit: {limit}); raise the limit (ulimit -n 1024; docker run --ulimit nofile=1024), or use --workers 0"
+            f"(limit: {limit}); raise the limit (ulimit -n 1024; docker run --ulimit nofile=1024), or use {alternative}"
         )
 
 
@@ -129,7 +145,7 @@ def shared_memory() -> tuple[float, float]:
     return room.free, room.total
 
 
-def require_semaphores(workers: int) -> None:
+def require_semaphores(workers: int, alternative: str = "--workers 0") -> None:
     """Raises ValueError if shared memory is full, or cannot be written, so that worker processes cannot even be started."""
     free = shared_memory()[0]
     if free < SEMAPHORES + workers * SEMAPHORES_OF_A_WORKER or (
@@ -137,7 +153,7 @@ def require_semaphores(workers: int) -> None:
     ):
         raise ValueError(
             f"worker processes need some shared memory, but {SHARED_MEMORY} is full or cannot be written "
-            f"({readable_bytes(free)} free); give the container more (docker run --shm-size 8g), or use --workers 0"
+            f"({readable_bytes(free)} free); give the container more (docker run --shm-size 8g), or use {alternative}"
         )
 
 
