@@ -1,5 +1,6 @@
 """The shards of `kd pack`: small clip stores that worker processes write under a temporary name and then rename."""
 
+import errno
 import os
 import signal
 import threading
@@ -10,26 +11,23 @@ from dataclasses import asdict, dataclass
 from multiprocessing import active_children, connection, get_context, parent_process
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from audio_datasets.audio import codec as audio_codec
 from audio_datasets.audio.bad_clips import one_line, refuse_system_fault, suspicion
-from audio_datasets.audio.resampling import resample
+from audio_datasets.audio.spool import Spool
+from audio_datasets.pack_audio import stored_audio
 from audio_datasets.pack_plan import LabelledClip
 from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from audio_datasets.stores.manifest import ManifestRow
 from audio_datasets.system.command import progress
-from audio_datasets.system.disk_space import readable_bytes
 from audio_datasets.system.files import write_json
-from audio_datasets.system.paths.inputs import read_regular
 from audio_datasets.system.stop_signals import StopRequested, delayed_stop_signals, outlive_stop_signals
 from audio_datasets.system.workers.sharing import require_files, require_semaphores
 from audio_datasets.tasks.label_space import LabelSpace
 
-LARGEST_FILE_BYTES = 2**30  # files are read whole: hours of compressed audio, or 93 minutes of 16-bit stereo at 48 kHz
-# Encoders pad a clip to whole frames, and tools cut at key frames: this much is no sign of another clip.
-LONGER_SECONDS = 2.0
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors of writing what waits for a shard, which say nothing about the clip."""
 
 
 @dataclass(frozen=True)
@@ -98,55 +96,34 @@ def _end_with_parent() -> None:
 def _pack_shard(task: ShardTask) -> int:
     """Writes one shard and its report; returns the number of its clips, skipped ones included."""
     records, rows, skipped, suspicious = [], [], [], []
-    for clip in task.clips:
-        try:
-            audio, check = _stored_audio(clip.clip.audio, task.audio, task.sample_rate_hz, clip.clip.seconds)
-        except (ValueError, OSError) as error:
-            refuse_system_fault(error, clip.path)
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            skipped.append([clip.clip.source, one_line(reason)])
-            continue
-        if odd := suspicion(check):
-            suspicious.append([clip.clip.source, odd])
-        records.append(ClipRecord(clip.clip.clip_id, audio, clip.class_names, clip.clip.known))
-        rows.append(_manifest_row(clip, check.info))
-    write_json(task.report_path, {"rows": [asdict(row) for row in rows], "skipped": skipped, "suspicious": suspicious})
-    kind = "pcm16" if task.audio == "pcm16" else "encoded"
-    write_clip_store(
-        task.path,
-        records,
-        task.class_names,
-        audio_kind=kind,
-        sample_rate_hz=task.sample_rate_hz,
-        label_space=task.label_space,
-    )
+    folder = task.path.parent
+    with Spool(folder) as spool:
+        for clip in task.clips:
+            about = (task.audio, task.sample_rate_hz, clip.clip.seconds, spool, folder)
+            try:
+                audio, check = stored_audio(clip.clip.audio, *about)
+            except (ValueError, OSError) as error:
+                if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
+                    raise OSError(error.errno, error.strerror, str(task.path)) from error
+                refuse_system_fault(error, clip.path)
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+                skipped.append([clip.clip.source, one_line(reason)])
+                continue
+            if odd := suspicion(check):
+                suspicious.append([clip.clip.source, odd])
+            records.append(ClipRecord(clip.clip.clip_id, audio, clip.class_names, clip.clip.known))
+            rows.append(_manifest_row(clip, check.info))
+        report = {"rows": [asdict(row) for row in rows], "skipped": skipped, "suspicious": suspicious}
+        write_json(task.report_path, report)
+        write_clip_store(
+            task.path,
+            records,
+            task.class_names,
+            audio_kind="pcm16" if task.audio == "pcm16" else "encoded",
+            sample_rate_hz=task.sample_rate_hz,
+            label_space=task.label_space,
+        )
     return len(task.clips)
-
-
-def _stored_audio(
-    source: Path | bytes, kind: str, sample_rate_hz: int, listed_seconds: float | None
-) -> tuple[bytes | np.ndarray, audio_codec.AudioCheck]:
-    """One clip's audio as it will be stored, and what the file was. The whole file is decoded, also if it is kept.
-
-    Raises ValueError or OSError for a file that is broken, empty, too large, not there, or much longer than its source says.
-    """
-    size = source.stat().st_size if isinstance(source, Path) else len(source)
-    if size > LARGEST_FILE_BYTES:
-        raise ValueError(f"{readable_bytes(size)}: a clip may have {readable_bytes(LARGEST_FILE_BYTES)}; cut it first")
-    data = read_regular(source) if isinstance(source, Path) else source
-    if kind == "keep":
-        check = audio_codec.check_audio(data)
-    else:
-        waveform, check = audio_codec.decode_and_check(data)
-    seconds = check.info.duration_seconds
-    if listed_seconds is not None and seconds > listed_seconds + LONGER_SECONDS:
-        raise ValueError(f"{seconds:.1f} s long, listed as {listed_seconds:.1f} s: it was not cut to its segment")
-    if kind == "keep":
-        return data, check
-    waveform = resample(waveform, check.info.sample_rate_hz, sample_rate_hz)
-    if kind == "pcm16":
-        return audio_codec.to_pcm16(waveform), check
-    return audio_codec.encode(waveform, sample_rate_hz, kind), check
 
 
 def _manifest_row(clip: LabelledClip, info: audio_codec.AudioInfo) -> ManifestRow:

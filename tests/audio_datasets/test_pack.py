@@ -14,7 +14,7 @@ import soundfile
 
 import audio_datasets
 from audio_datasets import pack as packing
-from audio_datasets import pack_shards
+from audio_datasets import pack_audio, pack_shards
 from audio_datasets.audio.codec import decode, to_pcm16
 from audio_datasets.pack import PackConfig, PackResult, main, pack
 from audio_datasets.stores import clip_writer
@@ -176,7 +176,7 @@ def test_a_clip_that_the_machine_cannot_read_is_not_skipped(
 ) -> None:
     """Nothing is wrong with it, so the same command goes on when the disk is back."""
     source = write_source(tmp_path / "source", clips=4)
-    failing, read = source / "cat" / "001.wav", pack_shards.read_regular
+    failing, read = source / "cat" / "001.wav", pack_audio.read_regular
 
     def read_regular(path: Path) -> bytes:
         if path == failing:
@@ -184,7 +184,7 @@ def test_a_clip_that_the_machine_cannot_read_is_not_skipped(
         return read(path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(pack_shards, "read_regular", read_regular)
+        patched.setattr(pack_audio, "read_regular", read_regular)
         with pytest.raises(OSError, match=f"{os.strerror(number)}: '{failing}'"):
             run_pack(source, tmp_path / "clips.h5", shard_clips=1)
     result = run_pack(source, tmp_path / "clips.h5", shard_clips=1)
@@ -347,8 +347,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, workers: int, sh
 @pytest.mark.parametrize(
     ("number", "step", "call", "shards"),
     [
-        (signal.SIGTERM, "_stored_audio", 8, 2),  # inside the third shard
-        (signal.SIGUSR1, "audio_digest", 4, 1),  # while the second one is written
+        (signal.SIGTERM, "stored_audio", 8, 2),  # inside the third shard
+        (signal.SIGUSR1, "_digest", 4, 1),  # while the second one is written
         (signal.SIGTERM, "_write_arrays", 5, 4),  # while the four shards are merged
     ],
 )
@@ -364,7 +364,7 @@ def test_a_signal_ends_packing_and_the_same_command_goes_on(
     source, work = write_source(tmp_path / "source"), tmp_path / "clips.h5.partial"
     run_pack(source, tmp_path / "whole.h5", shard_clips=3)
     arguments = [str(source), "--out", str(tmp_path / "clips.h5"), "--workers", "1", "--shard-clips", "3"]
-    module = pack_shards if step == "_stored_audio" else clip_writer
+    module = pack_shards if step == "stored_audio" else clip_writer
     original, calls = getattr(module, step), []
 
     def signalled(*values, **settings):

@@ -112,7 +112,8 @@ class Place:
         path = folder / name
         shutil.rmtree(path, ignore_errors=True)
         shutil.rmtree(f"{path}.partial", ignore_errors=True)
-        path.unlink(missing_ok=True)
+        for beside in folder.glob(f"{path.stem}*"):  # manifest and lists
+            beside.unlink()
         return path
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -198,31 +199,24 @@ class AudioCheck:
     """Share of the samples that lie at full scale or beyond."""
 
 
-def check_audio(data: bytes | Path) -> AudioCheck:
+def check_audio(data: bytes | Path, hear: Callable[[np.ndarray, int], None] | None = None) -> AudioCheck:
     """Decodes a clip of any length, in memory that does not grow with it.
+
+    ``hear`` is called with each block of samples, float32 (any,), and the clip's rate in Hz.
 
     Raises ValueError and OSError as ``decode`` does, but for the clip's length.
     """
     with closing(open_audio(data)) as reader:
-        return _check(reader, mono_blocks(reader, 0, None))
+        blocks = mono_blocks(reader, 0, None)
+        return _check(reader, blocks if hear is None else _heard(blocks, reader.sample_rate_hz, hear))
 
 
-def decode_and_check(data: bytes | Path) -> tuple[np.ndarray, AudioCheck]:
-    """``decode`` at the clip's own rate together with ``check_audio``, in one pass."""
-    blocks: list[np.ndarray] = []
-
-    def kept(source: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        samples = 0
-        for block in source:
-            samples += len(block)
-            if samples > MOST_SAMPLES:
-                raise ValueError(_too_long(samples, reader.sample_rate_hz))
-            blocks.append(block)
-            yield block
-
-    with closing(open_audio(data)) as reader:
-        check = _check(reader, kept(mono_blocks(reader, 0, None)))
-    return np.concatenate(blocks), check
+def _heard(
+    blocks: Iterable[np.ndarray], sample_rate_hz: int, hear: Callable[[np.ndarray, int], None]
+) -> Iterator[np.ndarray]:
+    for block in blocks:
+        hear(block, sample_rate_hz)
+        yield block
 
 
 def _check(reader: AudioReader, blocks: Iterable[np.ndarray]) -> AudioCheck:
@@ -296,16 +290,21 @@ def encode(waveform: np.ndarray, sample_rate_hz: int, audio_format: str) -> byte
 
     Equal input gives equal bytes. Raises ValueError for another format, or a rate that the format does not have.
     """
-    if audio_format not in ENCODED_FORMATS:
-        raise ValueError(f"audio_format must be one of {sorted(ENCODED_FORMATS)}; found {audio_format!r}")
-    container, subtype = ENCODED_FORMATS[audio_format]
     content = waveform if audio_format == "mp3" else to_pcm16(waveform)
-    settings = {"samplerate": sample_rate_hz, "format": container, "subtype": subtype, "channels": 1, "closefd": False}
     with memory_file() as target:
         try:
-            with soundfile.SoundFile(target.fileno(), "w", **settings) as file:
+            with encoder(target, sample_rate_hz, audio_format) as file:
                 file.write(content)
         except soundfile.SoundFileError as error:
             raise ValueError(f"cannot encode {audio_format} at {sample_rate_hz} Hz: {error}") from error
         target.seek(0)
         return target.readall()
+
+
+def encoder(target: BinaryIO, sample_rate_hz: int, audio_format: str) -> soundfile.SoundFile:
+    """A file open for writing a ``wav``, ``flac`` or ``mp3`` at once or in pieces. ValueError for another format."""
+    if audio_format not in ENCODED_FORMATS:
+        raise ValueError(f"audio_format must be one of {sorted(ENCODED_FORMATS)}; found {audio_format!r}")
+    container, subtype = ENCODED_FORMATS[audio_format]
+    settings = {"samplerate": sample_rate_hz, "format": container, "subtype": subtype, "channels": 1, "closefd": False}
+    return soundfile.SoundFile(target.fileno(), "w", **settings)

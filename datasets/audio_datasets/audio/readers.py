@@ -35,6 +35,10 @@ SEEKABLE_ENCODINGS = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT",
 and Vorbis overlap others that were never decoded; GSM and the telephone ADPCMs cannot seek at all."""
 
 
+READ_IN_PLACES = {"wav", "flac", "aiff", "au", "caf", None}
+"""FFmpeg's names of formats of which only the header and the part asked for are looked at. Others are gone through, holes and all."""
+
+
 class AudioReader(Protocol):
     """An open audio file."""
 
@@ -57,16 +61,18 @@ def open_audio(data: bytes | Path) -> AudioReader:
     """Opens an encoded clip, given by its bytes or as a file.
 
     Raises:
-        ValueError: audio that is empty, in no known format, or of an absurd sample rate; a sparse file.
+        ValueError: audio that is empty, in no known format, or of an absurd sample rate; a sparse file that would have to be gone through.
         OSError: a file that cannot be opened.
     """
     if isinstance(data, Path):
         require_regular(data)
-        require_room(data, data.stat().st_size, "its audio")
     if not (len(data) if isinstance(data, bytes) else data.stat().st_size):
         raise ValueError("audio is empty: 0 bytes")
     with _content_of(data) as content:
-        findings, demuxer = examine(content), demuxer_of(content)
+        demuxer = demuxer_of(content)
+        if isinstance(data, Path) and demuxer not in READ_IN_PLACES:
+            require_room(data, len(content), "its audio")
+        findings = examine(content)
     if findings.believed:
         reader = _open_believed(data, demuxer, findings)
     else:

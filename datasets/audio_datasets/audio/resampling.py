@@ -127,11 +127,11 @@ class StreamResampler:
 
     BLOCK_SECONDS = 0.1
 
-    def __init__(self, from_hz: int, to_hz: int) -> None:
+    def __init__(self, from_hz: int, to_hz: int, block_seconds: float = BLOCK_SECONDS) -> None:
         self.from_hz, self.to_hz = from_hz, to_hz
         self._old, self._new = _reduced(from_hz, to_hz)
         margin_periods = -(-_filter_width(self._old, self._new) // self._old) + 1
-        block_periods = max(1, round(self.BLOCK_SECONDS * from_hz / self._old))
+        block_periods = max(1, round(block_seconds * from_hz / self._old))
         self._margin, self._margin_out = margin_periods * self._old, margin_periods * self._new
         self._block, self._block_out = block_periods * self._old, block_periods * self._new
         self._pieces = [np.zeros(self._margin, np.float32)]  # silence before the start, as the filter has it

@@ -3,6 +3,7 @@
 Shapes: n clips, C classes.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from audio_datasets.audio.spool import FilePart
 from audio_datasets.stores.class_lists import check_class_names
 from audio_datasets.stores.clip_contents import (
     AUDIO_KINDS,
@@ -20,7 +22,6 @@ from audio_datasets.stores.clip_contents import (
     LABEL_GROUPS,
     MASKED_VERSION,
     NativeContents,
-    audio_digest,
     digest_of_index,
     label_groups_attribute,
 )
@@ -28,10 +29,11 @@ from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.hdf5_arrays import (
     ArrayFile,
     ArrayWriter,
+    FileRows,
     create_hdf5,
+    dataset_of,
     encode_ids,
     id_order,
-    map_array,
     open_hdf5,
 )
 from audio_datasets.system.files import written_aside
@@ -48,8 +50,8 @@ class ClipRecord:
     """One clip to write: its id, its audio and the names of its classes."""
 
     clip_id: str
-    audio: bytes | np.ndarray
-    """An encoded file's bytes (audio kind ``encoded``), or int16 (samples,) (``pcm16``)."""
+    audio: bytes | np.ndarray | FilePart
+    """An encoded file's bytes (audio kind ``encoded``), or int16 (samples,) (``pcm16``); or where these lie on the disk."""
     labels: tuple[str, ...] = ()
     known: tuple[str, ...] | None = None
     """The classes for which it is known whether the clip has them; None for all."""
@@ -85,16 +87,20 @@ def write_clip_store(
         if (targets & ~known).any():
             row = int((targets & ~known).any(axis=1).argmax())
             raise ValueError(f"clip {clips[row].clip_id!r} has labels that are not among its known ones")
-    blocks: list[np.ndarray] = []
+    blocks: list[np.ndarray | FilePart] = []
     for clip in clips:
+        if isinstance(clip.audio, FilePart):
+            blocks.append(clip.audio)
+            continue
         if isinstance(clip.audio, bytes) != (audio_kind == "encoded"):
             raise ValueError(f"clip {clip.clip_id!r}: {audio_kind} audio expected; found {type(clip.audio).__name__}")
         block = np.frombuffer(clip.audio, dtype) if isinstance(clip.audio, bytes) else np.asarray(clip.audio)
         if block.ndim != 1 or block.dtype != dtype:
             raise ValueError(f"clip {clip.clip_id!r}: {dtype} (samples,) expected; found {block.dtype} {block.shape}")
         blocks.append(block)
-    lengths = np.array([len(block) for block in blocks], dtype=np.int64)
-    digests = [audio_digest(block) for block in blocks]
+    sizes = [block.size if isinstance(block, FilePart) else block.nbytes for block in blocks]
+    lengths = np.array(sizes, dtype=np.int64) // dtype.itemsize
+    digests = [_digest(_pieces_of(block, dtype)) for block in blocks]
     with written_aside(Path(path)) as aside, create_hdf5(aside) as file:
         _write_attributes(file, space, audio_kind, sample_rate_hz, attributes or {})
         audio = _write_arrays(
@@ -107,7 +113,8 @@ def write_clip_store(
             audio_dtype=dtype,
         )
         start = 0
-        for block in _merged(blocks, BYTES_AT_ONCE):
+        pieces = (piece for block in blocks for piece in _pieces_of(block, dtype))
+        for block in _merged(pieces, BYTES_AT_ONCE):
             audio[start : start + len(block)] = block
             start += len(block)
 
@@ -126,7 +133,19 @@ def _matrix(clips: Sequence[ClipRecord], names_of_clips: Sequence[Sequence[str]]
     return matrix
 
 
-def _merged(blocks: Sequence[np.ndarray], bytes_at_once: int) -> Iterator[np.ndarray]:
+def _pieces_of(block: np.ndarray | FilePart, dtype: np.dtype) -> Iterable[np.ndarray]:
+    return block.pieces(dtype) if isinstance(block, FilePart) else [block]
+
+
+def _digest(pieces: Iterable[np.ndarray]) -> np.ndarray:
+    """``audio_digest`` of a clip whose audio comes in pieces."""
+    state = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for piece in pieces:
+        state.update(piece)
+    return np.frombuffer(state.digest(), np.uint8)
+
+
+def _merged(blocks: Iterable[np.ndarray], bytes_at_once: int) -> Iterator[np.ndarray]:
     """The same data in fewer, longer arrays, because each write has an overhead."""
     group: list[np.ndarray] = []
     size = 0
@@ -192,11 +211,11 @@ def concatenate(
         start = 0
         for part in stores:
             with open_hdf5(Path(part)) as shard:
-                block = map_array(shard, "audio")
+                block = FileRows(Path(part), dataset_of(shard, "audio"))
                 clips = len(shard["clip_id"])
-            step = BYTES_AT_ONCE // block.itemsize
+            step = BYTES_AT_ONCE // block.dtype.itemsize
             for position in range(0, len(block), step):
-                piece = block[position : position + step]
+                piece = block.read_run(position, min(step, len(block) - position))
                 audio[start : start + len(piece)] = piece
                 start += len(piece)
             report(clips)

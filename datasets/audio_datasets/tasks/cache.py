@@ -14,6 +14,7 @@ import numpy as np
 
 from audio_datasets.audio import codec as audio_codec
 from audio_datasets.audio.bad_clips import BadClipError, OnBadClip
+from audio_datasets.audio.spool import FilePart, Spool
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.clip_writer import ClipRecord, concatenate, write_clip_store
 from audio_datasets.system.command import progress
@@ -25,8 +26,27 @@ from audio_datasets.tasks.task import TaskClips, usable_durations
 BYTES_PER_SAMPLE = 2
 DECODING = "2"
 """Counts up when clips are decoded otherwise: caches from before are not used again."""
+WHOLE_SAMPLES = 2**24
+"""Longer clips (9 minutes at 32 kHz) are decoded in parts of ``PART_SECONDS``."""
+PART_SECONDS = 60
 SHARD_BYTES = 64 * 2**20
 """Samples that are held in memory before they are written."""
+
+
+def _samples(clips: TaskClips, row: int, sample_rate_hz: int, spool: Spool) -> np.ndarray | FilePart:
+    """A clip's samples, int16 (samples,). Those of a long one are decoded in parts and wait on the disk."""
+    if clips.duration_seconds(row) * sample_rate_hz <= WHOLE_SAMPLES:
+        return spool.keep(audio_codec.to_pcm16(clips.waveform(row, sample_rate_hz)))
+    return spool.keep_pieces(map(audio_codec.to_pcm16, _parts(clips, row, sample_rate_hz)))
+
+
+def _parts(clips: TaskClips, row: int, sample_rate_hz: int) -> Iterator[np.ndarray]:
+    start = 0
+    while len(part := clips.waveform(row, sample_rate_hz, start, PART_SECONDS)):
+        yield part
+        if len(part) < PART_SECONDS * sample_rate_hz:
+            return
+        start += PART_SECONDS
 
 
 class CachedClips(TaskClips):
@@ -118,6 +138,7 @@ def _write_shards(
     """Clip stores of about ``SHARD_BYTES`` with all clips that can be used, one after the other; at least one store."""
     records: list[ClipRecord] = []
     number, size = 0, 0
+    spool = Spool(work)
 
     def write() -> Path:
         path = work / f"{number}.h5"
@@ -134,16 +155,18 @@ def _write_shards(
     for row in progress(range(len(clips)), desc="decode", unit="clip", leave=False):
         before_clip()
         try:
-            samples = audio_codec.to_pcm16(clips.waveform(row, sample_rate_hz))
+            samples = _samples(clips, row, sample_rate_hz, spool)
         except BadClipError:
             if on_bad_clip == "refuse":
                 raise
             continue
         clip = clips.clips[row]
         records.append(ClipRecord(clip.clip_id, samples, clip.labels, clip.known))
-        size += samples.nbytes
+        size += samples.size if isinstance(samples, FilePart) else samples.nbytes
         if size >= SHARD_BYTES:
             yield write()
+            spool.close()
             records, number, size = [], number + 1, 0
     if records or number == 0:
         yield write()
+    spool.close()
