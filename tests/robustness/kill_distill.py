@@ -132,8 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seconds = time.monotonic() - started
         expected = digests(whole)
         print(f"uninterrupted: {seconds:.0f} s")
-        print("| kill | how | after s | last file written |")
-        print("|---|---|---|---|")
+        print("| kill | how | after s | exit code | last file written |")
+        print("|---|---|---|---|---|")
         failures = done = runs = 0
         while done < config.kills:
             out = scene.folder / f"killed-{runs}"
@@ -148,8 +148,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 except subprocess.TimeoutExpired:
                     kill(run, what)
                     done, left = done + 1, left - 1
-                    failures += run.returncode not in (-signal.SIGKILL, -signal.SIGTERM, STOPPED)
-                    print(f"| {done} | {what} | {moment:.1f} | {step_of(out)} |", flush=True)
+                    # A signal may come when all is done, and SIGTERM is then too late to stop anything.
+                    allowed = (-signal.SIGKILL, STOPPED, *((0,) if (out / "results.json").is_file() else ()))
+                    failures += run.returncode not in allowed
+                    print(f"| {done} | {what} | {moment:.1f} | {run.returncode} | {step_of(out)} |", flush=True)
                 else:
                     failures += code != 0
                     break
@@ -159,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             told = (
                 f"exit code {code}" if code else f"differs: {', '.join(different)}" if different else "all files equal"
             )
-            print(f"| | run {runs} to its end | | {told} |", flush=True)
+            print(f"| | run {runs} to its end | | {code} | {told} |", flush=True)
             if code:
                 print(scene.output.read_text(errors="replace")[-5000:], flush=True)
     print(f"{done} kills in {runs} runs, {failures} failures")
