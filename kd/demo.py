@@ -30,23 +30,23 @@ class DemoConfig:
 
     out: Path = Path("demo")
     """Folder to write everything into; a demo that was stopped continues here."""
-    scenes: int = 1500
+    scenes: int = 2000
     """Labelled scenes to train the teacher on."""
-    recordings: int = 1000
+    recordings: int = 1200
     """Recordings to train the students on, nearly all without labels."""
     test_recordings: int = 320
     """Labelled recordings to test on."""
     labels_per_class: int = 1
     """Labels for each of the 16 kinds of sound."""
-    clip_seconds: float = 2.0
+    clip_seconds: float = 1.0
     """Length of a scene or recording."""
     teacher: str = "mn02"
     """Network to train as the teacher."""
     student: str = "mn01"
     """Student to distil into."""
-    teacher_epochs: int = 20
+    teacher_epochs: int = 16
     """Epochs of the teacher."""
-    steps: int = 700
+    steps: int = 1000
     """Training steps of each student."""
     seed: int = 0
     """Seed of the sounds, of the choice of labels and of all training."""
@@ -61,7 +61,9 @@ def demo(config: DemoConfig) -> dict:
     print(
         f"1. A teacher is trained on labelled scenes of {len(CLASS_NAMES)} kinds of sound, as others are on AudioSet."
     )
-    scenes = SynthConfig(seed=config.seed, clip_seconds=config.clip_seconds, label_dropout=0.1)
+    scenes = SynthConfig(
+        seed=config.seed, clip_seconds=config.clip_seconds, max_events=2, min_snr_db=0.0, label_dropout=0.1
+    )
     manifest = written(out / "scenes", scenes, {"train": config.scenes})
     run(
         *("pack", manifest, "--out", out / "scenes.h5", "--audio", "pcm16", "--class-names"),
