@@ -55,6 +55,11 @@ class WithUnlabelled:
         return digest_of(self.clips.fingerprint, *sorted(source.fingerprint for source in self.sources))
 
     @property
+    def content_fingerprint(self) -> str:
+        """The same of what the parts' audio holds."""
+        return digest_of(self.clips.content_fingerprint, *sorted(part.content_fingerprint for part in self.sources))
+
+    @property
     def further_rows(self) -> np.ndarray:
         """The rows of the sources, int64."""
         return np.arange(len(self.clips), len(self))

@@ -30,6 +30,7 @@ class Clips(Protocol):
     label_space: LabelSpace
     is_masked: bool
     fingerprint: str
+    content_fingerprint: str
 
     @property
     def path(self) -> object: ...

@@ -104,6 +104,11 @@ class Objective(nn.Module):
     def forward(self, student: CallStudent, batch: Batch) -> dict[str, Tensor]:
         raise NotImplementedError
 
+    @property
+    def teacher_fingerprint(self) -> str | None:
+        """Digest of the weights of a teacher that this objective has loaded itself; None without one."""
+        return None
+
     def start_from(self, student: nn.Module) -> None:
         """Told the student once, before training and before a checkpoint is loaded. Most objectives need only ``forward``."""
 

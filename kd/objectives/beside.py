@@ -19,7 +19,7 @@ from kd.objectives.distillation import DistillationObjective, distillation_targe
 from students import load_student
 from students.frontend import LogMel, LogMelConfig
 from students.interface import StudentOutput
-from students.weights import named_student_from_weights
+from students.weights import named_student_from_weights, weights_fingerprint
 from teacher_logits.stores.links import LinkKind, TeacherLink, link_of_classes
 from teacher_logits.teachers.network import link_of_card
 
@@ -52,6 +52,7 @@ class TeacherBeside:
             )
         if own.sample_rate_hz != frontend.sample_rate_hz:
             raise ValueError(f"{spec} hears {own.sample_rate_hz} Hz, the student {frontend.sample_rate_hz} Hz")
+        self.fingerprint = weights_fingerprint(self.network)
         self.network.eval().requires_grad_(False)
         self.log_mel = LogMel(own)
 
@@ -106,6 +107,10 @@ class OnlineObjective(DistillationObjective):
                 "link=softmax to --objective-options"
             )
 
+    @property
+    def teacher_fingerprint(self) -> str:
+        return self.teacher.fingerprint
+
     def forward(self, student: CallStudent, batch: Batch) -> dict[str, Tensor]:
         refuse_stored_logits(batch, "online")
         said = self.teacher.hear(self, batch).logits
@@ -146,6 +151,10 @@ class EmbeddingObjective(DistillationObjective):
         self.options = EmbeddingOptions(**settings.options)
         self.teacher = TeacherBeside(self.options.teacher, settings.frontend)
         self.projection = nn.Linear(settings.embedding_dim, self.teacher.network.embedding_dim)
+
+    @property
+    def teacher_fingerprint(self) -> str:
+        return self.teacher.fingerprint
 
     def forward(self, student: CallStudent, batch: Batch) -> dict[str, Tensor]:
         outputs: list[StudentOutput] = []

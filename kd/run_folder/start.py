@@ -14,11 +14,11 @@ from typing import Any, Literal
 from audio_datasets.system.files import flush_folder, read_json, remove_asides, remove_path, write_json
 from audio_datasets.system.paths.outputs import check_output_folder, refuse_links
 from kd.run_folder.config import differences
+from kd.run_folder.seen_files import SEEN_FILES
 from kd.training.checkpoint import checkpoints, remove_leftovers
+from teacher_logits.computed_with import COMPUTED_WITH, note_on_bits
 
 CONFIG_FILE = "config.json"
-COMPUTED_WITH = "computed_with"
-"""Entry of ``config.json``: what the last bits of the result depend on besides configuration and data."""
 LOCK_FILE = "run.lock"
 SKIPPED_CLIPS_FILE = "skipped_clips.txt"
 SUSPICIOUS_CLIPS_FILE = "suspicious_clips.txt"
@@ -32,7 +32,7 @@ RESULTS = (
     *("result.json", "results.json", "metrics.jsonl", "student.json", "student.safetensors", "best.safetensors"),
     "trained_on.json",
     *("predictions.npz", "validation_predictions.npz", "report.html", "report.md"),
-    *(SKIPPED_CLIPS_FILE, SUSPICIOUS_CLIPS_FILE, "trackers", "non_finite", CONFIG_FILE),
+    *(SKIPPED_CLIPS_FILE, SUSPICIOUS_CLIPS_FILE, SEEN_FILES, "trackers", "non_finite", CONFIG_FILE),
 )
 """The files that ``restart`` removes after the checkpoints, in this order. Other files in the folder are kept."""
 
@@ -125,7 +125,7 @@ def enter_run_folder(
         new["accepted_changes"] = accepted
     if finished:
         return EnteredRun(folder, "finished", new, tuple(notes))
-    notes += _note_on_division(old, new) + _note_on_bits(old, new)
+    notes += _note_on_division(old, new) + note_on_bits(old.get(COMPUTED_WITH), new.get(COMPUTED_WITH, {}))
     write_json(path, new)
     return EnteredRun(folder, "unfinished", new, tuple(notes))
 
@@ -154,19 +154,6 @@ def _note_on_division(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
     return [
         f"a step is now {division(new)}, before it was {division(old)}: the same clips with the same augmentation, but sums are "
         "taken in another order, and batch norm sees other parts of a step unless --sync-batch-norm is given"
-    ]
-
-
-def _note_on_bits(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """A message, once, if the run continues with other threads, vector instructions or versions; nothing for runs without a record."""
-    before, now = old.get(COMPUTED_WITH), new.get(COMPUTED_WITH)
-    if not isinstance(before, Mapping) or not isinstance(now, Mapping):
-        return []
-    changed = [f"{name} {before.get(name)} → {value}" for name, value in now.items() if before.get(name) != value]
-    if not changed:
-        return []
-    return [
-        f"the run continues with {', '.join(changed)}: its last bits will differ from those of an uninterrupted run"
     ]
 
 

@@ -1,6 +1,6 @@
 """Builds a run from its configuration and data, and trains it. Both stages use this."""
 
-import platform
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,6 +18,7 @@ from audio_datasets.system.files import digest_of, make_folder
 from audio_datasets.system.stop_signals import Stopped, StopSignals
 from audio_datasets.system.workers.loading import create_loader
 from audio_datasets.tasks.label_space import LabelSpace
+from audio_datasets.tasks.task import TaskClips
 from kd.data.examples import TrainingExamples
 from kd.data.replacements import Replacements
 from kd.data.sampling import EpochBatches, are_labelled
@@ -27,7 +28,8 @@ from kd.objectives.catalog import create_objective
 from kd.objectives.label_losses import balanced_class_weights, loss_space
 from kd.run_folder.config import as_json
 from kd.run_folder.metrics_log import MetricsLog
-from kd.run_folder.start import COMPUTED_WITH, EnteredRun, enter_run_folder
+from kd.run_folder.seen_files import remember_contents
+from kd.run_folder.start import EnteredRun, enter_run_folder
 from kd.stages.stage_config import StageConfig
 from kd.stages.teachers import link_for, link_of_space, told_link
 from kd.training.batch_norm.reestimation import BatchNormStatistics, too_few_steps, trained_batch_norms
@@ -36,11 +38,16 @@ from kd.training.learner import Learner
 from kd.training.loop import Hooks, Run, fit, stop_message
 from kd.training.optimization import create_optimizer
 from kd.training.state import TrainState
-from kd.training.transfer import Freeze, freeze, layer_groups
+from kd.training.transfer import Freeze, Start, freeze, layer_groups
 from students.frontend import LogMel
 from students.interface import Student
+from students.weights import weights_fingerprint
+from teacher_logits.computed_with import COMPUTED_WITH, what_bits_depend_on
 from teacher_logits.processes import any_process, on_main_process
 from teacher_logits.stores.ensemble import LogitEnsemble
+
+NEW_INPUTS = ("labels", "validation_labels", "validation_audio", "audio", "impulse_responses", "start", "own_teacher")
+"""Entries of "inputs" that the first versions did not record."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +66,29 @@ class TrainingData:
         teachers = self.teachers.describe() if self.teachers is not None else []
         return {
             "clips": self.clips.fingerprint,
+            "audio": self.clips.content_fingerprint,
+            "impulse_responses": digest_of(*(response.tobytes() for response in self.impulse_responses)),
             "rows": digest_of(self.rows.tobytes()),
             "teachers": [
                 {"logits": teacher["fingerprint"], "weight": teacher["weight"], **told_link(self.teachers)}
                 for teacher in teachers
             ],
         }
+
+
+def start_fingerprint(start: Start, student: Student) -> str | None:
+    """Digest of the trained weights that a student starts from, with its options; None for a student from scratch.
+
+    ``student`` is the one that was made of ``start``: what was read counts, whatever the file holds by now.
+    """
+    if start.weights is None:
+        return None
+    return digest_of(json.dumps([start.name, as_json(start.options)], sort_keys=True), weights_fingerprint(student))
+
+
+def known_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The fingerprints that runs of older versions did not record, for which what is found now is taken."""
+    return {"inputs": {name: inputs[name] for name in NEW_INPUTS if name in inputs}}
 
 
 @dataclass(frozen=True)
@@ -82,6 +106,11 @@ class BuiltRun:
     state: TrainState
     statistics: BatchNormStatistics
     """Recomputes the statistics of the student's batch norms from training clips."""
+
+    @property
+    def own_teacher(self) -> str | None:
+        """Fingerprint of a teacher that the objective has loaded itself; None without one."""
+        return self.state.trained(self.accelerator).objective.teacher_fingerprint
 
     def tagger(self, student: nn.Module) -> Callable[[Tensor], Tensor]:
         """waveform (B, S) -> logits (B, C), of the student in evaluation mode."""
@@ -225,7 +254,7 @@ def enter(
     inputs: dict[str, Any],
     defaults: StageConfig,
     changes_nothing: Sequence[str],
-    more_defaults: dict[str, Any] | None = None,
+    files: Sequence[TaskClips] = (),
     **more: Any,
 ) -> EnteredRun:
     """Enters the run folder on the main process, which must hold its lock, and prints its notes for the user.
@@ -234,7 +263,7 @@ def enter(
         inputs: fingerprints of the data.
         defaults: the stage's default configuration, for runs that an older version started.
         changes_nothing: settings that do not affect the result.
-        more_defaults: further values for runs that do not have them yet.
+        files: the sources whose contents were taken down, to be remembered in the folder.
         more: additional arguments of ``enter_run_folder``.
 
     Raises:
@@ -244,7 +273,7 @@ def enter(
         **as_json(config),
         "processes": accelerator.num_processes,
         "inputs": inputs,
-        COMPUTED_WITH: what_bits_depend_on(accelerator),
+        COMPUTED_WITH: what_bits_depend_on(accelerator.device),
     }
     folder = on_main_process(
         accelerator,
@@ -254,10 +283,12 @@ def enter(
             changes_nothing=(*changes_nothing, COMPUTED_WITH),
             accept_changes=config.accept_changes,
             restart=config.restart,
-            defaults={**as_json(defaults), **(more_defaults or {})},
+            defaults={**as_json(defaults), **known_inputs(inputs)},
             **more,
         ),
     )
+    if accelerator.is_main_process and folder.state != "finished":
+        remember_contents(files, config.out)
     for note in folder.notes:
         accelerator.print(note)
     if folder.state == "finished":
@@ -328,17 +359,6 @@ def describe_batch(clips: Clips) -> Callable[[dict[str, Tensor]], str]:
 
 
 # -- Provenance --------------------------------------------------------------------------------------------------------
-
-
-def what_bits_depend_on(accelerator: Accelerator) -> dict[str, str]:
-    """What the last bits of a result depend on besides configuration and data: sums are taken in another order with another of them."""
-    on_cpu = accelerator.device.type == "cpu"
-    return {
-        "device": platform.machine() if on_cpu else torch.cuda.get_device_name(accelerator.device),
-        "threads": str(torch.get_num_threads()) if on_cpu else "",
-        "vector instructions": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-    }
 
 
 def package_versions() -> dict[str, str]:

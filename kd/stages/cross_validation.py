@@ -20,7 +20,7 @@ from kd.run_folder.config import as_json
 from kd.run_folder.predictions import PREDICTIONS_FILE
 from kd.run_folder.results import PROBE_FOLDER, RESULT_FILE, RESULTS_FILE, Headline, Results, RunResult, read_result
 from kd.run_folder.start import EnteredRun
-from kd.stages.build_run import TrainingData, package_versions
+from kd.stages.build_run import TrainingData, build_objective, package_versions, start_fingerprint
 from kd.stages.finetuning_setup import FinetuneSetup
 from kd.stages.fold import train_fold
 from kd.stages.fold_results import fold_metrics, save_probe, write_fold_predictions
@@ -46,9 +46,14 @@ class CrossValidation:
 
         ``every_part`` are the partitions of all folds, including those that this command does not run.
         """
-        data = TrainingData(
-            self.setup.training_clips, every_part[0].train, self.setup.label_space, self.setup.teachers
-        ).fingerprints()
+        setup, seeds = self.setup, self.setup.config.seeds
+        parts = (setup.training_clips, every_part[0].train, setup.label_space, setup.teachers, setup.impulse_responses)
+        training = TrainingData(*parts)
+        data, student = training.fingerprints(), setup.starting_student(seeds[0])
+        if setup.config.has_teacher_beside:
+            objective = build_objective(setup.config, training, student.embedding_dim, seeds[0])
+            setup.own_teacher = objective.teacher_fingerprint
+        starts = [start_fingerprint(setup.start, setup.starting_student(seed)) for seed in seeds]
         rows = [
             rows.tobytes()
             for part in every_part
@@ -56,10 +61,11 @@ class CrossValidation:
         ]
         batches = [self.setup.batches(self.setup.listed_rows(part), self.setup.config.seeds[0]) for part in every_part]
         return {
-            "clips": data["clips"],
+            **{name: data[name] for name in ("clips", "audio", "impulse_responses", "teachers")},
+            "start": starts[0] if None in starts else digest_of(*starts),
+            "own_teacher": setup.own_teacher,
             "partitions": digest_of(*rows),
             "clips_per_step": [one.batch_size * one.batches_per_step for one in batches],
-            "teachers": data["teachers"],
             "rounded_to_16_bits": self.setup.config.cache is not None,
         }
 
@@ -286,8 +292,10 @@ class CrossValidation:
 
     def _audio(self, clip_id: str) -> bytes | None:
         """The content of a clip's file, for the players in the report; None if the file no longer exists."""
-        path = self.setup.clips.clips[self.setup.clips.rows([clip_id])[0]].path
-        return path.read_bytes() if path.is_file() else None
+        from kd.reports.sounds import read_limited  # here, as kd.report is
+
+        clip = self.setup.clips.clips[self.setup.clips.rows([clip_id])[0]]
+        return (read_limited(clip.path) if clip.row is None else clip.audio) if clip.path.exists() else None
 
 
 def metrics_in_words(result: RunResult) -> str:

@@ -15,6 +15,7 @@ from kd.data.splits import partitions
 from kd.data.unlabelled import open_sources, with_unlabelled
 from kd.recipes.finetuning import unpublished_settings
 from kd.run_folder.config import parse_options
+from kd.run_folder.seen_files import take_down_contents
 from kd.run_folder.start import LOCK_FILE, SUSPICIOUS_CLIPS_FILE, check_run_folder
 from kd.stages.build_run import enter
 from kd.stages.cross_validation import CrossValidation
@@ -52,27 +53,27 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
     task = get_task(config.task)
     how = {"allow_outside": config.allow_outside, "on_bad_clip": config.on_bad_clip}
     clips, notes = read_task(task, config.data, config.missing_audio, **how)
+    unlabelled = open_sources(config.unlabelled, clips.class_names)
+    files = take_down_contents(accelerator, (clips, *unlabelled), config.out)
     chooses_window = config.clip_seconds is None and task.clip_seconds is None
     config = decided_by_data(config, task, clips)
     parts, told = partitions(clips, folds=config.fold, test_share=config.test_share, valid_share=config.valid_share)
     every_part, _ = partitions(clips, test_share=config.test_share, valid_share=config.valid_share)
-    unlabelled = open_sources(config.unlabelled, clips.class_names)
     with_unlabelled(clips, unlabelled, accelerator.print)  # raises an error for sources that do not fit
     setup = FinetuneSetup(
         config, task, clips, read_start(config), open_teachers(config), accelerator, StopSignals(), unlabelled
     )
     runs = CrossValidation(setup, parts)
-    loss = config.loss.loss or "cross-entropy or bce, by group"
     notes = (*notes, *notes_on_lengths(config, clips, chooses_window), *unpublished_settings(config, task))
-    for note in (*notes, told, f"{len(clips)} clips, {config.clip_seconds:g} s each, loss {loss}"):
+    for note in (*notes, told, f"{len(clips)} clips, {config.clip_seconds:g} s each, loss {loss_in_words(config)}"):
         accelerator.print(note)
     if not config.is_pretrained:
         accelerator.print(f"{config.student} starts from scratch; to start from a trained student: --init or --weights")
     runs.check()
     with setup.signals, locked_by_main_process(accelerator, config.out / LOCK_FILE, str(config.out)):
-        defaults = FinetuneConfig(task="", data=Path())
-        asked = {"asks_for": ASKS_FOR, "results": runs.results()}
-        folder = enter(accelerator, config, runs.fingerprints(every_part), defaults, CHANGES_NOTHING, **asked)
+        inputs, defaults = runs.fingerprints(every_part), FinetuneConfig(task="", data=Path())
+        asked = {"asks_for": ASKS_FOR, "results": runs.results(), "files": files}
+        folder = enter(accelerator, config, inputs, defaults, CHANGES_NOTHING, **asked)
         if folder.state == "finished":
             return config.out
         list_suspicious(setup)
@@ -87,6 +88,10 @@ def finetune(config: FinetuneConfig, command: str = "") -> Path:
             folder.finish()
         accelerator.end_training()
     return config.out
+
+
+def loss_in_words(config: FinetuneConfig) -> str:
+    return config.loss.loss or "cross-entropy or bce, by group"
 
 
 def notes_on_lengths(config: FinetuneConfig, clips: TaskClips, chooses_window: bool) -> list[str]:

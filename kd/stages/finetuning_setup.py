@@ -49,6 +49,8 @@ class FinetuneSetup:
         self.window = Window(config.frontend.sample_rate_hz, config.clip_seconds, config.short_clips)
         self.impulse_responses = config.impulse_responses()
         self._students: dict[int, Student] = {}
+        self.own_teacher: str | None = None
+        """Fingerprint of the teacher that the objective loads itself, which each fold does anew."""
 
     def starting_student(self, seed: int) -> Student:
         """The initial student, the same for every fold."""

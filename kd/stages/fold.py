@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from audio_datasets.system.paths.contents import changed
 from kd.data.splits import Partition
 from kd.evaluation.predict import ClipEvaluator, drop_skipped
 from kd.run_folder.config import as_json
@@ -50,6 +51,8 @@ def train_fold(
         frozen=config.freeze,
         layer_decay=config.layer_decay,
     )
+    if built.own_teacher != setup.own_teacher:
+        raise ValueError(changed("the objective's teacher", config.options_of_objective.get("teacher")))
     stopping = EarlyStopping(config.early_stopping, config.patience, folder, accelerator)
     valid = setup.evaluator(part.valid, "validate") if len(part.valid) else None
     progress = train(

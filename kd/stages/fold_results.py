@@ -38,6 +38,7 @@ def write_fold_predictions(path: Path, clips: TaskClips, part: Partition, rows: 
     """Writes logits (n, C) of ``rows`` with all that reports need to know of the clips."""
     chosen = [clips.clips[row] for row in rows]
     columns: dict[str, Any] = {"source": [clip.place for clip in chosen]}
+    columns["content"] = [(clips.content_digest(int(row)) or b"").hex() for row in rows]
     if all(clip.device is not None for clip in chosen):
         columns["device"] = [clip.device for clip in chosen]
         columns["device_seen"] = np.isin(columns["device"], sorted(devices_of(clips, part.train)))

@@ -1,6 +1,6 @@
 """Pretraining: a student on a clip store and the logits of teachers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from audio_datasets.stores.joined import AnyClips, open_clips
 from audio_datasets.stores.manifest import heard_of, select_rows
 from audio_datasets.system.files import digest_of
 from audio_datasets.system.stop_signals import Stopped, StopSignals
+from audio_datasets.tasks.task import TaskClips
 from kd.data.sampling import EpochBatches, class_frequencies, labelled_rows
 from kd.data.unlabelled import open_sources, with_unlabelled
 from kd.data.windows import Window
@@ -25,6 +26,7 @@ from kd.evaluation.label_metrics import label_metrics
 from kd.evaluation.predict import ClipEvaluator
 from kd.run_folder.config import as_json, flat_values, parse_options
 from kd.run_folder.metrics_log import check_trackers
+from kd.run_folder.seen_files import take_down_contents
 from kd.run_folder.start import LOCK_FILE, SKIPPED_CLIPS_FILE, EnteredRun, check_run_folder
 from kd.stages.build_run import (
     BuiltRun,
@@ -34,6 +36,7 @@ from kd.stages.build_run import (
     describe_batch,
     enter,
     provenance,
+    start_fingerprint,
     train,
 )
 from kd.stages.pretraining_config import CHANGES_NOTHING, PretrainConfig
@@ -57,19 +60,22 @@ class Pretraining:
     built: BuiltRun
     valid_clips: AnyClips | None
     valid_rows: np.ndarray | None
+    start: str | None = None
+    """Fingerprint of the weights that the student starts from; None from scratch."""
+    files: Sequence[TaskClips] = ()
+    """The sources that are files of their own, and not stores."""
 
     def fingerprints(self) -> dict[str, Any]:
         """Fingerprints of the data, independent of file locations. A run can only be continued with the same data."""
         validation = None
         if self.valid_clips is not None:
             validation = {"clips": self.valid_clips.fingerprint, "rows": digest_of(self.valid_rows.tobytes())}
-        return {**self.built.data.fingerprints(), **self.label_fingerprints(), "validation": validation}
-
-    def label_fingerprints(self) -> dict[str, str]:
-        """Digests of the labels, which a clip store's own fingerprint leaves out."""
         data, valid = self.built.data, self.valid_clips
-        found = {"labels": labels_digest(data.clips, data.rows)}
-        return found if valid is None else {**found, "validation_labels": labels_digest(valid, self.valid_rows)}
+        found = {**data.fingerprints(), "labels": labels_digest(data.clips, data.rows), "validation": validation}
+        if valid is not None:  # a store's own fingerprint leaves labels out
+            found["validation_labels"] = labels_digest(valid, self.valid_rows)
+            found["validation_audio"] = valid.content_fingerprint
+        return {**found, "start": self.start, "own_teacher": self.built.own_teacher}
 
     def evaluator(self, description: str = "validate") -> ClipEvaluator | None:
         """An evaluator of the validation clips; None if there are none."""
@@ -122,7 +128,9 @@ def prepare(config: PretrainConfig, accelerator: Accelerator) -> Pretraining:
     class_names = read_class_names(config.class_names) if config.class_names else None
     labelled = open_clips(config.clips, class_names)
     rows = select_rows(labelled, split=config.split, folds=config.folds or None)
-    clips = with_unlabelled(labelled, open_sources(config.unlabelled, labelled.class_names), accelerator.print)
+    sources = open_sources(config.unlabelled, labelled.class_names)
+    files = take_down_contents(accelerator, sources, config.out)
+    clips = with_unlabelled(labelled, sources, accelerator.print)
     if config.unlabelled:
         rows = np.concatenate([rows, clips.further_rows])
     teachers = open_teachers(config)
@@ -141,8 +149,9 @@ def prepare(config: PretrainConfig, accelerator: Accelerator) -> Pretraining:
     )
     for note in batches.notes:
         accelerator.print(note)
+    start = Start(config.student, student_options(config), config.weights)
     student = starting_student(
-        Start(config.student, student_options(config), config.weights),
+        start,
         clips.class_names,
         config.frontend,
         seed=config.seed,
@@ -150,8 +159,9 @@ def prepare(config: PretrainConfig, accelerator: Accelerator) -> Pretraining:
         keep_classes=True,
     )
     skipped = ClipList(config.out / SKIPPED_CLIPS_FILE)
+    started = start_fingerprint(start, student)
     built = build_run(config, accelerator, data, student, batches, seed=config.seed, skipped=skipped)
-    return Pretraining(built, valid_clips, valid_rows)
+    return Pretraining(built, valid_clips, valid_rows, started, files)
 
 
 def name_what_is_left_out(config: PretrainConfig, rows: np.ndarray, accelerator: Accelerator) -> None:
@@ -204,8 +214,7 @@ def pretrain(config: PretrainConfig, command: str = "") -> Path:
     stage = prepare(config, accelerator)
     with StopSignals() as signals, locked_by_main_process(accelerator, config.out / LOCK_FILE, str(config.out)):
         defaults = PretrainConfig(clips=(), out=Path("runs"))
-        known = {"inputs": stage.label_fingerprints()}  # runs that older versions started did not record them
-        folder = enter(accelerator, config, stage.fingerprints(), defaults, CHANGES_NOTHING, more_defaults=known)
+        folder = enter(accelerator, config, stage.fingerprints(), defaults, CHANGES_NOTHING, files=stage.files)
         if folder.state == "finished":
             return config.out
         train_student(stage, config, signals)

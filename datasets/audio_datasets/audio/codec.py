@@ -17,6 +17,7 @@ import soundfile
 from audio_datasets.audio.readers import AudioReader, memory_file, open_audio
 from audio_datasets.audio.resampling import resample, span_to_read
 
+LIBSNDFILE_VERSION: str = soundfile.__libsndfile_version__
 PCM16_FULL_SCALE = 32768
 CLIPPED = 1 - 1.5 / PCM16_FULL_SCALE  # the largest 16-bit values, of either sign
 EMPTY = "audio is empty: it has a header and no samples"

@@ -6,6 +6,7 @@ Shapes: n clips, C classes, k requested rows.
 import hashlib
 import json
 import math
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from audio_datasets.stores.class_lists import check_class_names, class_list_diff
 from audio_datasets.stores.hdf5_arrays import FileRows, dataset_of, map_arrays, string_attribute
 from audio_datasets.system.files import digest_of, parse_json
 from audio_datasets.system.messages import brief
+from audio_datasets.system.paths.contents import State, state_of
 from audio_datasets.tasks.label_space import LabelGroup, LabelSpace
 
 FORMAT = "kd-clip-store"
@@ -43,7 +45,13 @@ class Contents(Protocol):
     ids: np.ndarray  # (n,) fixed-width UTF-8
     order: np.ndarray  # int64 (n,)
     fingerprint: str
+    content_fingerprint: str  # of the audio as well, as far as that is cheap, where the file has no digests of it
+    index_digest: str  # of all except audio
 
+    def state_now(self) -> State: ...  # of the open file, whatever lies at its path
+    def is_still(
+        self, index_digest: str, same_content: bool
+    ) -> bool: ...  # read anew; size and time of content are the same
     def packed_targets(self, rows: np.ndarray) -> np.ndarray: ...  # uint8 (k, ceil(C / 8))
     def packed_mask(self, rows: np.ndarray) -> np.ndarray: ...  # the same; bits of known labels; only if is_masked
     def audio_digests(self, rows: np.ndarray) -> np.ndarray: ...  # uint8 (k, 16)
@@ -104,14 +112,26 @@ class NativeContents:
                     f"{path} is a damaged clip store: {name} must be of kind {kind} {shape}; found {array.dtype} {array.shape}"
                 )
 
+    def state_now(self) -> State:
+        return state_of(os.fstat(self._audio.descriptor))
+
+    @cached_property
+    def index_digest(self) -> str:
+        return self._index_digest or self._digest_of_arrays()
+
+    def is_still(self, index_digest: str, same_content: bool) -> bool:
+        return self._digest_of_arrays() == index_digest
+
+    def _digest_of_arrays(self) -> str:
+        arrays = [self.ids, self.order, self._offsets, self._targets, self._digests]
+        arrays += [] if self._known is None else [self._known]
+        return digest_of_index(self.class_names, self.audio_kind, self.sample_rate_hz, *arrays)
+
     def check(self) -> None:
         whole = self._offsets[0] == 0 and self._offsets[-1] == len(self._audio)
         if not whole or (np.diff(self._offsets) < 0).any():
             raise ValueError(f"{self._path} is a damaged clip store: its offsets do not match its audio")
-        settings = (self.class_names, self.audio_kind, self.sample_rate_hz)
-        arrays = [self.ids, self.order, self._offsets, self._targets, self._digests]
-        arrays += [] if self._known is None else [self._known]
-        if self._index_digest is not None and self._index_digest != digest_of_index(*settings, *arrays):
+        if self._index_digest is not None and self._index_digest != self._digest_of_arrays():
             raise ValueError(f"{self._path} is a damaged clip store: its ids, targets or offsets have changed")
 
     def packed_targets(self, rows: np.ndarray) -> np.ndarray:
@@ -145,6 +165,10 @@ class NativeContents:
     @cached_property
     def fingerprint(self) -> str:
         return fingerprint_of(self, self._digests)
+
+    @property
+    def content_fingerprint(self) -> str:
+        return self.fingerprint
 
 
 def _label_space(file: h5py.File, class_names: tuple[str, ...]) -> LabelSpace:

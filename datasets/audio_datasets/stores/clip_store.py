@@ -6,6 +6,7 @@ Shapes: n clips, C classes, k requested rows.
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,11 +23,21 @@ from audio_datasets.stores.clip_ids import ClipIds
 from audio_datasets.stores.hdf5_arrays import decode_ids, open_hdf5, plain_hdf5_errors, string_attribute
 from audio_datasets.stores.manifest import read_manifest
 from audio_datasets.system.messages import brief, listed
+from audio_datasets.system.paths.contents import State, changed, state_of
 from audio_datasets.tasks.label_space import LabelSpace
 
 ROWS_AT_ONCE = 8_192
 MOST_LENGTHS = 65_536
 """Clips whose length had to be counted and is remembered."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """What tells that a store is the one that was opened first."""
+
+    state: State
+    """Of the file, see ``system.paths.contents``."""
+    index_digest: str
 
 
 class ClipStore:
@@ -43,6 +54,8 @@ class ClipStore:
         self._opened: Contents | None = None
         self._ids: ClipIds | None = None
         self._process_id: int | None = None
+        self._known: Version | None = None
+        self._verifies_each = False
         self._open_clip = audio_codec.OpenClip()
         self._counted_seconds: OrderedDict[int, float] = OrderedDict()
 
@@ -61,23 +74,45 @@ class ClipStore:
         return store
 
     def __getstate__(self) -> dict:
-        return {"path": self._path, "class_names": self._class_names_given}
+        return {"path": self._path, "class_names": self._class_names_given, "known": self._known}
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(state["path"], state["class_names"])
+        self._known = state["known"]
 
     def __repr__(self) -> str:
         return f"ClipStore({str(self.path)!r}, {len(self)} clips, {len(self.class_names)} classes)"
 
     @property
     def contents(self) -> Contents:
-        """The open file. Opens it if this process has not done so yet."""
+        """The open file. Opens it if this process has not done so yet; ValueError if another file is there by now."""
         # An HDF5 handle inherited by a forked process shares its file position with the parent's: never use it.
         if self._opened is None or self._process_id != os.getpid():
-            self._opened = _open_contents(self._path, self._class_names_given)
+            opened, state = _open_contents(self._path, self._class_names_given)
+            known = self._known
+            # A worker opens the file by its path. An equal copy may lie there, but nothing else.
+            if known is not None and state != known.state and opened.index_digest != known.index_digest:
+                raise ValueError(changed("the clip store", self._path))
+            self._opened, self._known = opened, Version(state, opened.index_digest)
             self._ids = None
             self._process_id = os.getpid()
         return self._opened
+
+    def _check_unchanged(self, row: int | None = None) -> None:
+        """Called after something was read: raises ValueError if somebody has written into the file since it was opened.
+
+        A file that was renamed, linked or removed is still the same. From then on each clip that is read is compared with its digest.
+        """
+        state = self.contents.state_now()
+        if state != self._known.state:
+            # Inode and digests are those of the open file, whatever lies at its path now.
+            if not self.contents.is_still(self._known.index_digest, state[2:4] == self._known.state[2:4]):
+                raise ValueError(changed("the clip store", self._path))
+            self._known, self._verifies_each = replace(self._known, state=state), True
+        if self._verifies_each and row is not None:
+            stored = self.contents.audio_digests(np.array([row]))
+            if stored.any() and not np.array_equal(audio_digest(self.contents.audio(row)), stored[0]):
+                raise ValueError(changed(f"the audio of clip {self.clip_id(row)!r}", self._path))
 
     def __len__(self) -> int:
         return len(self.contents.ids)
@@ -145,6 +180,7 @@ class ClipStore:
     def targets(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """float32 (k, C): 1.0 where the clip has the class; meaningless where ``mask`` is false."""
         bits = np.unpackbits(self.contents.packed_targets(np.asarray(rows, dtype=np.int64)), axis=1)
+        self._check_unchanged()
         classes = len(self.class_names)
         if bits[:, classes:].any():
             raise ValueError(
@@ -180,6 +216,11 @@ class ClipStore:
     def fingerprint(self) -> str:
         """Digest of class names, ids, audio and its kind, but not of targets and attributes, 32 hexadecimal digits."""
         return self.contents.fingerprint
+
+    @property
+    def content_fingerprint(self) -> str:
+        """``fingerprint``; for a file without digests of its audio (PaSST layout) also over the audio of some clips."""
+        return self.contents.content_fingerprint
 
     def manifest(self, columns: Sequence[str] | None = None) -> pyarrow.Table | None:
         """The manifest beside the store, one row per clip in the same order; None if there is none.
@@ -234,20 +275,27 @@ class ClipStore:
         audio that cannot be used.
         """
         try:
-            if self.audio_kind == "encoded":
-                if seconds is None:
-                    return audio_codec.decode(self.encoded(row), sample_rate_hz, start_seconds)
-                data = partial(self.encoded, row)
-                return self._open_clip.part(row, data, sample_rate_hz, start_seconds, seconds)
-            span = span_to_read(start_seconds, seconds, self.sample_rate_hz, sample_rate_hz)
-            end = None if span.count is None else span.first + span.count
-            start, stop, _ = slice(span.first, end).indices(self.contents.audio_length(row))
-            if self.contents.audio_length(row) == 0:
-                raise ValueError(audio_codec.EMPTY)
-            samples = audio_codec.from_pcm16(self.contents.audio(row, start, stop))
-            return span.cut(resample(samples, self.sample_rate_hz, sample_rate_hz))
+            waveform = self._decoded(row, sample_rate_hz, start_seconds, seconds)
         except ValueError as error:
+            self._check_unchanged(row)  # not a bad clip, if it was a good one before
             raise self._bad_clip(row, error) from error
+        self._check_unchanged(row)
+        return waveform
+
+    def _decoded(self, row: int, sample_rate_hz: int, start_seconds: float, seconds: float | None) -> np.ndarray:
+        """``waveform``; ValueError for audio that cannot be used."""
+        if self.audio_kind == "encoded":
+            if seconds is None:
+                return audio_codec.decode(self.encoded(row), sample_rate_hz, start_seconds)
+            data = partial(self.encoded, row)
+            return self._open_clip.part(row, data, sample_rate_hz, start_seconds, seconds)
+        span = span_to_read(start_seconds, seconds, self.sample_rate_hz, sample_rate_hz)
+        end = None if span.count is None else span.first + span.count
+        start, stop, _ = slice(span.first, end).indices(self.contents.audio_length(row))
+        if self.contents.audio_length(row) == 0:
+            raise ValueError(audio_codec.EMPTY)
+        samples = audio_codec.from_pcm16(self.contents.audio(row, start, stop))
+        return span.cut(resample(samples, self.sample_rate_hz, sample_rate_hz))
 
     def _bad_clip(self, row: int, reason: object) -> BadClipError:
         return BadClipError(f"clip {self.clip_id(row)!r} of {self.path}: {reason}", str(reason))
@@ -261,7 +309,16 @@ def all_found(rows: np.ndarray, clip_ids: Sequence[str], path: Path | str) -> np
     return rows
 
 
-def _open_contents(path: Path, class_names: tuple[str, ...] | None) -> Contents:
+def _open_contents(path: Path, class_names: tuple[str, ...] | None) -> tuple[Contents, State]:
+    """The file at ``path``, open, and its state. ValueError if it is replaced or changed meanwhile."""
+    before = state_of(os.stat(path)) if path.exists() else None
+    contents = _contents_of(path, class_names)
+    if before is None or state_of(os.stat(path)) != before or contents.state_now() != before:
+        raise ValueError(f"{path} is being changed while it is opened; start again when it is complete")
+    return contents, before
+
+
+def _contents_of(path: Path, class_names: tuple[str, ...] | None) -> Contents:
     with plain_hdf5_errors(path, "clip store"):
         with open_hdf5(path) as file:
             kind = string_attribute(file, "format")

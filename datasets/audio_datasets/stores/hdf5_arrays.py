@@ -415,6 +415,11 @@ class FileRows:
         if self._offset + len(self) * self._row_bytes > os.fstat(self._file.fileno()).st_size:
             raise ValueError(f"{path} is truncated: it ends within {dataset.name!r}")
 
+    @property
+    def descriptor(self) -> int:
+        """Of the open file."""
+        return self._file.fileno()
+
     def __len__(self) -> int:
         return self.shape[0] if self.shape else 0
 

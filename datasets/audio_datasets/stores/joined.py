@@ -81,6 +81,11 @@ class JoinedClips:
         """Digest of the stores' fingerprints, 32 hexadecimal digits. Does not depend on the order of the stores."""
         return digest_of(*sorted(store.fingerprint for store in self.stores))
 
+    @property
+    def content_fingerprint(self) -> str:
+        """The same of ``ClipStore.content_fingerprint``."""
+        return digest_of(*sorted(store.content_fingerprint for store in self.stores))
+
     # -- Ids and targets
 
     def clip_id(self, row: int) -> str:

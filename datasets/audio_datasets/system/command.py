@@ -151,7 +151,8 @@ def plain_message(error: Exception) -> str:
     message = str(error)
     if not message.startswith("Caught "):
         return message
-    return message.rpartition(f"\n{type(error).__name__}: ")[2].strip()
+    last = list(re.finditer(rf"\n(?:\w+\.)*{type(error).__name__}: ", message))
+    return message[last[-1].end() :].strip() if last else message
 
 
 def progress(iterable: Iterable | None = None, *, shown: bool = True, **options: Any) -> tqdm:

@@ -1,6 +1,6 @@
 """The fine-tuning cache: a task's clips, decoded and resampled once into an ordinary clip store of 16-bit samples.
 
-The store is ``KEY.h5``, where the key depends on its contents: clips, labels, sample rate, sizes and times of the audio files. It
+The store is ``KEY.h5``, where the key depends on its contents: clips, labels, sample rate and what the audio files hold. It
 appears by a rename, so it is complete or absent. Clips that cannot be used are not in it; reading one opens its file and
 reports the error.
 """
@@ -56,6 +56,7 @@ class CachedClips(TaskClips):
         """``fill_cache`` must have been called; ValueError if it was not, or for other clips."""
         super().__init__(clips.path, clips.class_names, clips.clips, clips.label_space)
         path = cache_path(clips, folder, sample_rate_hz)
+        self.know_contents(clips.contents)
         if not path.exists():
             raise ValueError(f"{folder} has no cache of these clips at {sample_rate_hz} Hz")
         self.store = ClipStore.open(path, clips.class_names)
@@ -117,11 +118,9 @@ def fill_cache(
 
 
 def cache_path(clips: TaskClips, folder: Path, sample_rate_hz: int) -> Path:
-    """The path of the clips' cache. It changes with the labels and the audio files."""
-    described = [DECODING, clips.fingerprint, json.dumps(clips.label_space.to_json())]
-    for clip in clips.clips:
-        found = clip.path.stat()
-        described.append(f"{clip.clip_id}\0{found.st_size}\0{found.st_mtime_ns}")
+    """The path of the clips' cache. It changes with the labels and with what the audio files hold, which is read if it is not known."""
+    contents = clips.contents or clips.take_down_contents()
+    described = [DECODING, clips.fingerprint, json.dumps(clips.label_space.to_json()), contents.digest]
     return folder / f"{digest_of(str(sample_rate_hz), *described)}.h5"
 
 

@@ -19,6 +19,7 @@ from audio_datasets.stores.class_lists import check_class_names
 from audio_datasets.system.command import progress
 from audio_datasets.system.files import digest_of
 from audio_datasets.system.messages import listed
+from audio_datasets.system.paths.contents import FileContents
 from audio_datasets.tasks.label_space import LabelSpace
 from audio_datasets.tasks.listing import (
     Clip,
@@ -173,6 +174,8 @@ class TaskClips:
         self._open_clip = audio_codec.OpenClip()
         self.suspicious: dict[str, str] = {}
         """What is odd about clips whose length was asked for: by clip id."""
+        self.contents: FileContents | None = None
+        """What the files held when ``take_down_contents`` was called; from then on, a file that has changed is an error."""
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -221,6 +224,51 @@ class TaskClips:
             "\0".join(self.class_names), "\0".join(self.clip_ids), np.packbits(self._targets).tobytes(), known
         )
 
+    def take_down_contents(self, before: FileContents | None = None) -> FileContents:
+        """Reads every file, and remembers what it holds. What ``before`` begins with and has not changed since is not read again.
+
+        From then on ``waveform`` and ``duration_seconds`` raise ValueError for a file that has changed. A file counts once, also if
+        several clips are rows of it.
+
+        Raises:
+            ValueError: a file that is being written.
+        """
+        files = list(self._file_numbers())
+        found = FileContents.empty(len(files))
+        before = before if before is not None and len(before) >= len(files) else None
+        for index, path in enumerate(progress(files, desc="contents of files", unit="file", leave=False, delay=2)):
+            found.take(index, path, before)
+        self.know_contents(found)
+        return found
+
+    def know_contents(self, contents: FileContents) -> None:
+        """Takes over what another process has read with ``take_down_contents``."""
+        numbers = self._file_numbers()
+        self.contents = contents
+        self._file_of = np.array([numbers[clip.path] for clip in self.clips], dtype=np.int64)
+
+    def _file_numbers(self) -> dict[Path, int]:
+        """The files in the order in which their contents are listed."""
+        return {path: index for index, path in enumerate(dict.fromkeys(clip.path for clip in self.clips))}
+
+    def _check_content(self, row: int) -> None:
+        """Called after something was read from a clip's file. ValueError if that has changed."""
+        if self.contents is not None:
+            clip = self.clips[row]
+            self.contents.check(int(self._file_of[row]), clip.path, f"the audio of clip {clip.clip_id!r}")
+
+    def content_digest(self, row: int) -> bytes | None:
+        """The digest (BLAKE2b-128) of what a clip's own file held; None if it is not known, or holds other clips as well."""
+        if self.contents is None or self.clips[row].row is not None:
+            return None
+        digest = self.contents.digests[self._file_of[row]]
+        return digest.tobytes() if digest.any() else None
+
+    @property
+    def content_fingerprint(self) -> str:
+        """Digest of what all files hold, which is read if it is not known."""
+        return (self.contents or self.take_down_contents()).digest
+
     def duration_seconds(self, row: int) -> float:
         """The seconds of one clip that decode, measured once. BadClipError, a ValueError with its id, if it cannot be read."""
         if row not in self._durations:
@@ -229,7 +277,9 @@ class TaskClips:
                 info = audio_codec.audio_info(clip.audio)
             except (ValueError, OSError) as error:
                 refuse_system_fault(error, clip.path)
+                self._check_content(row)
                 raise BadClipError(f"clip {clip.clip_id!r} ({clip.path}): {error}", str(error)) from error
+            self._check_content(row)
             self._durations[row] = info.duration_seconds
             if info.oddities:
                 self.suspicious[clip.clip_id] = ", ".join(info.oddities)
@@ -240,16 +290,21 @@ class TaskClips:
     ) -> np.ndarray:
         """One clip as a mono waveform at ``sample_rate_hz``, float32 (samples,); reads only the requested part.
 
-        The part is shorter if the clip ends earlier. BadClipError, a ValueError with its id, for audio that cannot be used.
+        The part is shorter if the clip ends earlier. BadClipError, a ValueError with its id, for audio that cannot be used; ValueError
+        for a file that has changed (see ``take_down_contents``).
         """
         clip = self.clips[row]
         try:
             if seconds is None:
-                return audio_codec.decode(clip.audio, sample_rate_hz, start_seconds)
-            return self._open_clip.part(row, lambda: clip.audio, sample_rate_hz, start_seconds, seconds)
+                waveform = audio_codec.decode(clip.audio, sample_rate_hz, start_seconds)
+            else:
+                waveform = self._open_clip.part(row, lambda: clip.audio, sample_rate_hz, start_seconds, seconds)
         except (ValueError, OSError) as error:
             refuse_system_fault(error, clip.path)
+            self._check_content(row)  # not a bad clip, if it was a good one before
             raise BadClipError(f"clip {clip.clip_id!r} ({clip.path}): {error}", str(error)) from error
+        self._check_content(row)
+        return waveform
 
 
 def read_task(

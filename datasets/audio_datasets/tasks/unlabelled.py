@@ -62,9 +62,8 @@ class SoundFolder(TaskClips):
 
     @cached_property
     def fingerprint(self) -> str:
-        """32 hexadecimal digits over ids and sizes of the files."""
-        sizes = np.array([clip.path.stat().st_size for clip in self.clips], dtype="<i8")
-        return digest_of("\0".join(self.clip_ids), sizes.tobytes())
+        """32 hexadecimal digits over ids and contents of the files."""
+        return digest_of("\0".join(self.clip_ids), self.content_fingerprint)
 
     @property
     def encoded_clip_ids(self) -> np.ndarray:

@@ -70,8 +70,13 @@ def test_changed_files_labels_and_rates_have_caches_of_their_own(
     table.write_text(table.read_text().replace("Bark,Accordion", "Bark,Rain"))
     relabelled, _ = read_task(get_task("fsd50k"), folder)
     assert cache_path(relabelled, tmp_path, 16000) != first
-    os.utime(clips.clips[0].path, (5, 5))
-    assert cache_path(clips, tmp_path, 16000) != first
+    again, path = (read_task(get_task("fsd50k"), folder)[0] for _ in range(2)), clips.clips[0].path
+    labels = cache_path(relabelled, tmp_path, 16000)
+    os.utime(path, (5, 5))  # the content decides
+    assert cache_path(next(again), tmp_path, 16000) == labels
+    path.write_bytes(path.read_bytes()[:-2] + b"\1\2")
+    os.utime(path, (5, 5))
+    assert cache_path(next(again), tmp_path, 16000) != labels
 
 
 @pytest.mark.parametrize("on_bad_clip", ["refuse", "skip"])

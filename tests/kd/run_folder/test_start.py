@@ -138,3 +138,6 @@ def test_other_threads_are_said_once(tmp_path: Path) -> None:
     expected = "the run continues with threads 1 → 2: its last bits will differ from those of an uninterrupted run"
     assert notes(two) == (expected,)
     assert notes(two) == ()
+    assert (
+        notes({**two, "computed_with": {**two["computed_with"], "libsndfile": "1.2"}}) == ()
+    )  # was not recorded before

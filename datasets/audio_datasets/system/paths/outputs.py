@@ -20,7 +20,7 @@ LARGEST_JSON_BYTES = 2**28
 BEGINNING_BYTES = 65_536
 
 COMPANIONS = {
-    **dict.fromkeys((".h5", ".hdf5"), (".parquet", ".skipped.txt", ".missing.txt", ".suspicious.txt")),
+    **dict.fromkeys((".h5", ".hdf5"), (".parquet", ".skipped.txt", ".missing.txt", ".suspicious.txt", ".sources.npz")),
     ".onnx": (".onnx.data", ".onnx_data"),
 }
 """What may lie beside a file and belong to it, by the file's suffix."""
