@@ -35,13 +35,21 @@ from audio_datasets.system.paths.outputs import Output, check_outputs, is_hdf5, 
 from audio_datasets.system.stop_signals import StopSignals
 from audio_datasets.tasks.task import usable_durations
 from audio_datasets.tasks.unlabelled import SoundFolder
+from teacher_logits.computed_with import note_on_bits
 from teacher_logits.processes import LONGEST_WAIT, locked_by_main_process, on_main_process, start_accelerator
-from teacher_logits.shard_computing import HeardClips, compute_shards, one_thread_on_cpu, stop_if_asked, views_for
+from teacher_logits.shard_computing import (
+    HeardClips,
+    bits_depend_on,
+    compute_shards,
+    one_thread_on_cpu,
+    stop_if_asked,
+    views_for,
+)
 from teacher_logits.store import LogitStore, write_logit_store
 from teacher_logits.stores.links import LinkKind
 from teacher_logits.stores.rows import check_keep, row_bytes
 from teacher_logits.stores.shards import ShardFolder, shard_rows
-from teacher_logits.teachers.base import Teacher
+from teacher_logits.teachers.base import Teacher, without_link
 from teacher_logits.teachers.class_mapping import MappedTeacher, read_class_map, with_classes_of_clips
 from teacher_logits.teachers.loaders import knows_its_classes, load_teacher
 
@@ -133,6 +141,7 @@ def teach(config: TeachConfig) -> list[Path]:
     clips = open_heard_clips(config, class_names)
     if isinstance(clips, SoundFolder):
         accelerator.print(clips.note)
+        clips.know_contents(on_main_process(accelerator, clips.take_down_contents))
     check_keep(config.keep, len(clips.class_names))
     # Load all of them before the first one runs, so that a mistake in the last one shows now and not after hours.
     teachers = [_load(accelerator, config, spec, clips) for spec in config.teacher]
@@ -204,7 +213,7 @@ def make_store(
     Called on every process of the ``accelerator``. Raises ValueError and Stopped as ``teach`` does.
     """
     signals = signals or StopSignals()
-    making = StoreInProgress(teacher, clips, path, config, accelerator.mixed_precision)
+    making = StoreInProgress(teacher, clips, path, config, accelerator)
     work = making.work
     unfinished = on_main_process(accelerator, making.begin)
     if unfinished is None:
@@ -247,15 +256,16 @@ class StoreInProgress:
     """
 
     def __init__(
-        self, teacher: Teacher, clips: HeardClips, path: Path, config: TeachConfig, mixed_precision: str
+        self, teacher: Teacher, clips: HeardClips, path: Path, config: TeachConfig, accelerator: Accelerator
     ) -> None:
         self.teacher = teacher
         self.clips = clips
         self.path = path
         self.config = config
+        self.computed_with = bits_depend_on(teacher, accelerator.device)
         self.views = views_for(teacher, config.views)
         described_views = {"views": asdict(self.views)} if self.views else {}
-        description = {**teacher.describe(), "mixed_precision": mixed_precision, **described_views}
+        description = {**teacher.describe(), "mixed_precision": accelerator.mixed_precision, **described_views}
         self.description: dict[str, Any] = json.loads(json.dumps(description))
         plan = {
             "teacher": without_link(self.description),  # work may be continued that an older version began
@@ -279,7 +289,9 @@ class StoreInProgress:
             self._refuse_skipped(self.skipped_clips.read())
             self.work.clean_up()
             return None
-        self.work.begin(self.config.restart)
+        before = self.work.begin(self.config.restart, self.computed_with)
+        for note in note_on_bits(before, self.computed_with, str(self.path)):
+            print(note)
         self._refuse_skipped(self.work.skipped())
         unfinished = self.work.unfinished()
         num_classes, num_clips = len(self.teacher.class_names), len(self.clips)
@@ -341,11 +353,6 @@ class StoreInProgress:
                 f"{summary(skipped, len(self.clips), 'cannot be used')}; continue without them with --on-bad-clip skip, or "
                 "pack the clips again without them"
             )
-
-
-def without_link(description: dict[str, Any]) -> dict[str, Any]:
-    """A teacher's description as older versions stored it."""
-    return {name: value for name, value in description.items() if name != "link"}
 
 
 def skipped_path(store_path: Path) -> Path:

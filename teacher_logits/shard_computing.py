@@ -21,6 +21,7 @@ from audio_datasets.system.command import progress
 from audio_datasets.system.stop_signals import Stopped, StopSignals
 from audio_datasets.system.workers.loading import create_loader
 from audio_datasets.tasks.unlabelled import SoundFolder
+from teacher_logits.computed_with import what_bits_depend_on
 from teacher_logits.store import to_float16
 from teacher_logits.stores.shards import ShardBatches, ShardFolder, batches_of
 from teacher_logits.teachers.base import Teacher
@@ -211,3 +212,9 @@ def one_thread_on_cpu(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def bits_depend_on(teacher: Teacher, device: torch.device) -> dict[str, str]:
+    """What the last bits of a teacher's logits depend on besides settings and clips (``computed_with``)."""
+    with one_thread_on_cpu(device):
+        return what_bits_depend_on(device, ("onnxruntime",) if "onnx" in teacher.architecture else ())

@@ -22,6 +22,7 @@ from audio_datasets.system.files import (
     write_json,
     written_aside,
 )
+from teacher_logits.computed_with import COMPUTED_WITH
 
 PLAN_FILE = "plan.json"
 
@@ -78,22 +79,31 @@ class ShardFolder:
         self.views = views
         self._digest = digest_of(json.dumps(self.plan, sort_keys=True))[:12]
 
-    def begin(self, restart: bool = False) -> None:
+    def begin(self, restart: bool = False, computed_with: Mapping[str, str] | None = None) -> Any:
         """Creates the folder, or continues the work in it if that follows the same plan.
+
+        ``computed_with`` is recorded in the plan and may differ. Returns what was recorded before; None for new work.
 
         Raises ValueError for work with another plan, unless ``restart`` allows discarding it.
         """
         remove_asides(self.folder)
-        found = self._found_plan()
+        found, before = self._found_plan(), self._found().get(COMPUTED_WITH)
         if found == self.plan:
-            return
+            if before != computed_with:
+                self._write_plan(computed_with)
+            return before
         if found is not None and not restart:
             raise ValueError(
                 f"{self.folder} contains unfinished work with other settings: {_differences(found, self.plan)}. "
                 "Use those settings to continue it, or --restart to discard it"
             )
         self.remove()
-        write_json(self.folder / PLAN_FILE, self.plan)
+        self._write_plan(computed_with)
+        return None
+
+    def _write_plan(self, computed_with: Mapping[str, str] | None) -> None:
+        more = {} if computed_with is None else {COMPUTED_WITH: dict(computed_with)}
+        write_json(self.folder / PLAN_FILE, {**self.plan, **more})
 
     def unfinished(self) -> list[int]:
         """Numbers of the shards that are still to be computed."""
@@ -144,9 +154,17 @@ class ShardFolder:
             (self.folder / PLAN_FILE).unlink(missing_ok=True)
             remove_path(self.folder)
 
-    def _found_plan(self) -> dict[str, Any] | None:
+    def _found(self) -> dict[str, Any]:
+        """The content of the plan's file; empty if there is none."""
         path = self.folder / PLAN_FILE
-        return read_json(path) if path.exists() else None
+        content = read_json(path) if path.exists() else {}
+        return content if isinstance(content, dict) else {"found": content}
+
+    def _found_plan(self) -> dict[str, Any] | None:
+        """The plan of the work that is there; None if there is none."""
+        if not (self.folder / PLAN_FILE).exists():
+            return None
+        return {name: value for name, value in self._found().items() if name != COMPUTED_WITH}
 
     def _path(self, index: int) -> Path:
         return self.folder / f"shard-{index:06d}-{self._digest}.npy"

@@ -138,3 +138,8 @@ class Teacher(nn.Module):
             # Only where it is not silence, so that fingerprints of older teachers stay what they were.
             **({"short_clips": self.short_clips} if self.short_clips != "pad" else {}),
         }
+
+
+def without_link(description: dict[str, Any]) -> dict[str, Any]:
+    """A teacher's description as older versions stored it."""
+    return {name: value for name, value in description.items() if name != "link"}
