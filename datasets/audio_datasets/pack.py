@@ -30,7 +30,8 @@ from audio_datasets.pack_plan import (
     with_class_names,
     work_folder,
 )
-from audio_datasets.pack_shards import ShardTask, pack_shards
+from audio_datasets.pack_shards import ShardTask, discard_changed_shards, pack_shards
+from audio_datasets.pack_sources import contents_now, from_json, joined, sources_path
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.clip_writer import concatenate
 from audio_datasets.stores.manifest import ManifestRow, manifest_path, write_manifest
@@ -39,6 +40,7 @@ from audio_datasets.system.disk_space import require_space
 from audio_datasets.system.files import flush_folder, read_json, remove_asides, remove_path, written_aside
 from audio_datasets.system.locks import locked
 from audio_datasets.system.messages import by_kind, listed
+from audio_datasets.system.paths.contents import FileContents
 from audio_datasets.system.stop_signals import Stopped, StopRequested
 from audio_datasets.system.workers.sharing import workers_that_fit
 from audio_datasets.tasks.catalog import get_task, read_listing
@@ -48,6 +50,9 @@ from audio_datasets.tasks.listing import Listing, check_labels, describe, refuse
 DEFAULT_SAMPLE_RATE_HZ = 32000
 SAMPLED_FILES = 32  # whose headers give an estimate of the duration of all
 SOURCE_DIGEST = "source_digest"
+"""Attribute of a store: what the corpus says of its clips, and the sizes of the files."""
+CONTENT_DIGEST = "content_digest"
+"""Attribute of a store: what the files held."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,8 @@ def pack(config: PackConfig, show_progress: bool = True) -> PackResult:
     ``on_bad_clip`` refuses, an existing store of other content, unfinished work with another plan, and a store that another run is packing. Raises
     Stopped where a stop signal interrupts it (``stop_signals.raised_stop_signals``).
     """
-    check_pack_outputs(config, [missing_path(config.out), skipped_path(config.out), suspicious_path(config.out)])
+    beside = (missing_path, skipped_path, suspicious_path, sources_path)
+    check_pack_outputs(config, [path_of(config.out) for path_of in beside])
     with locked(config.out.with_name(f"{config.out.name}.lock"), str(config.out)):
         try:
             return _pack(config, show_progress)
@@ -186,7 +192,7 @@ def _pack(config: PackConfig, show_progress: bool) -> PackResult:
     work = _work_folder(config)
     if config.out.exists() and not config.overwrite:
         # Last of all a finished run removes its work folder; one that was killed just before left it here.
-        result = _already_packed(config.out, source_digest, len(listing.missing))
+        result = _already_packed(config.out, source_digest, clips, len(listing.missing), show_progress)
         if result is None:
             raise ValueError(
                 f"{config.out} exists and has other content than this command would write; replace it with --overwrite"
@@ -207,6 +213,8 @@ def _pack(config: PackConfig, show_progress: bool) -> PackResult:
         )
         for index, (start, stop) in enumerate(shard_bounds([size for size, _ in sizes], config.shard_clips))
     ]
+    if again := discard_changed_shards(tasks):
+        print(f"{again} finished shards are packed again, because their files have changed", file=sys.stderr)
     pack_shards(tasks, config.workers or workers_that_fit(min(len(tasks), os.cpu_count() or 1)), show_progress)
     return _merge(config, tasks, listing, source_digest, show_progress)
 
@@ -241,11 +249,14 @@ def _merge(
     ClipList(suspicious_path(config.out)).replace(dict(suspicious))
     _write_lines(missing_path(config.out), listing.missing)
     _refuse_skipped(config, len(rows), skipped)
+    sources = joined([from_json(report["sources"]) for report in reports])
+    attributes = {SOURCE_DIGEST: source_digest, CONTENT_DIGEST: sources.digest}
     merged = work / "merged.h5"
     with progress(total=len(rows), desc="merging", unit="clip", shown=show_progress) as bar:
-        concatenate([task.path for task in tasks], merged, attributes={SOURCE_DIGEST: source_digest}, report=bar.update)
+        concatenate([task.path for task in tasks], merged, attributes=attributes, report=bar.update)
     # The store appears last: whoever sees it finds its manifest beside it.
     write_manifest(manifest_path(config.out), rows)
+    sources.save(sources_path(config.out))
     os.replace(merged, config.out)
     flush_folder(config.out.parent)
     remove_path(work)
@@ -304,14 +315,27 @@ def suspicious_path(store_path: Path) -> Path:
     return store_path.with_suffix(".suspicious.txt")
 
 
-def _already_packed(store_path: Path, source_digest: str, missing: int) -> PackResult | None:
+def _already_packed(
+    store_path: Path, source_digest: str, clips: Sequence[LabelledClip], missing: int, show_progress: bool
+) -> PackResult | None:
     """The result of the earlier run, if the store was packed from the same files with the same options."""
     try:
         store = ClipStore.open(store_path)
     except ValueError:
         return None
+    content_digest = store.attributes.get(
+        CONTENT_DIGEST
+    )  # None in stores of older versions, which compared names and sizes
     if store.attributes.get(SOURCE_DIGEST) != source_digest:
         return None
+    if content_digest is not None:
+        before = FileContents.load(sources_path(store_path))
+        # The list of states only says which files need not be read: that they are those of the store, the store says.
+        before = before if before is not None and before.digest == content_digest else None
+        contents = contents_now(clips, before, show_progress)
+        if contents.digest != content_digest:
+            return None
+        contents.save(sources_path(store_path))
     skipped, suspicious = (
         tuple(ClipList(path).read().items()) for path in (skipped_path(store_path), suspicious_path(store_path))
     )
@@ -337,7 +361,7 @@ def _run(arguments: Sequence[str] | None) -> None:
     if result.suspicious:
         packed = summary(dict(result.suspicious), result.clips, "are suspicious")
         print(f"{packed}; all are listed in {suspicious_path(result.store)}")
-    state = "already packed from files of these names and sizes" if result.already_there else "packed"
+    state = "already packed from these files" if result.already_there else "packed"
     kinds = f": {by_kind(name for name, _ in result.skipped)}" if result.skipped else ""
     print(f"{state}: {result.clips} clips in {result.store} ({len(result.skipped)} skipped{kinds})")
     if result.missing:

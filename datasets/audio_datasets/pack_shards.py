@@ -18,10 +18,12 @@ from audio_datasets.audio.bad_clips import one_line, refuse_system_fault, suspic
 from audio_datasets.audio.spool import Spool
 from audio_datasets.pack_audio import stored_audio
 from audio_datasets.pack_plan import LabelledClip
+from audio_datasets.pack_sources import as_json, contents_now, from_json, reader_of
 from audio_datasets.stores.clip_writer import ClipRecord, write_clip_store
 from audio_datasets.stores.manifest import ManifestRow
 from audio_datasets.system.command import progress
-from audio_datasets.system.files import write_json
+from audio_datasets.system.files import read_json, write_json
+from audio_datasets.system.paths.contents import FileContents
 from audio_datasets.system.stop_signals import StopRequested, delayed_stop_signals, outlive_stop_signals
 from audio_datasets.system.workers.sharing import require_files, require_semaphores
 from audio_datasets.tasks.label_space import LabelSpace
@@ -45,6 +47,22 @@ class ShardTask:
     def report_path(self) -> Path:
         """Manifest rows and skipped files of this shard, as JSON. Written before the shard itself."""
         return self.path.with_suffix(".json")
+
+
+def discard_changed_shards(tasks: Sequence[ShardTask]) -> int:
+    """Removes the finished shards whose files hold something else by now. Returns how many.
+
+    A file is only read for this if its state is another one.
+    """
+    discarded = 0
+    for task in tasks:
+        if not task.path.exists():
+            continue
+        packed = from_json(read_json(task.report_path).get("sources", []))  # none in those of older versions
+        if contents_now(task.clips, packed).digest != packed.digest:
+            task.path.unlink()
+            discarded += 1
+    return discarded
 
 
 def pack_shards(tasks: Sequence[ShardTask], workers: int, show_progress: bool) -> None:
@@ -97,8 +115,10 @@ def _pack_shard(task: ShardTask) -> int:
     """Writes one shard and its report; returns the number of its clips, skipped ones included."""
     records, rows, skipped, suspicious = [], [], [], []
     folder = task.path.parent
+    sources = FileContents.empty(len(task.clips))
     with Spool(folder) as spool:
-        for clip in task.clips:
+        for index, clip in enumerate(task.clips):
+            sources.take(index, clip.path, None, reader_of(clip.clip))
             about = (task.audio, task.sample_rate_hz, clip.clip.seconds, spool, folder)
             try:
                 audio, check = stored_audio(clip.clip.audio, *about)
@@ -109,12 +129,13 @@ def _pack_shard(task: ShardTask) -> int:
                 reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
                 skipped.append([clip.clip.source, one_line(reason)])
                 continue
+            sources.check(index, clip.path, clip.clip.source)  # what was packed is what was taken down
             if odd := suspicion(check):
                 suspicious.append([clip.clip.source, odd])
             records.append(ClipRecord(clip.clip.clip_id, audio, clip.class_names, clip.clip.known))
             rows.append(_manifest_row(clip, check.info))
         report = {"rows": [asdict(row) for row in rows], "skipped": skipped, "suspicious": suspicious}
-        write_json(task.report_path, report)
+        write_json(task.report_path, {**report, "sources": as_json(sources)})
         write_clip_store(
             task.path,
             records,

@@ -66,7 +66,12 @@ def test_each_kind_of_audio(tmp_path: Path, audio: str) -> None:
     assert entry["labels"] == entry["source_labels"] == ["dog"]
     assert (entry["sample_rate_hz"], entry["channels"]) == (16000, 2)
     assert entry["duration_seconds"] == pytest.approx(1630 / 16000)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["clips.h5", "clips.parquet", "source"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "clips.h5",
+        "clips.parquet",
+        "clips.sources.npz",
+        "source",
+    ]
 
 
 def test_the_store_does_not_depend_on_shards_workers_place_or_times(tmp_path: Path) -> None:

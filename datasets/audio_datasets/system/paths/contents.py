@@ -62,13 +62,6 @@ def content_of(path: Path) -> tuple[State, bytes, bool]:
     return state, digest, is_settled(state, path)
 
 
-def read_content(path: Path) -> tuple[bytes, State, bool]:
-    """The bytes of a regular file, its state, and whether the state can be relied on later. Raises the same errors as ``content_of``."""
-    with _unchanging(path) as (file, state):
-        content = file.read()
-    return content, state, is_settled(state, path)
-
-
 @contextmanager
 def _unchanging(path: Path) -> Iterator[tuple[BinaryIO, State]]:
     """An open file and its state. Raises ChangingFileError at the end if it has been written to meanwhile."""
