@@ -12,7 +12,8 @@ The input must have shape (batch, samples) or (batch, 1, bands, frames). Everyth
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from audio_datasets.audio.readers import FASTEST_HZ
 from audio_datasets.stores.class_lists import check_class_names
 from audio_datasets.system.files import parse_json
 from audio_datasets.system.messages import brief
+from audio_datasets.system.paths.contents import changed
+from audio_datasets.system.paths.inputs import open_regular
 from students.frontend import LogMel, LogMelConfig
 from teacher_logits.stores.links import TeacherLink
 from teacher_logits.teachers.base import DEFAULT_CLIP_SECONDS, Teacher
@@ -142,12 +145,30 @@ class OnnxModel:
             return seconds
         return DEFAULT_CLIP_SECONDS if self.length is None else self.length / positions_per_second
 
+    def files(self) -> list[Path]:
+        """The model's file, and the files beside it that hold its weights, whatever they are called.
+
+        Raises:
+            ValueError: weights outside of the model's folder, or a file that is not there.
+        """
+        usual = [self.path.with_name(self.path.name + ending) for ending in (".data", "_data")]
+        beside = [path for path in usual if path.is_file()]
+        folder = os.path.realpath(self.path.parent)
+        for location in sorted(external_locations(self.path)):
+            path = self.path.parent / location
+            if not os.path.realpath(path).startswith(os.path.join(folder, "")):
+                raise ValueError(
+                    f"{self.path} keeps weights outside of its folder ({brief(location)}), which are not read"
+                )
+            if path not in beside:
+                beside.append(path)
+        return [self.path, *beside]
+
     def digest(self) -> str:
-        """32 hexadecimal digits: a hash of the model's bytes, including weights in a file beside it."""
+        """32 hexadecimal digits: a hash of the model's bytes, including weights in files beside it."""
         state = hashlib.blake2b(digest_size=16)
-        beside = [self.path.with_name(self.path.name + ending) for ending in (".data", "_data")]
-        for path in [self.path, *(path for path in beside if path.is_file())]:
-            with path.open("rb") as file:
+        for path in self.files():
+            with open_regular(path) as file:
                 state.update(hashlib.file_digest(file, "blake2b").digest())
         return state.hexdigest()
 
@@ -162,6 +183,34 @@ class OnnxModel:
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"{self.path}: the metadata's {key} has the wrong type; found {brief(self.metadata[key])}")
         return value
+
+
+def external_locations(path: Path) -> set[str]:
+    """The files, as a model names them, that hold the values of its tensors outside of its own file.
+
+    Raises ValueError for a file that is no ONNX model.
+    """
+    try:
+        import onnx
+    except ModuleNotFoundError as error:
+        raise ValueError(f"ONNX models need onnx: pip install 'audio-kd[export]' ({error})") from error
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's errors, of several types
+        raise ValueError(f"{path} is damaged, or no ONNX model: {brief(str(error), 200)}") from error
+    tensors = (tensor for tensor in _tensors_in(model) if tensor.data_location == onnx.TensorProto.EXTERNAL)
+    return {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+
+
+def _tensors_in(message: Any) -> Iterator[Any]:
+    """The tensors anywhere in a message of ONNX's protocol buffers: weights, constants, and those of inner graphs."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for inner in (value,) if hasattr(value, "DESCRIPTOR") else value:  # one message, or several
+                yield from _tensors_in(inner)
 
 
 def _open_session(path: Path, threads: int) -> Any:
@@ -216,7 +265,10 @@ class OnnxTeacher(Teacher):
                 f" found {inputs.shape[-1]} (leave out --clip-seconds)"
             )
         if self._session is None:
-            self._session = BatchRunner(_open_session(self.model.path, torch.get_num_threads()), self.model.path)
+            session = _open_session(self.model.path, torch.get_num_threads())
+            if self.model.digest() != self.architecture["onnx"]:
+                raise ValueError(changed("the teacher", self.model.path))
+            self._session = BatchRunner(session, self.model.path)
         array = np.ascontiguousarray(inputs.float().cpu().numpy())
         outputs = []
         for start in range(0, len(array), self.model.batch or len(array)):

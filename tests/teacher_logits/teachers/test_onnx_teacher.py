@@ -147,3 +147,37 @@ def test_files_that_are_no_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     whole = tmp_path / "whole.onnx"
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     refused("pip install 'audio-kd\\[export\\]'", whole)
+
+
+def with_weights_beside(path: Path, location: str, scale: float) -> Path:
+    """A model whose factor lies in a file of its own."""
+    model = onnx.load(written_model(path, ["batch", "samples"], {"class_names": json.dumps(CLASSES)}))
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "scale")
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", "0"), ("length", "4")):
+        tensor.external_data.add(key=key, value=value)
+    path.write_bytes(model.SerializeToString())
+    (path.parent / location).write_bytes(np.float32(scale).tobytes())
+    return path
+
+
+@pytest.mark.parametrize("location", ["weights.bin", "model.onnx.data"])
+def test_weights_beside_the_model_belong_to_its_fingerprint(tmp_path: Path, location: str) -> None:
+    path, audio = with_weights_beside(tmp_path / "model.onnx", location, 2.0), waveforms(2)
+    first = load_teacher(path)
+    torch.testing.assert_close(first(audio), 2 * expected_logits(audio))
+    waiting = load_teacher(path)
+    (tmp_path / location).write_bytes(np.float32(3.0).tobytes())
+    second = load_teacher(path)
+    assert second.fingerprint != first.fingerprint
+    torch.testing.assert_close(second(audio), 3 * expected_logits(audio))
+    with pytest.raises(ValueError, match="the teacher .* has changed since the command began to use it"):
+        waiting(audio)  # its session is opened at the first batch
+
+
+def test_weights_outside_of_the_models_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "inside").mkdir()
+    path = with_weights_beside(tmp_path / "inside" / "model.onnx", "../weights.bin", 2.0)
+    with pytest.raises(ValueError, match=r"weights outside of its folder|not an ONNX model that onnxruntime can run"):
+        load_teacher(path)
