@@ -1,7 +1,8 @@
 """``predictions.npz``: a student's predictions of clips that it was not trained on. Writer and reader.
 
 Plain arrays, nothing pickled: ``clip_ids`` (N,), ``logits`` (N, C) float32, ``targets`` (N, C) float32, ``mask`` (N, C) bool
-(where targets are known), ``class_names`` (C,), ``source`` (N,), the audio files. If every clip has them, also ``device`` (N,),
+(where targets are known), ``class_names`` (C,), ``source`` (N,), the audio files, ``content`` (N,), digests of what these held (32
+hexadecimal digits of BLAKE2b-128; empty if unknown). If every clip has them, also ``device`` (N,),
 ``device_seen`` (N,), whether the device occurs in the training clips, and ``group`` (N,).
 
 Shapes: N clips, C classes.
@@ -20,7 +21,7 @@ PREDICTIONS_FILE = "predictions.npz"
 VALIDATION_FILE = "validation_predictions.npz"
 
 KINDS = {
-    **dict.fromkeys(("clip_ids", "class_names", "source", "device", "group"), "U"),
+    **dict.fromkeys(("clip_ids", "class_names", "source", "content", "device", "group"), "U"),
     **dict.fromkeys(("logits",), "f"),
     **dict.fromkeys(("targets", "mask", "device_seen"), "biuf"),
 }
@@ -39,7 +40,7 @@ def write_predictions(
 ) -> None:
     """Writes predictions under a temporary name and renames the file.
 
-    ``columns`` are additional values for each clip: ``source``, ``device``, ``device_seen``, ``group``.
+    ``columns`` are additional values for each clip: ``source``, ``content``, ``device``, ``device_seen``, ``group``.
     """
     arrays = {
         "clip_ids": np.array(clip_ids),
@@ -71,6 +72,8 @@ class Predictions:
     """(N,) bool: whether the student was trained on clips from that device."""
     sources: np.ndarray | None = None
     """(N,) strings: the clips' audio files."""
+    contents: np.ndarray | None = None
+    """(N,) strings: digests of what these files held; empty where it is not known."""
 
     def __post_init__(self) -> None:
         shape = self.logits.shape
@@ -78,7 +81,7 @@ class Predictions:
             raise ValueError(
                 f"logits {shape}, targets {self.targets.shape} and mask {self.known.shape} must be (clips, classes)"
             )
-        for name in ("clip_ids", "devices", "device_seen", "sources"):
+        for name in ("clip_ids", "devices", "device_seen", "sources", "contents"):
             values = getattr(self, name)
             if values is not None and values.shape != shape[:1]:
                 raise ValueError(f"{name} {values.shape} must have one value for each of the {shape[0]} clips")
@@ -128,6 +131,7 @@ class Predictions:
                 devices=arrays["device"].astype(str) if "device" in arrays else None,
                 device_seen=arrays["device_seen"].astype(bool) if "device_seen" in arrays else None,
                 sources=arrays["source"].astype(str) if "source" in arrays else None,
+                contents=arrays["content"].astype(str) if "content" in arrays else None,
             )
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error

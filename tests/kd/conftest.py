@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,7 @@ def write_part(
     masked: bool = False,
     devices: bool = False,
     sounds: Path | None = None,
+    recorded: bool = True,
     sharpness: float = 2.0,
     epochs: int = 6,
 ) -> None:
@@ -67,7 +69,10 @@ def write_part(
         arrays["device"] = np.array([DEVICES[index % len(DEVICES)] for index in range(shape[0])])
         arrays["device_seen"] = ~np.isin(arrays["device"], UNSEEN_DEVICES)
     if sounds is not None:
-        arrays["source"] = np.array([str(sounds / f"{clip_id}.wav") for clip_id in clip_ids])
+        files = [sounds / f"{clip_id}.wav" for clip_id in clip_ids]
+        arrays["source"] = np.array([str(file) for file in files])
+        if recorded:
+            arrays["content"] = np.array([blake2b(file.read_bytes(), digest_size=16).hexdigest() for file in files])
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "predictions.npz", **arrays)
     write_curves(folder, ["accuracy", "log_loss"] if one_label else ["mAP"], epochs, number)

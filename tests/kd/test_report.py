@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -14,6 +15,8 @@ import soundfile
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.system.files import read_json, write_json
 from kd.report import LARGEST_REPORT_BYTES, audio_from, main, write_report
+from kd.reports.run_reader import RunFolder
+from kd.reports.sounds import audio_of_run, previews
 from students import create_student
 from students.card import save_student
 from students.frontend import LogMelConfig
@@ -218,13 +221,14 @@ def test_the_command_finds_the_audio(
     (tmp_path / "sounds").mkdir()
     for index in range(60):
         (tmp_path / "sounds" / f"clip-{index:05d}.wav").write_bytes(wave())
-    run = make_run("run", sharpness=0.5, sounds=tmp_path / "sounds")
+    run = make_run("run", sharpness=0.5, sounds=tmp_path / "sounds", config={"data": str(tmp_path / "sounds")})
     assert main([str(run)]) == 0
     assert f"{run / 'report.html'} and report.md, 0." in capsys.readouterr().out
     assert (run / "report.html").read_text().count("<audio") == 12
     (tmp_path / "sounds").rename(tmp_path / "moved")
     assert main([str(run)]) == 0
     assert (run / "report.html").read_text().count("<audio") == 0
+    assert "12 of 12 clips have no player: 12 are not there" in capsys.readouterr().out
     assert main([str(run), "--audio", str(tmp_path / "moved")]) == 0
     assert (run / "report.html").read_text().count("<audio") == 12
     assert main([str(run), "--audio", str(tiny_store)]) == 0
@@ -232,6 +236,64 @@ def test_the_command_finds_the_audio(
     clips = ClipStore.open(tiny_store)
     sound, rate_hz = soundfile.read(io.BytesIO(audio_from(tiny_store)(clips.clip_id(3))))
     assert len(sound) / rate_hz == pytest.approx(clips.duration_seconds(3))
+
+
+def write_sounds(folder: Path) -> Path:
+    folder.mkdir()
+    for index in range(60):
+        (folder / f"clip-{index:05d}.wav").write_bytes(wave())
+    return folder
+
+
+def why_not(run: Path, **options: bool) -> str:
+    """Why the first clip of a run has no player; "" if it has one."""
+    return previews(["clip-00000"], audio_of_run(RunFolder.read(run), **options), 10**6).note.rpartition(": 1 ")[2]
+
+
+def test_a_strangers_run_brings_no_other_sounds_of_this_disk_into_a_page(
+    make_run: Make, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    mine, theirs = write_sounds(tmp_path / "mine"), write_sounds(tmp_path / "theirs")
+    run = make_run("outside", sharpness=0.5, sounds=mine, config={"data": str(theirs)})
+    assert main([str(run)]) == 0
+    why = "12 of 12 clips have no player: 12 lie outside of the run's data (--allow-outside takes them)"
+    assert why in capsys.readouterr().out
+    page = (run / "report.html").read_text()
+    assert why.replace("'", "&#39;") in page
+    assert "<audio" not in page
+    assert main([str(run), "--allow-outside"]) == 0
+    page = (run / "report.html").read_text()
+    assert page.count("<audio") == 12
+    assert "no player" not in page + capsys.readouterr().out
+
+    up = make_run("up", sounds=theirs / ".." / "mine", config={"data": str(theirs)})
+    assert why_not(up).startswith("lie outside of the run's data")
+    # A run can call any folder its data, but it cannot know what is in a file of mine.
+    unknown = make_run("unknown", sounds=mine, recorded=False, config={"data": "/"})
+    assert why_not(unknown).startswith("are of a run that did not record what its files held")
+    assert why_not(unknown, allow_outside=True) == ""
+    guessed = make_run("guessed", sounds=mine, config={"data": "/"})
+    assert why_not(guessed) == ""
+    (mine / "clip-00000.wav").write_bytes(wave(0.4))
+    assert why_not(guessed) == why_not(guessed, allow_outside=True) == "are not what the run heard"
+
+
+def test_only_regular_files_of_bounded_size_are_played(
+    make_run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sounds = write_sounds(tmp_path / "sounds")
+    run = make_run("run", sounds=sounds, config={"data": str(sounds)})
+    with monkeypatch.context() as patch:
+        patch.setattr("kd.reports.sounds.LARGEST_SOURCE_BYTES", len(wave()) - 1)
+        assert why_not(run).startswith("are larger than")
+        assert "1 are larger than" in previews(["clip-00000"], audio_from(sounds), 10**6).note
+    (sounds / "clip-00000.wav").unlink()
+    assert why_not(run) == "are not there"
+    os.mkfifo(sounds / "clip-00000.wav")
+    assert why_not(run) == why_not(run, allow_outside=True) == "are no regular files"
+    (sounds / "clip-00000.wav").unlink()
+    (sounds / "clip-00000.wav").symlink_to("/dev/zero")
+    assert why_not(run) == "are no regular files"
 
 
 def test_files_are_found_by_each_id_that_only_one_of_them_has(tmp_path: Path) -> None:

@@ -26,7 +26,10 @@ def mistake_lists(run: RunFolder) -> list[tuple[str, list[Mistake]]]:
 def mistake_section(
     lists: Sequence[tuple[str, Sequence[Mistake]]], sounds: Mapping[str, bytes], player_note: str
 ) -> Section:
-    """A table for each list. Where ``sounds`` (MP3 data by clip id) has a preview of the clip, its row has a player."""
+    """A table for each list. Where ``sounds`` (MP3 data by clip id) has a preview of the clip, its row has a player.
+
+    ``player_note``: what is to be said of the players, and of clips without.
+    """
     blocks: list[Block] = []
     for title, mistakes in lists:
         one_label = mistakes[0].truth_probability is not None
@@ -47,6 +50,6 @@ def mistake_section(
         columns = {name: cells for name, cells in columns.items() if any(cell != "" for cell in cells)}
         blocks.append(Table(tuple(columns), tuple(zip(*columns.values(), strict=True)), title))
     text = "The most confident predictions that disagree with the labels. Sometimes it is the label that is wrong."
-    if sounds:
+    if player_note:
         text += f" {player_note}"
     return Section("Most confident mistakes", (Text(text), *blocks))
