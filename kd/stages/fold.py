@@ -51,8 +51,6 @@ def train_fold(
         frozen=config.freeze,
         layer_decay=config.layer_decay,
     )
-    if built.own_teacher != setup.own_teacher:
-        raise ValueError(changed("the objective's teacher", config.options_of_objective.get("teacher")))
     stopping = EarlyStopping(config.early_stopping, config.patience, folder, accelerator)
     valid = setup.evaluator(part.valid, "validate") if len(part.valid) else None
     progress = train(
@@ -93,7 +91,12 @@ def hooks_of_fold(
     stopping: EarlyStopping,
     progress: Progress,
 ) -> Hooks:
-    """What a fold adds to the training loop: validation, annealing and early stopping."""
+    """What a fold adds to the training loop: validation, annealing and early stopping.
+
+    Raises ValueError if the objective has loaded another teacher than for the folds before.
+    """
+    if built.own_teacher != setup.own_teacher:
+        raise ValueError(changed("the objective's teacher", setup.config.options_of_objective.get("teacher")))
     log = progress.run.metrics_path
 
     def validate(evaluated: nn.Module) -> dict[str, Any]:
