@@ -309,11 +309,11 @@ def test_a_validation_store_that_is_replaced_ends_training(
     tmp_path: Path, in_place: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     clips, valid = write_store(tmp_path / "clips.h5", 0), write_store(tmp_path / "valid.h5", 1)
-    original = EvaluationWindows.__init__
+    original, seeds = EvaluationWindows.__init__, iter(range(2, 9))
 
     def then_replaced(windows: EvaluationWindows, *inputs: Any, **options: Any) -> None:
         original(windows, *inputs, **options)
-        replace(valid, lambda path, seed: write_store(path, seed), 2, in_place)
+        replace(valid, lambda path, seed: write_store(path, seed), next(seeds), in_place)
 
     monkeypatch.setattr(EvaluationWindows, "__init__", then_replaced)
     options = ["--clips", str(clips), "--valid-clips", str(valid), "--out", str(tmp_path / "run"), *SHORT]
@@ -343,6 +343,18 @@ def test_a_clip_store_that_only_moves_or_is_copied_is_the_same(tmp_path: Path) -
     np.testing.assert_array_equal(again.waveform(3, 32000), first)
     with pytest.raises(ValueError, match="the audio of clip 'clip-00' .* has changed"):
         again.waveform(0, 32000)
+
+
+def test_a_file_of_terabytes_of_nothing_is_known_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.wav"
+    with open(path, "wb") as file:
+        file.write(b"RIFF")
+        file.truncate(2**42)
+    first = contents.content_of(path)[1]
+    with open(path, "r+b") as file:
+        file.seek(2**41)
+        file.write(b"x")
+    assert contents.content_of(path)[1] != first
 
 
 # --- Teaching ----------------------------------------------------------------------------------------------------------
