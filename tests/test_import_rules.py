@@ -26,7 +26,10 @@ LIBRARIES = {
     "kd": {
         *(
             "accelerate",
+            "ai_edge_litert",
+            "coremltools",
             "jinja2",
+            "litert_torch",
             "matplotlib",
             "numpy",
             "onnx",
@@ -40,7 +43,7 @@ LIBRARIES = {
             "soundfile",
             "timm",
         ),
-        *("torch", "tyro"),
+        *("torch", "transformers", "tyro"),
     },
     "teacher_logits": {
         *("accelerate", "h5py", "numpy", "onnx", "onnxruntime", "scipy", "torch", "torchaudio", "transformers", "tyro"),

@@ -27,6 +27,7 @@ from kd.deploy.exporting.parity import (
 )
 from kd.deploy.exporting.runtime import ExportedModel, measure_costs
 from kd.deploy.exporting.subject import Subject, read_subject
+from kd.deploy.formats.catalog import FormatName, describe, refuse_formats, write_formats
 from kd.deploy.graph.activations import quantize_activations
 from kd.deploy.graph.network import ExportedNetwork, Input, channels_of_weights
 from kd.deploy.graph.onnx_file import onnx_model, require_packages, set_metadata
@@ -73,6 +74,8 @@ class ExportConfig:
     """1 fixes the batch, which makes DyMN faster; free if left out."""
     clips: Path | None = None
     """Clip store or folder of audio on which the export is compared with PyTorch (the run's validation clips if left out)."""
+    format: tuple[FormatName, ...] = ()
+    """Also write other formats, each run in its own runtime and compared: ort, litert, coreml, huggingface."""
     web: bool = False
     """Also write page.html: a page that opens from disk, tags dropped files and the microphone, and loads nothing."""
     web_folder: bool = False
@@ -113,6 +116,7 @@ def export_student(config: ExportConfig) -> Path:
     runtime = find_onnxruntime_web(config.onnxruntime_web) if config.web or config.web_folder else None
     torch.set_flush_denormal(True)
     subject = read_subject(config.student, read_class_names(config.class_names) if config.class_names else None)
+    refuse_formats(config.format, subject)
     clips = parity_clips(subject, config.clips).first(config.max_clips)
     calibrating = _calibration_clips(subject, config)
     print(f"exporting {subject.student.config.name} ({len(subject.label_space.class_names)} classes) to ONNX")
@@ -132,6 +136,7 @@ def export_student(config: ExportConfig) -> Path:
         path.write_bytes(model.SerializeToString())
         parity = _final_parity(subject, config, path, clips, float_parity)
         report = _report(subject, config, path, parity, float_parity)
+        report["formats"] = write_formats(config.format, subject, card, folder, clips)
         write_pages(folder, subject, card, report)
         if config.web:
             write_page(folder, card, subject.name, runtime)
@@ -141,6 +146,8 @@ def export_student(config: ExportConfig) -> Path:
         write_json(folder / EXPORT_FILE, card.to_json() | {"files": files})
         read_export(folder)
     print(_summary(config, report))
+    for row in report["formats"].values():
+        print(f"{config.out}/{describe(row)}")
     if config.web:
         print(f"{config.out / PAGE_FILE}: {(config.out / PAGE_FILE).stat().st_size / 1e6:.2f} MB, opens from disk")
     if config.web_folder:

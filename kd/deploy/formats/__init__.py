@@ -1,0 +1,1 @@
+"""Further forms of an export, each run in its own runtime and compared: ``kd export --format``."""
