@@ -91,7 +91,7 @@ def check_trackers(names: tuple[str, ...]) -> None:
 def read_metrics(path: Path, kind: str | None = None) -> list[dict]:
     """The records in a ``metrics.jsonl`` file, optionally of one kind only. ValueError, with the path, for a damaged file."""
     try:
-        with open_regular(path) as file:
+        with errors_of(path), open_regular(path) as file:
             records = [json.loads(line) for line in file]
         for record in records:
             if not isinstance(record, dict) or not isinstance(record.get("kind"), str):

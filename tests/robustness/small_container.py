@@ -80,7 +80,7 @@ def commands(out: Path, python: str) -> dict[str, list[str]]:
         "profile": f"profile --student mn01 --out {out}/profile.json",
         "pretrain, DyMN": f"pretrain --clips {clips} --out {out}/dymn --label-weight 1 --epochs 1 --student dymn04",
         "inspect": f"inspect --tagger {out}/dymn --clips {clips} --out {out}/inspected",
-        "demo": f"demo --out {out}/demo --train-clips 60 --test-clips 20 --teacher-epochs 1 --student-epochs 1",
+        "demo": f"demo --out {out}/demo --scenes 60 --recordings 240 --test-recordings 32 --teacher-epochs 1 --steps 10",
     }
     found = {name: [python, "-m", "kd.cli", *line.split()] for name, line in lines.items()}
     found["import-logits"] = [
