@@ -346,7 +346,7 @@ class BytesOfVaryingLength:
         """Raises ValueError for a dataset that is not stored as one plain block (see ``lies_plain``)."""
         if not self.lies_plain(dataset):
             raise ValueError(f"dataset {dataset.name!r} of {path} is chunked or compressed")
-        self._base = dataset.file.userblock_size
+        self._path, self._base = path, dataset.file.userblock_size
         references = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
         self._references = np.memmap(path, references, "r", dataset.id.get_offset(), shape=dataset.shape)
         self._file = io.FileIO(path)
@@ -369,7 +369,7 @@ class BytesOfVaryingLength:
         position = self._base + address
         header = self._read(position, 16)
         if header[:5] != b"GCOL\1" or len(header) < 16:
-            raise ValueError("the file is damaged: there is no heap where its bytes should be")
+            raise ValueError(f"{self._path} is damaged: there is no heap where the bytes of row {row} should be")
         end = min(position + int.from_bytes(header[8:], "little"), self._size)
         position += 16
         while position + 16 <= end:
@@ -380,7 +380,7 @@ class BytesOfVaryingLength:
                     break
                 return np.frombuffer(self._read(position + 16, length), np.uint8)
             position += 16 + -(-size // 8) * 8
-        raise ValueError("the file is damaged: its bytes are not where they should be")
+        raise ValueError(f"{self._path} is damaged: the bytes of row {row} are not where they should be")
 
     def _read(self, position: int, count: int) -> bytes:
         """Bytes of the file, fewer at its end. Not mapped, for the same reason as in ``FileRows``."""
