@@ -25,12 +25,15 @@ from pathlib import Path
 import bomb_files
 import numpy as np
 
-TESTS = Path(__file__).parents[1]
-sys.path.insert(0, str(TESTS))
-from conftest import write_openmic_layout, write_own_folder, write_tiny_logits, write_tiny_store  # noqa: E402
+import kd  # noqa: F401 - our packages first: tests/ has folders of the same names
+import students  # noqa: F401
+import teacher_logits  # noqa: F401
+from audio_datasets.stores.clip_store import ClipStore
+from audio_datasets.system.command import parse, run_command
 
-from audio_datasets.stores.clip_store import ClipStore  # noqa: E402
-from audio_datasets.system.command import parse, run_command  # noqa: E402
+TESTS = Path(__file__).parents[1]
+sys.path.append(str(TESTS))
+from conftest import write_openmic_layout, write_own_folder, write_tiny_logits, write_tiny_store  # noqa: E402
 
 MOST_BYTES = 1.5e9
 STOPPED_BYTES = 3e9
