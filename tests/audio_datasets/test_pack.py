@@ -324,7 +324,10 @@ def test_shards_without_a_plan_are_not_used(tmp_path: Path) -> None:
     assert run_pack(source, tmp_path / "clips.h5").clips == 12
 
 
-@pytest.mark.parametrize(("workers", "shards_before_kill"), [(1, 2), (1, 40), (2, 10)])
+@pytest.mark.parametrize(
+    ("workers", "shards_before_kill"),
+    [pytest.param(1, 2, marks=pytest.mark.sweep), pytest.param(1, 40, marks=pytest.mark.sweep), (2, 10)],
+)
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, workers: int, shards_before_kill: int) -> None:
     source = write_source(tmp_path / "source", clips=150)
     run_pack(source, tmp_path / "whole.h5", audio="flac")

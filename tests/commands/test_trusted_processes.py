@@ -181,6 +181,7 @@ def test_no_thread_of_a_process_group_outlives_its_command(
             said.unlink()
 
 
+@pytest.mark.sweep
 def test_a_short_soak(soak: ModuleType, runner: Runner, tmp_path: Path) -> None:
     """SIGKILL in a checkpoint's writing, for one process and for two, and SIGTERM for one."""
     tallies = soak.soak(soak.SoakConfig(kills=3, epochs=2), tmp_path, runner.starter)

@@ -27,7 +27,7 @@ def assert_about_equal(found: torch.Tensor, expected: torch.Tensor, tolerance: f
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("fused", [False, pytest.param(True, marks=pytest.mark.sweep)])
 def test_compiled_in_one_graph_it_gives_the_same(student: Student, mel: torch.Tensor, fused: bool) -> None:
     torch.compiler.reset()
     run = student.fuse() if fused else student
