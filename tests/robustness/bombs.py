@@ -264,9 +264,9 @@ def of_run(place: Place, command: str, run: Path) -> list[object]:
         "tag": ["tag", "--tagger", run, place.sounds],
         "export": ["export", run, "--out", place.out("export")],
         "teach": ["teach", "--clips", place.clips, "--teacher", run, "--out", place.out("taught")],
-        "report": ["report", run, "--out", place.out("report.html")],
-        "compare": ["compare", run, run, "--out", place.out("compared.json")],
-        "inspect": ["inspect", run, "--clips", place.clips, "--out", place.out("inspected")],
+        "report": ["report", run],
+        "compare": ["compare", run, run, "--out", place.out("compared.html")],
+        "inspect": ["inspect", "--tagger", run, "--clips", place.clips, "--out", place.out("inspected")],
     }[command]
 
 
@@ -504,6 +504,8 @@ def try_command(arguments: list[object], seconds: float) -> Outcome:
         failure = failure or f"ends in a traceback, or with exit code {process.returncode}: {lines[-1][:300]}"
     if most > MOST_BYTES:
         failure = failure or "takes too much memory"
+    if "For full helptext" in shown:
+        failure = failure or f"the command line is not one of the command: {shown[-300:]}"
     return Outcome(process.returncode, time.monotonic() - start, most, message, failure)
 
 
