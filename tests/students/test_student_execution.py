@@ -46,6 +46,7 @@ def test_compiled_to_machine_code_a_dynamic_block_gives_the_same(as_if_trained) 
         assert_about_equal(torch.compile(block, fullgraph=True)(x), block(x), 1e-4)
 
 
+@pytest.mark.sweep
 def test_training_compiles_in_one_graph(as_if_trained, mel: torch.Tensor) -> None:
     torch.compiler.reset()
     torch.manual_seed(0)
