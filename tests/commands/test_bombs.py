@@ -10,14 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.stores.manifest import read_parquet
 from audio_datasets.system.files import read_arrays
 from audio_datasets.system.paths import sizes
 from kd.cli import main
 from students import create_student, load_weights, weight_files
-from students.card import save_student
-from students.frontend import LogMelConfig
 from students.weights import read_state_dict, student_from_weights
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "robustness"))
@@ -25,14 +22,6 @@ import bomb_files
 
 SIZE = 300 * 10**6  # more than is allowed
 REFUSED = "GB of memory, but the file takes 0.000 GB on the disk"
-
-
-@pytest.fixture(scope="module")
-def run_folder(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "small"
-    names = ClipStore.open(tiny_store).class_names
-    save_student(folder, create_student("mn01", 3), names, LogMelConfig(), {"clip_seconds": 0.5})
-    return folder
 
 
 @pytest.fixture

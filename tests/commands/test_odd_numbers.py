@@ -9,21 +9,10 @@ import pytest
 
 from audio_datasets.stores.clip_store import ClipStore
 from kd.cli import main
-from students import create_student
-from students.card import save_student
-from students.frontend import LogMelConfig
 from teacher_logits.store import LogitStore, write_logit_store
 from teacher_logits.teachers.base import Teacher
 
 ODD_SECONDS = ["a word", None, 10**9, 0, -1, True, [1], "1e400"]
-
-
-@pytest.fixture(scope="module")
-def run_folder(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "small"
-    names = ClipStore.open(tiny_store).class_names
-    save_student(folder, create_student("mn01", 3), names, LogMelConfig(), {"clip_seconds": 0.5})
-    return folder
 
 
 def with_card(run_folder: Path, folder: Path, change: Callable[[dict], None]) -> Path:

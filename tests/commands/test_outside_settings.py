@@ -11,22 +11,10 @@ import matplotlib
 import numpy as np
 import pytest
 
-from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.system import files
 from kd.cli import main
 from kd.reports.figures import Lines, learning_curves
-from students import create_student
-from students.card import save_student
-from students.frontend import LogMelConfig
 from students.weights import read_state_dict
-
-
-@pytest.fixture(scope="module")
-def run_folder(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "small"
-    names = ClipStore.open(tiny_store).class_names
-    save_student(folder, create_student("mn01", 3), names, LogMelConfig(), {"clip_seconds": 0.5})
-    return folder
 
 
 @pytest.fixture

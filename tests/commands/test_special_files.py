@@ -14,9 +14,6 @@ import pytest
 from audio_datasets.stores.clip_store import ClipStore
 from audio_datasets.system.paths.inputs import NotAFileError, open_regular
 from kd.cli import main
-from students import create_student
-from students.card import save_student
-from students.frontend import LogMelConfig
 
 SECRET = b"-----BEGIN PRIVATE KEY-----"
 HANG_SECONDS = 120
@@ -40,14 +37,6 @@ def no_hang() -> Iterator[None]:
 def pipe(tmp_path: Path) -> Path:
     os.mkfifo(tmp_path / "pipe.wav")
     return tmp_path / "pipe.wav"
-
-
-@pytest.fixture(scope="module")
-def run_folder(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "small"
-    names = ClipStore.open(tiny_store).class_names
-    save_student(folder, create_student("mn01", 3), names, LogMelConfig(), {"clip_seconds": 0.5})
-    return folder
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
